@@ -1,0 +1,121 @@
+"""The curriculum: which stage an epoch is in, and what of an example is latent in it. No torch, no state.
+
+Follows Coconut (Hao et al. 2024, arXiv:2412.06769, section 3) and the authors' implementation of it:
+stage k replaces the first k written steps by k * c_thought latent tokens; past `max_latent_stage` every written
+step goes and max_latent_stage * c_thought latent tokens stand for them.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+IGNORE_INDEX = -100  # label of a position that carries no loss, PyTorch's and transformers' convention
+
+
+@dataclass(frozen=True)
+class StageSchedule:
+    """From epoch to stage, and from stage to the counts of latent tokens.
+
+    Attributes:
+        c_thought: latent tokens per replaced step.
+        max_latent_stage: the last stage that adds latent tokens; the one after it drops all written steps.
+        epochs_per_stage: one number for every stage, or one per stage from the first on (the last one repeats).
+        pad_latent_to_max: use max_latent_stage latent steps where an example has fewer steps.
+        uniform_prob: probability that an example draws its stage uniformly from 0 .. its number of steps.
+        first_stage: the stage of epoch 0.
+        seed: of the draws.
+    """
+
+    c_thought: int = 1
+    max_latent_stage: int = 0
+    epochs_per_stage: int | Sequence[int] = 1
+    pad_latent_to_max: bool = False
+    uniform_prob: float = 0.0
+    first_stage: int = 0
+    seed: int = 0
+
+    def stage(self, epoch: int) -> int:
+        """The scheduled stage of an epoch, both counted from 0; the stage past max_latent_stage has no next one."""
+        lengths = [self.epochs_per_stage] if isinstance(self.epochs_per_stage, int) else self.epochs_per_stage
+        stage = self.first_stage
+        for length in lengths[:-1]:
+            if epoch < length:
+                break
+            epoch -= length
+            stage += 1
+        else:
+            stage += epoch // lengths[-1]
+        return min(stage, self.max_latent_stage + 1)
+
+    def example_stage(self, stage: int, epoch: int, example_id: str, n_steps: int) -> int:
+        """The stage one example is trained at: the scheduled one or, with `uniform_prob`, another.
+
+        A function of (seed, epoch, example_id) alone, so it is the same on any number of ranks.
+        """
+        draw = random.Random(f"{self.seed}/{epoch}/{example_id}")
+        return draw.randint(0, n_steps) if draw.random() < self.uniform_prob else stage
+
+    def train_counts(self, stage: int, n_steps: int) -> tuple[int, int]:
+        """(written steps that are replaced, latent tokens that stand for them) of a training example."""
+        if stage <= self.max_latent_stage:
+            return min(stage, n_steps), stage * self.c_thought
+        latent_steps = (
+            self.max_latent_stage if self.pad_latent_to_max else min(n_steps, self.max_latent_stage)
+        )
+        return n_steps, latent_steps * self.c_thought
+
+    def eval_latents(self, stage: int, n_steps: int) -> int:
+        """Latent tokens in front of an example's answer at evaluation. n_steps 0 (unknown) counts as enough."""
+        enough = self.pad_latent_to_max or n_steps == 0
+        return (
+            min(stage, self.max_latent_stage if enough else min(n_steps, self.max_latent_stage))
+            * self.c_thought
+        )
+
+    def max_latents(self, stage: int) -> int:
+        """The most latent tokens an example can have in a stage; passes over the language model are one more.
+
+        A property of the stage alone: every rank and step can agree on it without communication.
+        """
+        reachable = self.max_latent_stage if self.uniform_prob > 0 else min(stage, self.max_latent_stage)
+        return reachable * self.c_thought
+
+
+@dataclass(frozen=True)
+class LatentTokens:
+    """Token ids of `<|start-latent|>`, `<|latent|>` and `<|end-latent|>`."""
+
+    start: int
+    latent: int
+    end: int
+
+    def block(self, n_latents: int) -> list[int]:
+        return [self.start, *[self.latent] * n_latents, self.end]
+
+
+@dataclass(frozen=True)
+class ExampleTokens:
+    """A tokenized example: prompt (chat template, image tokens, question), written steps, answer with end of turn."""
+
+    prompt: list[int]
+    steps: list[list[int]] = field(default_factory=list)
+    answer: list[int] = field(default_factory=list)
+
+
+def layout(
+    tokens: ExampleTokens, n_replaced: int, latent_block: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Lays an example out as prompt, latent block, the steps still written, answer.
+
+    Args:
+        tokens: the example, tokenized part by part.
+        n_replaced: how many of its first steps are left out.
+        latent_block: `LatentTokens.block`, or () for a sequence without latent reasoning.
+
+    Returns:
+        input_ids and labels, both (T,): labels are IGNORE_INDEX over prompt and latent block, the token ids after.
+    """
+    context = [*tokens.prompt, *latent_block]
+    written = [*chain.from_iterable(tokens.steps[n_replaced:]), *tokens.answer]
+    return context + written, [IGNORE_INDEX] * len(context) + written

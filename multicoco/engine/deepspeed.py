@@ -1,0 +1,73 @@
+"""The DeepSpeed engine around a LatentReasoner: process group, initialisation, whole weights out of ZeRO's shards."""
+
+import os
+import socket
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from deepspeed.accelerator import get_accelerator
+from torch import nn
+
+from multicoco.config import RunConfig
+from multicoco.engine.optimizer import build_optimizer
+from multicoco.latent.reasoner import LatentReasoner
+
+
+def init_distributed() -> tuple[int, int]:
+    """Joins the process group that `deepspeed` or `torchrun` describes, or makes one of this process alone.
+
+    Returns: (rank, world size).
+    """
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+    get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed(verbose=False)
+    return dist.get_rank(), dist.get_world_size()
+
+
+def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -> DeepSpeedEngine:
+    """Wraps the model for training with a resolved ds_config (see `engine.ds_config`)."""
+    if config.activation_checkpointing:
+        # reentrant checkpointing would fire ZeRO's gradient hooks once per latent pass
+        reasoner.model.activation_checkpointing_enable({"use_reentrant": False})
+    zero = ds_config["zero_optimization"]
+    offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    trainable = [parameter for parameter in reasoner.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(
+        model=reasoner,
+        model_parameters=trainable,
+        optimizer=build_optimizer(trainable, config, offloaded),
+        config=ds_config,
+    )
+    if zero["stage"] == 3:
+        head = reasoner.model.get_output_embeddings()
+        for parameter in head.parameters(recurse=False):
+            deepspeed.zero.register_external_parameter(reasoner.cross_entropy, parameter)
+    return engine
+
+
+def device() -> torch.device:
+    return torch.device(get_accelerator().current_device_name())
+
+
+def whole_state_dict(model: nn.Module) -> dict[str, torch.Tensor] | None:
+    """The model's weights on the CPU, on rank 0 (None elsewhere); every rank must call it.
+
+    Gathers one parameter at a time, so no device ever holds more than one whole parameter beyond its shards.
+    """
+    on_rank_0 = dist.get_rank() == 0
+    state = {}
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            if on_rank_0:
+                state[name] = parameter.detach().cpu().clone()
+    persistent = model.state_dict().keys() if on_rank_0 else ()
+    state.update({name: buffer.cpu() for name, buffer in model.named_buffers() if name in persistent})
+    return state if on_rank_0 else None

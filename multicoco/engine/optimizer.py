@@ -1,0 +1,56 @@
+"""AdamW, the learning-rate schedule, and their restart at a stage transition."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from deepspeed import DeepSpeedEngine
+from deepspeed.ops.adam import DeepSpeedCPUAdam
+from torch.optim.lr_scheduler import LambdaLR
+
+from multicoco.config import RunConfig
+
+
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter], config: RunConfig, offloaded: bool
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019); DeepSpeed's CPU build of it where the optimizer state is offloaded."""
+    options = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    if offloaded:
+        return DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
+    return torch.optim.AdamW(parameters, **options)
+
+
+def lr_factor(step: int, schedule: str, warmup_steps: int, total_steps: int) -> float:
+    """The factor on the peak learning rate at a step counted from 0: linear warm-up, then constant, linear or cosine."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    if schedule == "linear":
+        return 1.0 - progress
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0
+
+
+def wrapped_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The AdamW inside DeepSpeed's ZeRO or mixed-precision optimizer, or the plain one itself."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def start_schedule(engine: DeepSpeedEngine, config: RunConfig, total_steps: int) -> None:
+    """Starts the learning-rate schedule, from its first step, over the next total_steps optimizer steps."""
+    optimizer = wrapped_optimizer(engine.optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = config.lr
+    engine.lr_scheduler = LambdaLR(
+        optimizer, lambda step: lr_factor(step, config.lr_schedule, config.warmup_steps, total_steps)
+    )
+
+
+def reset_optimizer_state(engine: DeepSpeedEngine) -> None:
+    """Forgets AdamW's moments and step counts: the next step is that of a new AdamW on the current weights.
+
+    The fp32 master weights, the loss scale and DeepSpeed's own step counters stay.
+    """
+    wrapped_optimizer(engine.optimizer).state.clear()

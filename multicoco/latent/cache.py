@@ -1,0 +1,89 @@
+"""The static key/value cache of a whole language model, and its way into transformers' attention layers.
+
+A decoder whose attention implementation is ATTENTION_NAME runs as usual (SDPA) until it is called with a `segment`:
+then each layer appends to its static cache and attends with `multicoco_kernels.cached_attention`. The segment
+travels as a keyword argument, not as `past_key_values`, so activation checkpointing leaves it alone, and holds
+only what a recompute may see again: explicit columns, and handles that are written once.
+"""
+
+import torch
+from multicoco_kernels import LayerCache, cached_attention, first_handle
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION_NAME = "multicoco_cached"
+
+
+class StaticKVCache:
+    """One `LayerCache` per attention layer, allocated when the layer first runs.
+
+    Args:
+        key_mask: (B, L) bool, False at padding; L is the length of the whole sequence.
+        kernel: which implementation of `cached_attention`.
+    """
+
+    def __init__(self, key_mask: Tensor, kernel: str = "auto"):
+        self.key_mask = key_mask
+        self.kernel = kernel
+        self.layers: dict[int, LayerCache] = {}
+
+    def layer(self, index: int, like: Tensor) -> LayerCache:
+        if index not in self.layers:
+            self.layers[index] = LayerCache(like, self.key_mask)
+        return self.layers[index]
+
+    def to_dynamic(self, length: int) -> DynamicCache:
+        """Columns [0, length) as the cache that transformers' `generate` goes on from."""
+        return DynamicCache(
+            [(c.keys[:, :, :length], c.values[:, :, :length]) for _, c in sorted(self.layers.items())]
+        )
+
+
+class Segment:
+    """Columns [start, end) of the sequence, run as one pass over the decoder.
+
+    Args:
+        previous: the segment before, None for the first.
+    """
+
+    def __init__(self, cache: StaticKVCache, start: int, previous: "Segment | None"):
+        self.cache = cache
+        self.start = start
+        self.previous = previous
+        self.handles: dict[int, Tensor] = {}
+
+    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """q (B, H, S, D), k and v (B, H_kv, S, D) -> (B, H, S, D)."""
+        handle = self.previous.handles[layer_index] if self.previous else first_handle(q.device)
+        layer = self.cache.layer(layer_index, like=k)
+        out, handle = cached_attention(q, k, v, handle, layer, self.start, scale, self.cache.kernel)
+        self.handles.setdefault(layer_index, handle)  # a recompute must not replace the graph's own handle
+        return out
+
+
+def _attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    segment: Segment | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    if segment is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = segment.attend(module.layer_idx, query, key, value, scale)
+    return out.transpose(1, 2).contiguous(), None  # [B, S, H, D]
+
+
+AttentionInterface.register(ATTENTION_NAME, _attention_forward)
+AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+
+
+def no_mask(inputs_embeds: Tensor) -> Tensor:
+    """A ready-made 4-D mask that transformers passes through unread: the cache masks by itself."""
+    return inputs_embeds.new_empty(1, 1, 1, 0, dtype=torch.bool)

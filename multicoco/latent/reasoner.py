@@ -1,0 +1,256 @@
+"""Coconut's latent passes: the language model runs segment by segment, each latent embedding being the model's own
+last hidden state of the column before it (Hao et al. 2024, arXiv:2412.06769, section 3)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from multicoco.curriculum import IGNORE_INDEX
+from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask
+from multicoco.latent.loss import LabelledCrossEntropy
+
+
+@dataclass
+class LatentOutput:
+    """What `LatentReasoner.forward` returns.
+
+    Attributes:
+        loss: scalar, or None without labels.
+        thoughts: (B, C, D), what was fed to the C latent columns of the batch; 0 in rows not latent there.
+        logits: (B, T, V), or None unless asked for.
+    """
+
+    loss: Tensor | None
+    thoughts: Tensor
+    logits: Tensor | None = None
+
+
+@dataclass
+class _Passes:
+    """The result of the latent passes: last hidden states and input embeddings (B, T, D), thoughts (B, C, D)."""
+
+    hidden: Tensor
+    embeds: Tensor
+    thoughts: Tensor
+    cache: StaticKVCache
+
+
+def position_ids_from(attention_mask: Tensor) -> Tensor:
+    """(B, T) mask -> (B, T) positions that count from 0 at each row's first token."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def split_columns(latent_columns: list[int], length: int, n_passes: int | None = None) -> list[int]:
+    """The first columns of the passes over a sequence: 0, every latent column and, up to n_passes, further ones.
+
+    Splitting a causal sequence anywhere changes nothing, so passes that are only there to make up the number
+    take single columns, first those after the last latent column, then those before it.
+
+    Raises:
+        ValueError: n_passes is too small for the latent columns or too large for the sequence.
+    """
+    starts = {0, *latent_columns}
+    if n_passes is not None:
+        if len(starts) > n_passes:
+            raise ValueError(
+                f"{len(latent_columns)} latent columns need {len(starts)} passes, n_passes is {n_passes}: "
+                "align the rows at their first latent token, or raise n_passes"
+            )
+        if n_passes > length:
+            raise ValueError(f"{n_passes} passes need as many columns, the batch has {length}: pad it")
+        last = max(starts)
+        spare = [
+            column for column in (*range(last + 1, length), *range(last - 1, 0, -1)) if column not in starts
+        ]
+        starts.update(spare[: n_passes - len(starts)])
+    return sorted(starts)
+
+
+class LatentReasoner(nn.Module):
+    """A causal or vision-language model that reasons in latent space, for plain PyTorch and DeepSpeed alike.
+
+    A position is latent where `input_ids == latent_token_id`. Rows may differ in the number of latent tokens and in
+    where they stand; a row's result does not depend on the rest of its batch. Columns between two latent columns
+    are one pass, so rows aligned at their first (or last) latent token need K + 1 passes for at most K of them.
+
+    Args:
+        model: a decoder-only causal LM, or one with `get_image_features` and an image token (InternVL).
+        latent_token_id: the id of `<|latent|>`.
+        kernel: implementation of the cached attention, one of `multicoco_kernels.KERNELS`.
+
+    Raises:
+        ValueError: the model's attention or head is of a kind the passes do not reproduce.
+    """
+
+    def __init__(self, model: PreTrainedModel, latent_token_id: int, kernel: str = "auto"):
+        super().__init__()
+        text_config = model.config.get_text_config()
+        kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"}:
+            raise ValueError(
+                f"latent passes need full attention in every layer, {model.config.model_type} has {kinds}"
+            )
+        for key in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
+            if getattr(text_config, key, None) not in (None, 1.0):
+                raise ValueError(f"latent passes do not reproduce {key} of {model.config.model_type}")
+        self.model = model
+        self.latent_token_id = latent_token_id
+        self.kernel = kernel
+        self.cross_entropy = LabelledCrossEntropy()
+        self.decoder.set_attn_implementation(ATTENTION_NAME)
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """The language model without its head."""
+        return self.model.get_decoder()
+
+    @property
+    def sees_images(self) -> bool:
+        return hasattr(self.model.config, "vision_config")
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        n_passes: int | None = None,
+        loss_divisor: Tensor | float | None = None,
+        return_logits: bool = False,
+    ) -> LatentOutput:
+        """Runs the latent passes and, with labels, the next-token loss.
+
+        Args:
+            input_ids, attention_mask: (B, T); padding may be on either side.
+            labels: (B, T), IGNORE_INDEX where there is no loss; shifted inside.
+            pixel_values: (N, 3, H, W), the image tiles of all rows in order.
+            position_ids: (B, T); from the mask by default.
+            n_passes: run exactly that many passes, so that every rank and step calls the modules alike.
+            loss_divisor: what the summed loss is divided by; the number of labelled positions by default.
+            return_logits: also compute (B, T, V) logits.
+
+        Raises:
+            ValueError: more latent columns than n_passes allows, or a latent token without a token before it.
+        """
+        passes = self._run_passes(input_ids, attention_mask, pixel_values, position_ids, n_passes)
+        head = self.model.get_output_embeddings()
+        loss = None if labels is None else self._loss(passes.hidden, head, labels, loss_divisor)
+        logits = head(passes.hidden) if return_logits else None
+        return LatentOutput(loss, passes.thoughts, logits)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        n_passes: int | None = None,
+        generation_config: GenerationConfig | None = None,
+        **generation_kwargs,
+    ) -> Tensor:
+        """Latent passes over the prompts, then transformers' `generate` from their cache.
+
+        Args: as for `forward`; rows must be left-padded. `generation_config` and `generation_kwargs` are transformers'.
+
+        Returns:
+            (B * num_return_sequences, N) ids of the new tokens only.
+        """
+        passes = self._run_passes(input_ids, attention_mask, pixel_values, None, n_passes)
+        cache = passes.cache.to_dynamic(input_ids.shape[1] - 1)  # generate itself runs the last column
+        config = generation_config or self.model.generation_config
+        expand = max(
+            generation_kwargs.get(key) or getattr(config, key, None) or 1
+            for key in ("num_beams", "num_return_sequences")
+        )
+        cache.batch_repeat_interleave(expand)
+        return self.model.generate(
+            inputs_embeds=passes.embeds,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            generation_config=generation_config,
+            **generation_kwargs,
+        )
+
+    def _run_passes(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None,
+        position_ids: Tensor | None,
+        n_passes: int | None,
+    ) -> _Passes:
+        is_latent = (input_ids == self.latent_token_id) & attention_mask.bool()  # [B, T]
+        latent_columns = self._latent_columns(is_latent, attention_mask)
+        starts = split_columns(latent_columns, input_ids.shape[1], n_passes)
+        if position_ids is None:
+            position_ids = position_ids_from(attention_mask)
+        embeds = self._embed(input_ids, pixel_values)  # [B, T, D]
+        cache = StaticKVCache(attention_mask.bool(), self.kernel)
+        mask = no_mask(embeds)
+
+        segment, hidden, inputs, thoughts = None, [], [], []
+        for start, end in zip(starts, [*starts[1:], input_ids.shape[1]], strict=True):
+            segment_embeds = embeds[:, start:end]
+            if start in latent_columns:
+                here = is_latent[:, start, None]  # [B, 1]
+                thought = hidden[-1][:, -1]  # [B, D], after the model's last norm
+                thoughts.append(thought.masked_fill(~here, 0))
+                first = torch.where(here, thought, segment_embeds[:, 0])
+                segment_embeds = torch.cat([first[:, None], segment_embeds[:, 1:]], dim=1)
+            segment = Segment(cache, start, previous=segment)
+            hidden.append(
+                self.decoder(
+                    inputs_embeds=segment_embeds,
+                    attention_mask=mask,
+                    position_ids=position_ids[:, start:end],
+                    use_cache=False,
+                    segment=segment,
+                ).last_hidden_state
+            )
+            inputs.append(segment_embeds)
+        thoughts = torch.stack(thoughts, dim=1) if thoughts else embeds[:, :0]
+        return _Passes(torch.cat(hidden, dim=1), torch.cat(inputs, dim=1), thoughts, cache)
+
+    def _latent_columns(self, is_latent: Tensor, attention_mask: Tensor) -> list[int]:
+        """The columns in which any row is latent: the one host synchronisation of a step, before the passes."""
+        follows_nothing = is_latent.clone()
+        follows_nothing[:, 1:] &= ~attention_mask[:, :-1].bool()
+        latent, orphaned = torch.stack([is_latent.any(0), follows_nothing.any(0)]).tolist()
+        if any(orphaned):
+            raise ValueError(
+                f"latent token in column {orphaned.index(True)} has no token before it to take its embedding from"
+            )
+        return [column for column, flag in enumerate(latent) if flag]
+
+    def _embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
+        """(B, T) -> (B, T, D): word embeddings, with vision features at the image tokens."""
+        embeds = self.model.get_input_embeddings()(input_ids)
+        if not self.sees_images:
+            return embeds
+        if (
+            pixel_values is None
+        ):  # a blank tile that counts for nothing: every rank must call the same modules
+            config = self.model.config.vision_config
+            blank = embeds.new_zeros(1, config.num_channels, *config.image_size)
+            return embeds + 0 * self._image_features(blank).sum().to(embeds)
+        features = self._image_features(pixel_values).to(embeds)  # [N, tokens per tile, D]
+        at_image = input_ids == self.model.config.image_token_id
+        return embeds.masked_scatter(at_image[..., None], features)
+
+    def _image_features(self, pixel_values: Tensor) -> Tensor:
+        return self.model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
+
+    def _loss(
+        self, hidden: Tensor, head: nn.Linear, labels: Tensor, divisor: Tensor | float | None
+    ) -> Tensor:
+        targets = labels[:, 1:]
+        labelled = targets != IGNORE_INDEX
+        if divisor is None:
+            divisor = labelled.sum().clamp(min=1)
+        labelled[
+            :, 0
+        ] |= ~labelled.any()  # without labels still call the head, as other ranks do: its loss is 0
+        return self.cross_entropy(hidden[:, :-1][labelled], head, targets[labelled]) / divisor

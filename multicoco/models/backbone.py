@@ -1,0 +1,147 @@
+"""Loading a backbone: model, tokenizer and image processor, the latent tokens, and what of it is frozen."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from multicoco.curriculum import LatentTokens
+from multicoco.errors import UserError
+
+LATENT_TOKENS = ("<|start-latent|>", "<|latent|>", "<|end-latent|>")
+
+
+@dataclass
+class Backbone:
+    """A model with what turns text and images into its inputs.
+
+    Attributes:
+        image_processor: None for a text-only model.
+        latent_tokens: None until `add_latent_tokens`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: object | None
+    latent_tokens: LatentTokens | None = None
+
+    def save_pretrained(self, path: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """A Hugging Face directory: safetensors weights, tokenizer and image processor."""
+        self.model.save_pretrained(path, state_dict=state_dict)
+        self.tokenizer.save_pretrained(path)
+        if self.image_processor is not None:
+            self.image_processor.save_pretrained(path)
+
+
+def load_backbone(
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    max_image_tiles: int = 12,
+    trust_remote_code: bool = False,
+) -> Backbone:
+    """Loads a Hugging Face directory or hub id, InternVL (`-hf`) or a text-only causal LM.
+
+    Raises:
+        UserError: nothing loadable there, weights that do not fit, or a tokenizer without an end-of-text token.
+    """
+    options = {"trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        sees_images = hasattr(config, "vision_config")
+        auto_model = AutoModelForImageTextToText if sees_images else AutoModelForCausalLM
+        model, report = auto_model.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+        # AutoProcessor would need torchvision for InternVL's video part, which is not used here
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        image_processor = None
+        if sees_images:
+            image_processor = AutoImageProcessor.from_pretrained(
+                source, backend="pil", crop_to_patches=True, max_patches=max_image_tiles, **options
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"model {source!r} cannot be loaded: {str(error).strip().splitlines()[0]} "
+            "(give a Hugging Face directory with config.json, weights and tokenizer, or a hub id)"
+        ) from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[kind]:
+            raise UserError(
+                f"model {source!r}: {kind.replace('_', ' ')} in its weights: {sorted(map(str, report[kind]))}"
+            )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model {source!r}: its tokenizer has no end-of-text token (eos_token); answers would never end"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Backbone(model, tokenizer, image_processor)
+
+
+def add_latent_tokens(backbone: Backbone, init_token: str | None = None) -> None:
+    """Adds the latent tokens, each initialised from a known token's embedding (input and output side).
+
+    Embeddings that are large enough already keep their size: InternVL's and Qwen's are padded beyond the
+    tokenizer. A model that has the tokens already is left alone.
+
+    Args:
+        init_token: the known token; the end-of-text token by default.
+
+    Raises:
+        UserError: init_token is not one token of the vocabulary, or only some latent tokens exist.
+    """
+    tokenizer, model = backbone.tokenizer, backbone.model
+    vocabulary = tokenizer.get_vocab()
+    present = [token for token in LATENT_TOKENS if token in vocabulary]
+    if len(present) not in (0, len(LATENT_TOKENS)):
+        raise UserError(
+            f"the tokenizer has {present} but not all of {list(LATENT_TOKENS)}: it is not a MultiCoCo checkpoint"
+        )
+    if not present:
+        init_token = init_token or tokenizer.eos_token
+        if init_token not in vocabulary:
+            raise UserError(
+                f"coconut.latent_init_token: {init_token!r} is not a token of the model's vocabulary"
+            )
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": list(LATENT_TOKENS)}, replace_extra_special_tokens=False
+        )
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        ids = tokenizer.convert_tokens_to_ids(list(LATENT_TOKENS))
+        with torch.no_grad():
+            for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+                module.weight[ids] = module.weight[vocabulary[init_token]].clone()
+                if getattr(module, "bias", None) is not None:
+                    module.bias[ids] = module.bias[vocabulary[init_token]].clone()
+    backbone.latent_tokens = LatentTokens(*tokenizer.convert_tokens_to_ids(list(LATENT_TOKENS)))
+
+
+def freeze(
+    model: PreTrainedModel, vision_tower: bool = False, projector: bool = False, language_model: bool = False
+) -> None:
+    """Takes parts of a vision-language model out of training; the language model goes with its head.
+
+    Raises:
+        UserError: the model has no such part, or nothing is left to train.
+    """
+    parts: list[nn.Module] = []
+    for name, wanted in (("vision_tower", vision_tower), ("multi_modal_projector", projector)):
+        if wanted:
+            if not hasattr(model.base_model, name):
+                raise UserError(f"freeze: {model.config.model_type} has no {name}; set it to false")
+            parts.append(getattr(model.base_model, name))
+    if language_model:
+        parts += [model.get_decoder(), model.get_output_embeddings()]
+    for part in parts:
+        part.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("freeze: nothing is left to train; set one of its parts to false")

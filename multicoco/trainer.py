@@ -1,0 +1,286 @@
+"""A run: stages -> epochs -> steps on DeepSpeed, an evaluation and a checkpoint after each epoch; or evaluation only."""
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import set_seed
+
+from multicoco.config import RunConfig
+from multicoco.curriculum import IGNORE_INDEX, StageSchedule
+from multicoco.data.aokvqa import load_examples
+from multicoco.data.collate import Collator
+from multicoco.data.example import Example
+from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader, train_layout
+from multicoco.data.prompt import PromptBuilder, Reasoning
+from multicoco.engine.checkpoint import Checkpoints, TrainerState, all_checkpoints, find_weights
+from multicoco.engine.deepspeed import build_engine, device, init_distributed
+from multicoco.engine.ds_config import resolve_ds_config
+from multicoco.engine.optimizer import reset_optimizer_state, start_schedule
+from multicoco.errors import UserError
+from multicoco.evaluation.evaluate import LatentBudget, evaluate
+from multicoco.latent.reasoner import LatentReasoner
+from multicoco.models.backbone import Backbone, add_latent_tokens, freeze, load_backbone
+from multicoco.tracking import Tracker
+
+_TRAINED_REASONING: dict[str, Reasoning] = {
+    "cot_train": "cot",
+    "coconut_train": "coconut",
+    "vanilla_train": "vanilla",
+}
+
+
+def on_rank_0(function: Callable[[], Any]) -> Any:
+    """Calls a function on rank 0 and gives its result to all ranks; its UserError is raised on all of them."""
+    result: list = [None]
+    if dist.get_rank() == 0:
+        try:
+            result = [function()]
+        except UserError as error:
+            result = [error]
+    dist.broadcast_object_list(result, src=0)
+    if isinstance(result[0], UserError):
+        raise result[0]
+    return result[0]
+
+
+def build_schedule(config: RunConfig) -> StageSchedule:
+    """The run's curriculum; one without latent reasoning stays in stage 0."""
+    coconut = config.coconut
+    if not coconut.enabled:
+        return StageSchedule(epochs_per_stage=config.num_epochs)
+    default_first = 1 if config.load_model_path else 0
+    return StageSchedule(
+        c_thought=coconut.c_thought,
+        max_latent_stage=coconut.max_latent_stage,
+        epochs_per_stage=coconut.epochs_per_stage,
+        pad_latent_to_max=coconut.pad_latent_to_max,
+        uniform_prob=coconut.uniform_prob,
+        first_stage=default_first if coconut.first_stage is None else coconut.first_stage,
+        seed=config.seed,
+    )
+
+
+class Trainer:
+    """Everything one run needs, built from its config; `run` does it.
+
+    Raises:
+        UserError: data, model, checkpoint or ds_config do not fit; on every rank, before anything is written.
+    """
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.rank, self.world_size = init_distributed()
+        self.schedule = build_schedule(config)
+        self.training = config.mode != "eval_only"
+        self.checkpoints = Checkpoints(
+            config.run_dir, config.max_checkpoints_to_keep, config.keep_best_checkpoints
+        )
+        if self.training and not config.resume and all_checkpoints(self.checkpoints.root):
+            raise UserError(
+                f"{config.run_dir} already holds checkpoints: set resume: true to go on with that run, or another name"
+            )
+        self.train_examples = self._load(config.train_path, config.max_train_samples) if self.training else []
+        self.val_examples = self._load(config.val_path, config.max_val_samples) if config.val_path else []
+
+        set_seed(config.seed)
+        self.backbone = self._load_backbone()
+        model, latent = self.backbone.model, self.backbone.latent_tokens
+        reasoner = LatentReasoner(model, latent.latent if latent else -1, config.kernel)
+        self.prompt = PromptBuilder(
+            self.backbone.tokenizer,
+            config.answer_format,
+            getattr(model.config, "image_token_id", None),
+            getattr(model.config, "image_seq_length", None),
+        )
+        if self.training:
+            freeze(model, **config.freeze.model_dump())
+            hidden_size = model.config.get_text_config().hidden_size
+            self.ds_config = resolve_ds_config(Path(config.deepspeed), config, self.world_size, hidden_size)
+            self.engine = build_engine(reasoner, config, self.ds_config)
+            self.reasoner = self.engine.module
+        else:
+            self.reasoner = reasoner.to(device())
+        set_seed(config.seed + self.rank)
+        self.tracker = Tracker(config.run_dir, config, enabled=self.rank == 0)
+
+    def run(self) -> None:
+        """Trains and evaluates, or only evaluates."""
+        if self.training:
+            self._train()
+        else:
+            self._evaluate("final", self.schedule.max_latent_stage)
+        self.tracker.close()
+
+    def _load(self, path: str, limit: int | None) -> list[Example]:
+        config, root = self.config, Path(self.config.data_dir)
+        image_dir = Path(config.image_dir) if config.image_dir else root
+        return on_rank_0(
+            lambda: load_examples(root / path, image_dir, config.steps_from, config.on_bad_record, limit)
+        )
+
+    def _load_backbone(self) -> Backbone:
+        config = self.config
+        source, chosen = (
+            find_weights(config.load_model_path) if config.load_model_path else (config.model_id, None)
+        )
+        if chosen and self.rank == 0:
+            print(f"weights: {chosen}", flush=True)
+        dtype = torch.bfloat16 if config.bf16 else torch.float32
+        backbone = load_backbone(source, dtype, config.max_image_tiles, config.trust_remote_code)
+        if config.coconut.enabled:
+            add_latent_tokens(backbone, config.coconut.latent_init_token)
+        return backbone
+
+    def _train(self) -> None:
+        config = self.config
+        global_batch = config.batch_size * config.gradient_accumulation_steps * self.world_size
+        self.steps_per_epoch = -(-len(self.train_examples) // global_batch)
+        first_epoch, stage, self.step, self.best_accuracy = 0, None, 0, None
+        if config.resume is True:
+            state = self.checkpoints.latest_state()
+            self._start_schedule(state.stage)  # DeepSpeed then puts it where it was
+            self.checkpoints.load(self.engine)
+            first_epoch, stage, self.step = state.epoch, state.stage, state.step
+            self.best_accuracy = self.checkpoints.best_accuracy()
+        elif config.resume:
+            first_epoch = config.resume
+        remaining = (config.num_epochs - first_epoch) * self.steps_per_epoch
+        with self.tracker.progress(remaining, "training") as progress:
+            for epoch in range(first_epoch, config.num_epochs):
+                if (scheduled := self.schedule.stage(epoch)) != stage:
+                    self._start_stage(scheduled, first=stage is None)
+                    stage = scheduled
+                self._train_epoch(epoch, stage, progress)
+                is_last = epoch + 1 == config.num_epochs
+                accuracy = None
+                if self.val_examples and (is_last or (epoch + 1) % config.eval_every_epochs == 0):
+                    accuracy = self._evaluate(f"epoch_{epoch + 1:04d}", stage)
+                self._save(TrainerState(epoch + 1, stage, self.step, accuracy))
+
+    def _start_stage(self, stage: int, first: bool) -> None:
+        if self.config.reset_optimizer and not first:
+            reset_optimizer_state(self.engine)
+        if self.config.reset_optimizer or first:
+            self._start_schedule(stage)
+
+    def _start_schedule(self, stage: int) -> None:
+        """The learning-rate schedule spans the stage or, without restarts, the whole run."""
+        epochs = range(self.config.num_epochs)
+        spanned = (
+            [e for e in epochs if self.schedule.stage(e) == stage] if self.config.reset_optimizer else epochs
+        )
+        start_schedule(self.engine, self.config, len(spanned) * self.steps_per_epoch)
+
+    def _train_epoch(self, epoch: int, stage: int, progress: Progress) -> None:
+        config, started = self.config, perf_counter()
+        progress.set_description(f"stage {stage} epoch {epoch + 1}/{config.num_epochs}")
+        window = LossWindow(self.device)
+        for micro_batches in self._optimizer_steps(epoch, stage):
+            window.add(*self._train_step(micro_batches, stage))
+            self.step += 1
+            progress.update()
+            if self.step % config.log_every_steps == 0:
+                metrics = window.read()
+                progress.set_postfix(
+                    loss=f"{metrics['train/loss']:.4f}", tokens_s=f"{metrics['train/tokens_per_s']:.0f}"
+                )
+                learning_rate = self.engine.lr_scheduler.get_last_lr()[0]
+                where = {"train/stage": stage, "train/epoch": epoch + 1, "train/lr": learning_rate}
+                self.tracker.log(metrics | where, self.step)
+        self.tracker.log(
+            {"train/epoch_seconds": perf_counter() - started, "train/epoch": epoch + 1}, self.step
+        )
+
+    def _optimizer_steps(self, epoch: int, stage: int) -> Iterator[list[dict]]:
+        """This rank's micro-batches of each optimizer step of an epoch."""
+        config, latent = self.config, self.backbone.latent_tokens
+        arrange = partial(
+            train_layout, schedule=self.schedule, stage=stage, epoch=epoch, latent_tokens=latent
+        )
+        dataset = ReasoningDataset(
+            self.train_examples,
+            self.prompt,
+            self.backbone.image_processor,
+            _TRAINED_REASONING[config.mode],
+            arrange,
+        )
+        batches = RankBatches(
+            len(dataset),
+            config.batch_size,
+            self.rank,
+            self.world_size,
+            config.gradient_accumulation_steps,
+            seed=f"{config.seed}/{epoch}",
+        )
+        collator = Collator(
+            self.backbone.tokenizer.pad_token_id, latent and latent.latent, min_length=self._n_passes(stage)
+        )
+        loader = iter(make_loader(dataset, batches, collator, config.num_workers))
+        while micro_batches := list(islice(loader, config.gradient_accumulation_steps)):
+            yield micro_batches
+
+    def _n_passes(self, stage: int) -> int:
+        """Passes over the language model: one number for all ranks and steps of a stage, as ZeRO-3 needs."""
+        return self.schedule.max_latents(stage) + 1
+
+    def _train_step(self, micro_batches: list[dict], stage: int) -> tuple[Tensor, Tensor, int]:
+        """One optimizer step. The loss is the mean over the labelled tokens of the global batch, however it is cut up.
+
+        Returns: this rank's share of that mean (its sum over ranks is the loss), and the global counts of labelled
+        and of all tokens.
+        """
+        labelled = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in micro_batches)
+        total = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
+        counts = torch.tensor([labelled, total], device=self.device)
+        dist.all_reduce(counts)
+        # DeepSpeed divides by the ranks and by the accumulation steps, whatever each of them holds
+        divisor = counts[0] / (self.world_size * len(micro_batches))
+        share = torch.zeros((), device=self.device)
+        for batch in micro_batches:
+            inputs = {
+                key: None if batch[key] is None else batch[key].to(self.device, non_blocking=True)
+                for key in ("input_ids", "attention_mask", "labels", "pixel_values")
+            }
+            loss = self.engine(**inputs, n_passes=self._n_passes(stage), loss_divisor=divisor).loss
+            self.engine.backward(loss)
+            self.engine.step()
+            share += loss.detach() / (self.world_size * len(micro_batches))
+        return share, counts
+
+    def _save(self, state: TrainerState) -> None:
+        improved = state.accuracy is not None and (
+            self.best_accuracy is None or state.accuracy > self.best_accuracy
+        )
+        if improved:
+            self.best_accuracy = state.accuracy
+        if improved or not self.config.save_only_improve:
+            self.checkpoints.save(self.engine, self.backbone, state)
+
+    def _evaluate(self, name: str, stage: int) -> float | None:
+        """Evaluates in the config's modes, by default the trained one. Returns the first one's accuracy."""
+        wanted = [mode for mode in ("cot", "coconut", "vanilla") if getattr(self.config.eval_config, mode)]
+        modes = wanted or [_TRAINED_REASONING[self.config.mode]]
+        budget = LatentBudget(self.schedule, stage, self.config.eval_config.eval_latent_tokens)
+        accuracies = []
+        for mode in modes:
+            summary, samples = evaluate(
+                self.reasoner,
+                self.backbone,
+                self.prompt,
+                self.val_examples,
+                mode,
+                self.config,
+                budget,
+                self.tracker,
+                sharded_weights=self.training and self.ds_config["zero_optimization"]["stage"] == 3,
+            )
+            self.tracker.log_evaluation(name, mode, summary, samples, self.step)
+            accuracies.append(summary["accuracy"])
+        return accuracies[0]

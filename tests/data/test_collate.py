@@ -1,0 +1,61 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multicoco.curriculum import IGNORE_INDEX
+from multicoco.data.collate import Collator, Row
+
+PAD, LATENT = 98, 99
+words = st.lists(st.integers(0, 90), min_size=1, max_size=6)
+
+
+@st.composite
+def rows(draw):
+    context = draw(words) + [LATENT] * draw(st.integers(0, 4))
+    answer = draw(words)
+    tiles = draw(st.none() | st.integers(1, 3))
+    return Row(
+        context + answer,
+        [IGNORE_INDEX] * len(context) + answer,
+        None if tiles is None else torch.rand(tiles, 3, 2, 2),
+        index=draw(st.integers(0, 9)),
+        counted=draw(st.booleans()),
+    )
+
+
+@given(
+    batch=st.lists(rows(), min_size=1, max_size=5),
+    for_generation=st.booleans(),
+    min_length=st.integers(1, 30),
+)
+def test_padding_loses_nothing_and_lines_up(batch, for_generation, min_length):
+    out = Collator(PAD, LATENT, for_generation, min_length)(batch)
+    ids, mask, labels = out["input_ids"], out["attention_mask"].bool(), out["labels"]
+    assert ids.shape == mask.shape == labels.shape and ids.shape[1] >= min_length
+    firsts = set()
+    for i, row in enumerate(batch):
+        assert ids[i, mask[i]].tolist() == row.input_ids
+        assert (ids[i, ~mask[i]] == PAD).all() and (labels[i, ~mask[i]] == IGNORE_INDEX).all()
+        assert labels[i, mask[i]].tolist() == (
+            row.labels if row.counted else [IGNORE_INDEX] * len(row.labels)
+        )
+        columns = mask[i].nonzero()[:, 0]
+        assert len(columns) == columns[-1] - columns[0] + 1  # padding only outside the row
+        if for_generation:
+            assert mask[i, -1]
+        elif LATENT in row.input_ids:
+            firsts.add(ids[i].tolist().index(LATENT))
+    assert len(firsts) <= 1  # one common first latent column
+    tiles = [row.pixel_values for row in batch if row.pixel_values is not None]
+    if tiles:
+        assert torch.equal(out["pixel_values"], torch.cat(tiles))
+    else:
+        assert out["pixel_values"] is None
+    assert out["index"] == [row.index for row in batch] and out["counted"] == [row.counted for row in batch]
+
+
+@given(batch=st.lists(rows(), min_size=1, max_size=5))
+def test_as_many_latent_columns_as_the_longest_chain(batch):
+    longest = max(row.input_ids.count(LATENT) for row in batch)
+    ids = Collator(PAD, LATENT)(batch)["input_ids"]
+    assert int((ids == LATENT).any(0).sum()) == longest

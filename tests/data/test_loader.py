@@ -1,0 +1,115 @@
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule
+from multicoco.data.collate import Collator
+from multicoco.data.example import Example
+from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader, prompt_layout, train_layout
+from multicoco.data.prompt import PromptBuilder
+from multicoco.models.tiny import build_tokenizer
+
+sizes = {
+    "n": st.integers(1, 60),
+    "batch_size": st.integers(1, 5),
+    "world_size": st.integers(1, 4),
+    "accumulation": st.integers(1, 3),
+    "seed": st.none() | st.text(max_size=4),
+}
+
+
+def all_ranks(n, batch_size, world_size, accumulation, seed):
+    return [
+        RankBatches(n, batch_size, rank, world_size, accumulation, seed).batches for rank in range(world_size)
+    ]
+
+
+@given(**sizes)
+def test_every_example_counts_exactly_once(n, batch_size, world_size, accumulation, seed):
+    ranks = all_ranks(n, batch_size, world_size, accumulation, seed)
+    counted = [index for batches in ranks for batch in batches for index, counts in batch if counts]
+    assert sorted(counted) == list(range(n))
+    assert {len(batch) for batches in ranks for batch in batches} == {batch_size}
+    assert len({len(batches) for batches in ranks}) == 1
+    assert len(ranks[0]) % accumulation == 0
+
+
+@given(**sizes)
+def test_a_step_sees_the_same_examples_on_any_number_of_ranks(n, batch_size, world_size, accumulation, seed):
+    ranks = all_ranks(n, batch_size, world_size, accumulation, seed)
+    alone = RankBatches(n, batch_size * world_size * accumulation, 0, 1, 1, seed).batches
+    for step, batch in enumerate(alone):
+        micro = range(step * accumulation, (step + 1) * accumulation)
+        pieces = [pick for m in micro for batches in ranks for pick in batches[m]]
+        assert pieces == batch
+
+
+def test_order_is_kept_without_a_seed_and_changes_with_the_epoch():
+    def flat(seed):
+        return [index for batch in RankBatches(50, 1, 0, 1, seed=seed) for index, _ in batch]
+
+    assert flat(None) == list(range(50))
+    assert flat("0/1") == flat("0/1") != flat("0/2")
+    assert sorted(flat("0/1")) == list(range(50))
+
+
+LATENT = LatentTokens(7, 8, 9)
+TOKENS = ExampleTokens([1, 2], [[3], [4], [5]], [6])
+EXAMPLE = Example("x", "q", None, (), ("a", "b", "c"), "d", None, ())
+
+
+def test_train_layout_follows_the_stage():
+    schedule = StageSchedule(c_thought=2, max_latent_stage=2)
+    ids, labels = train_layout(EXAMPLE, TOKENS, schedule, stage=1, epoch=0, latent_tokens=LATENT)
+    assert ids == [1, 2, 7, 8, 8, 9, 4, 5, 6] and labels == [-100] * 6 + [4, 5, 6]
+    ids, _ = train_layout(EXAMPLE, TOKENS, schedule, stage=3, epoch=0, latent_tokens=LATENT)
+    assert ids == [1, 2, 7, 8, 8, 8, 8, 9, 6]
+    ids, labels = train_layout(EXAMPLE, TOKENS, schedule, stage=0, epoch=0, latent_tokens=None)
+    assert ids == [1, 2, 3, 4, 5, 6] and labels == [-100, -100, 3, 4, 5, 6]
+
+
+def test_prompt_layout_ends_before_what_is_asked_for():
+    count = partial(StageSchedule(max_latent_stage=2).eval_latents, 2)
+    assert prompt_layout(EXAMPLE, TOKENS, count, LATENT)[0] == [1, 2, 7, 8, 8, 9]
+    assert prompt_layout(EXAMPLE, TOKENS, count, None)[0] == [1, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_reads_images_into_tiles_and_tokens(tmp_path, workers):
+    tokenizer = build_tokenizer(["a question"], vocab_size=300)
+    image_token = tokenizer.context_image_token_id
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    examples = []
+    for i, colour in enumerate(colours):
+        Image.new("RGB", (56 * (i + 1), 56), colour).save(tmp_path / f"{i}.png")
+        examples.append(Example(str(i), "q", tmp_path / f"{i}.png", (), (), "a", None, ()))
+    processor = GotOcr2ImageProcessorPil(
+        size={"height": 56, "width": 56},
+        crop_to_patches=True,
+        max_patches=12,
+        image_mean=[0] * 3,
+        image_std=[1] * 3,
+    )
+    dataset = ReasoningDataset(
+        examples,
+        PromptBuilder(tokenizer, "letter", image_token, image_seq_length=4),
+        processor,
+        "cot",
+        partial(train_layout, schedule=StageSchedule(), stage=0, epoch=0, latent_tokens=None),
+    )
+    collator = Collator(tokenizer.pad_token_id, None)
+    batches = list(make_loader(dataset, RankBatches(3, 2, 0, 1), collator, workers))
+    assert [batch["index"] for batch in batches] == [[0, 1], [2, 0]]
+    assert [batch["counted"] for batch in batches] == [[True, True], [True, False]]
+    tiles = [1, 3, 4, 1]  # 1x1, 2x1 and 3x1 tiles, with a thumbnail where there are several
+    for batch, counts in zip(batches, (tiles[:2], tiles[2:]), strict=True):
+        assert (batch["input_ids"] == image_token).sum(1).tolist() == [4 * n for n in counts]
+        assert len(batch["pixel_values"]) == sum(counts)
+        owners = [index for index, n in zip(batch["index"], counts, strict=True) for _ in range(n)]
+        for tile, owner in zip(batch["pixel_values"], owners, strict=True):
+            assert torch.allclose(tile.mean((1, 2)), torch.tensor(colours[owner]) / 255, atol=0.02)

@@ -1,0 +1,326 @@
+"""The latent passes against a recomputation of the whole sequence for every latent (tests/reference.py).
+
+Tolerances: models run in fp64, but transformers computes RMSNorm and the rotary angles in fp32, and the passes call
+them on other shapes than the reference does, so results agree to fp32 rounding (1e-7), not to fp64's.
+"""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import (
+    EOS,
+    IMAGE,
+    IMAGE_TOKENS,
+    LATENT,
+    MODELS,
+    PAD,
+    assert_same_gradients,
+    coconut_logits,
+    coconut_loss,
+    gradients,
+    internvl,
+    qwen2,
+)
+from transformers import GenerationConfig
+
+from multicoco.latent.reasoner import LatentReasoner, split_columns
+
+LOSS_TOLERANCE = 1e-6
+GRADIENT_TOLERANCE = 1e-5  # relative to each parameter's largest gradient
+
+
+def make_row(
+    rng: torch.Generator, n_latents: int, prefix: int, suffix: int, image: bool
+) -> tuple[list[int], list[int]]:
+    """(input_ids, labels) of one unpadded row: [image] prefix, latents, suffix; the suffix is labelled."""
+
+    def words(n: int) -> list[int]:
+        return torch.randint(0, 60, (n,), generator=rng).tolist()
+
+    context = [IMAGE] * IMAGE_TOKENS * image + words(prefix) + [LATENT] * n_latents
+    answer = words(suffix)
+    return context + answer, [-100] * len(context) + answer
+
+
+def make_batch(rows: list[tuple[list[int], list[int]]], left: list[int]) -> dict[str, torch.Tensor]:
+    """Pads rows by `left` columns on the left, and on the right to a common length."""
+    length = max(pad + len(ids) for pad, (ids, _) in zip(left, rows, strict=True))
+    batch = {
+        "input_ids": torch.full((len(rows), length), PAD),
+        "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
+        "labels": torch.full((len(rows), length), -100),
+    }
+    for i, (pad, (ids, labels)) in enumerate(zip(left, rows, strict=True)):
+        batch["input_ids"][i, pad : pad + len(ids)] = torch.tensor(ids)
+        batch["attention_mask"][i, pad : pad + len(ids)] = 1
+        batch["labels"][i, pad : pad + len(ids)] = torch.tensor(labels)
+    return batch
+
+
+@st.composite
+def batches(draw, image: bool):
+    """Any composition: 0, 1 or many latents per row, aligned or not, padded on either side."""
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    shapes = draw(
+        st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=4)
+    )
+    left = [draw(st.integers(0, 3)) for _ in shapes]
+    batch = make_batch([make_row(rng, *shape, image=image) for shape in shapes], left)
+    if image:
+        batch["pixel_values"] = torch.randn(len(shapes), 3, 56, 56, generator=rng, dtype=torch.float64)
+    return batch
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=12, deadline=None)
+@given(data=st.data(), checkpointing=st.booleans())
+def test_loss_and_gradients_equal_recomputation(name, data, checkpointing):
+    batch = data.draw(batches(image=name == "internvl"))
+    expected = MODELS[name]().double()
+    loss = coconut_loss(expected, **batch)
+    loss.backward()
+
+    reasoner = LatentReasoner(MODELS[name]().double(), LATENT).train()
+    if checkpointing:
+        reasoner.model.activation_checkpointing_enable({"use_reentrant": False})
+    output = reasoner(**batch)
+    output.loss.backward()
+
+    torch.testing.assert_close(output.loss, loss, rtol=LOSS_TOLERANCE, atol=0)
+    assert_same_gradients(reasoner.model, gradients(expected), GRADIENT_TOLERANCE)
+
+
+def fixed_batch(image: bool = True) -> dict[str, torch.Tensor]:
+    """Rows of 3, 0 and 1 latents, not aligned, one padded on the left."""
+    rng = torch.Generator().manual_seed(3)
+    rows = [make_row(rng, n, prefix, 4, image) for n, prefix in ((3, 5), (0, 4), (1, 2))]
+    batch = make_batch(rows, left=[0, 1, 2])
+    if image:
+        batch["pixel_values"] = torch.randn(3, 3, 56, 56, generator=rng, dtype=torch.float64)
+    return batch
+
+
+@pytest.mark.parametrize("frozen", ["vision_tower", "multi_modal_projector", "language_model"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_frozen_parts_leave_the_other_gradients_right(frozen, checkpointing):
+    batch, expected = fixed_batch(), internvl().double()
+    model = copy.deepcopy(expected)
+    for m in (expected, model):
+        getattr(m.model, frozen).requires_grad_(False)
+    coconut_loss(expected, **batch).backward()
+    reasoner = LatentReasoner(model, LATENT).train()
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    reasoner(**batch).loss.backward()
+    assert_same_gradients(model, gradients(expected), GRADIENT_TOLERANCE)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_fp32_agrees_to_fp32_rounding(tied):
+    batch = fixed_batch()
+    batch["pixel_values"] = batch["pixel_values"].float()
+    expected = internvl(tied=tied)
+    loss = coconut_loss(expected, **batch)
+    loss.backward()
+    reasoner = LatentReasoner(internvl(tied=tied), LATENT)
+    output = reasoner(**batch)
+    output.loss.backward()
+    torch.testing.assert_close(output.loss, loss, rtol=1e-5, atol=0)
+    assert_same_gradients(
+        reasoner.model, gradients(expected), 1e-4
+    )  # sums over ~50 positions of fp32 products
+
+
+def test_bf16_runs_and_agrees_to_bf16_rounding():
+    batch = fixed_batch()
+    loss = coconut_loss(internvl().double(), **batch)
+    batch["pixel_values"] = batch["pixel_values"].bfloat16()
+    output = LatentReasoner(internvl().bfloat16(), LATENT)(**batch)
+    assert output.loss.dtype == torch.float32  # cross-entropy is taken in fp32
+    torch.testing.assert_close(
+        output.loss.double(), loss, rtol=0.02, atol=0
+    )  # 8 bits of mantissa, a few layers
+
+
+def test_a_row_does_not_depend_on_its_batch_mates():
+    batch = fixed_batch()
+    reasoner = LatentReasoner(internvl().double(), LATENT)
+    together = reasoner(**batch, return_logits=True).logits
+    for i in range(3):
+        alone = reasoner(**{key: value[i : i + 1] for key, value in batch.items()}, return_logits=True).logits
+        real = batch["attention_mask"][i].bool()
+        torch.testing.assert_close(alone[0, real], together[i, real], rtol=1e-5, atol=1e-6)
+
+
+def test_logits_equal_recomputation_at_every_real_position():
+    batch = fixed_batch()
+    labels = batch.pop("labels")
+    logits = LatentReasoner(internvl().double(), LATENT)(**batch, return_logits=True).logits
+    expected = coconut_logits(internvl().double(), **batch)
+    real = batch["attention_mask"].bool()
+    assert logits.shape == (*labels.shape, 64)
+    torch.testing.assert_close(logits[real], expected[real], rtol=1e-5, atol=1e-6)
+
+
+def test_thoughts_are_the_hidden_states_before_the_latents():
+    batch = fixed_batch()
+    model = internvl().double()
+    output = LatentReasoner(model, LATENT)(**batch)
+    columns = (batch["input_ids"] == LATENT).any(0).nonzero()[:, 0].tolist()
+    assert output.thoughts.shape == (3, len(columns), 32)
+    for i, column in enumerate(columns):
+        for row in range(3):
+            is_latent = batch["input_ids"][row, column] == LATENT
+            assert bool(output.thoughts[row, i].abs().sum() > 0) == bool(is_latent)
+
+
+@pytest.mark.parametrize("n_passes", [7, 9, 12])
+def test_extra_passes_change_nothing(n_passes):
+    batch = fixed_batch()
+    reasoner = LatentReasoner(internvl().double(), LATENT)
+    calls = []
+    reasoner.decoder.register_forward_hook(lambda *_: calls.append(1))
+    plain = reasoner(**batch).loss
+    plain.backward()
+    expected = gradients(reasoner.model)
+    reasoner.zero_grad()
+    calls.clear()
+    padded = reasoner(**batch, n_passes=n_passes).loss
+    padded.backward()
+    assert len(calls) == n_passes
+    torch.testing.assert_close(padded, plain, rtol=LOSS_TOLERANCE, atol=0)
+    assert_same_gradients(reasoner.model, expected, GRADIENT_TOLERANCE)
+
+
+@given(
+    length=st.integers(1, 30),
+    columns=st.sets(st.integers(1, 29), max_size=6),
+    n_passes=st.none() | st.integers(1, 30),
+)
+def test_split_columns_cuts_before_every_latent_and_as_often_as_asked(length, columns, n_passes):
+    columns = sorted(c for c in columns if c < length)
+    if n_passes is not None and not len(columns) < n_passes <= length:
+        with pytest.raises(ValueError, match="passes"):
+            split_columns(columns, length, n_passes)
+        return
+    starts = split_columns(columns, length, n_passes)
+    assert starts[0] == 0 and starts == sorted(set(starts)) and starts[-1] < length
+    assert set(columns) <= set(starts)
+    assert len(starts) == (n_passes or len(columns) + 1)
+
+
+def test_a_batch_without_labels_gives_zero_loss_and_gradients():
+    batch = fixed_batch()
+    batch["labels"][:] = -100
+    reasoner = LatentReasoner(internvl().double(), LATENT)
+    loss = reasoner(**batch).loss
+    loss.backward()
+    assert loss == 0
+    assert all((g == 0).all() for g in gradients(reasoner.model).values())
+
+
+def test_a_batch_without_images_still_runs_the_vision_tower_and_ignores_it():
+    batch = fixed_batch(image=False)
+    model = internvl().double()
+    reasoner = LatentReasoner(model, LATENT)
+    reasoner(**batch).loss.backward()
+    assert all(p.grad is not None for p in model.model.vision_tower.encoder.parameters())
+    expected = internvl().double()
+    coconut_loss(expected, **batch).backward()
+    actual = gradients(model)
+    for name, gradient in gradients(expected).items():
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-5, atol=1e-8)
+
+
+def test_loss_divisor_replaces_the_number_of_labelled_positions():
+    batch = fixed_batch()
+    reasoner = LatentReasoner(internvl().double(), LATENT)
+    labelled = int((batch["labels"][:, 1:] != -100).sum())
+    torch.testing.assert_close(
+        reasoner(**batch, loss_divisor=2.0 * labelled).loss, reasoner(**batch).loss / 2, rtol=1e-12, atol=0
+    )
+
+
+def test_a_latent_without_a_token_before_it_is_refused():
+    batch = make_batch([([LATENT, 1, 2], [-100, 1, 2])], left=[1])
+    with pytest.raises(ValueError, match="no token before it"):
+        LatentReasoner(qwen2(), LATENT)(**batch)
+
+
+def test_models_that_the_passes_would_get_wrong_are_refused():
+    model = qwen2()
+    model.config.layer_types = ["full_attention", "sliding_attention", "full_attention"]
+    with pytest.raises(ValueError, match="sliding_attention"):
+        LatentReasoner(model, LATENT)
+
+
+class TestGenerate:
+    """Against greedy decoding that computes the whole sequence again for every new token."""
+
+    config = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=EOS, pad_token_id=PAD)
+
+    def prompts(self) -> dict[str, torch.Tensor]:
+        rng = torch.Generator().manual_seed(5)
+        rows = [
+            make_row(rng, n, prefix, suffix, image=True)
+            for n, prefix, suffix in ((3, 5, 1), (0, 4, 2), (2, 2, 1))
+        ]
+        longest = max(len(ids) for ids, _ in rows)
+        batch = make_batch(rows, left=[longest - len(ids) for ids, _ in rows])
+        del batch["labels"]
+        return batch | {"pixel_values": torch.randn(3, 3, 56, 56, generator=rng, dtype=torch.float64)}
+
+    def greedy(self, model, row: dict[str, torch.Tensor]) -> list[int]:
+        ids = row["input_ids"][:, row["attention_mask"][0].bool()]
+        new = []
+        for _ in range(self.config.max_new_tokens):
+            logits = coconut_logits(model, ids, torch.ones_like(ids), row["pixel_values"])
+            new.append(int(logits[0, -1].argmax()))
+            ids = torch.cat([ids, torch.tensor([new[-1:]])], dim=1)
+            if new[-1] == EOS:
+                break
+        return new
+
+    @pytest.mark.parametrize("n_passes", [None, 8])
+    def test_greedy_tokens_equal_recomputation_for_every_row(self, n_passes):
+        batch, model = self.prompts(), internvl(seed=1).double().eval()
+        model.lm_head.weight.data *= 20  # spreads the logits, so that rounding cannot decide a token
+        tokens = LatentReasoner(copy.deepcopy(model), LATENT).generate(
+            **batch, n_passes=n_passes, generation_config=self.config
+        )
+        for i in range(3):
+            expected = self.greedy(model, {key: value[i : i + 1] for key, value in batch.items()})
+            assert tokens[i, : len(expected)].tolist() == expected
+            assert (tokens[i, len(expected) :] == PAD).all()
+
+    def test_a_prompt_that_ends_in_a_latent_token(self):
+        rng = torch.Generator().manual_seed(5)
+        ids = torch.tensor([make_row(rng, 3, 5, 0, image=False)[0]])
+        model = qwen2(seed=1).double().eval()
+        tokens = LatentReasoner(copy.deepcopy(model), LATENT).generate(
+            ids, torch.ones_like(ids), generation_config=self.config
+        )
+        row = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": None}
+        assert tokens[0].tolist()[: len(self.greedy(model, row))] == self.greedy(model, row)
+
+    def test_one_beam_of_several_keeps_the_prompt_of_its_row(self):
+        batch, model = self.prompts(), internvl(seed=1).double().eval()
+        reasoner = LatentReasoner(model, LATENT)
+        beams = GenerationConfig(**(self.config.to_dict() | {"num_beams": 3}))
+        together = reasoner.generate(**batch, generation_config=beams)
+        for i in range(3):
+            alone = reasoner.generate(**{k: v[i : i + 1] for k, v in batch.items()}, generation_config=beams)
+            n = min(alone.shape[1], together.shape[1])
+            assert together[i, :n].tolist() == alone[0, :n].tolist()
+
+    def test_sampling_gives_that_many_sequences(self):
+        sampled = GenerationConfig(**(self.config.to_dict() | {"do_sample": True, "num_return_sequences": 2}))
+        tokens = (
+            LatentReasoner(internvl().double(), LATENT)
+            .eval()
+            .generate(**self.prompts(), generation_config=sampled)
+        )
+        assert tokens.shape[0] == 6

@@ -1,0 +1,106 @@
+"""Small random models, and Coconut's forward pass in its plainest form: the whole sequence again for every latent."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+LATENT, IMAGE, EOS, PAD = 63, 60, 62, 61  # ids in every model's vocabulary of 64; words are below 60
+IMAGE_TOKENS = 4  # of the InternVL model, per tile
+
+_TEXT = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": EOS,
+    "pad_token_id": PAD,
+}
+
+
+def internvl(seed: int = 0, tied: bool = True) -> InternVLForConditionalGeneration:
+    torch.manual_seed(seed)
+    config = InternVLConfig(
+        vision_config={
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 48,
+            "image_size": (56, 56),
+            "patch_size": (14, 14),
+            "layer_scale_init_value": 1.0,
+        },
+        text_config={"model_type": "qwen2", "tie_word_embeddings": tied, **_TEXT},
+        image_token_id=IMAGE,
+        image_seq_length=IMAGE_TOKENS,
+        downsample_ratio=0.5,
+        tie_word_embeddings=tied,
+    )
+    return InternVLForConditionalGeneration(config)
+
+
+def qwen2(seed: int = 0) -> Qwen2ForCausalLM:
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(Qwen2Config(tie_word_embeddings=False, **_TEXT))
+
+
+def llama(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(tie_word_embeddings=True, **_TEXT))
+
+
+MODELS = {"internvl": internvl, "qwen2": qwen2, "llama": llama}
+
+
+def coconut_logits(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor | None = None
+) -> Tensor:
+    """(B, T, V): each latent embedding filled in from a run of the whole model over all that stands before it."""
+    embeds = model.get_input_embeddings()(input_ids)
+    if pixel_values is not None:
+        features = model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
+        embeds = embeds.masked_scatter((input_ids == IMAGE)[..., None], features.to(embeds))
+    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+    def run(embeds: Tensor) -> Tensor:
+        return model.get_decoder()(
+            inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+
+    for column in range(1, input_ids.shape[1]):
+        latent = (input_ids[:, column] == LATENT) & attention_mask[:, column].bool()
+        if latent.any():
+            thought = torch.where(latent[:, None], run(embeds)[:, column - 1], embeds[:, column])
+            embeds = torch.cat([embeds[:, :column], thought[:, None], embeds[:, column + 1 :]], dim=1)
+    return model.lm_head(run(embeds))
+
+
+def coconut_loss(model, input_ids, attention_mask, labels, pixel_values=None) -> Tensor:
+    """Mean next-token cross-entropy over the labelled positions."""
+    logits = coconut_logits(model, input_ids, attention_mask, pixel_values)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+
+
+def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(model: PreTrainedModel, expected: dict[str, Tensor], tolerance: float) -> None:
+    """Every parameter's gradient, relative to the largest entry of the expected one."""
+    actual = gradients(model)
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        error = (actual[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-12)
+        assert error <= tolerance, f"{name}: relative error {error:.2e}"

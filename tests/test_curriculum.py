@@ -1,0 +1,109 @@
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multicoco.curriculum import IGNORE_INDEX, ExampleTokens, LatentTokens, StageSchedule, layout
+
+LATENT = LatentTokens(start=900, latent=901, end=902)
+
+schedules = st.builds(
+    StageSchedule,
+    c_thought=st.integers(1, 3),
+    max_latent_stage=st.integers(0, 6),
+    epochs_per_stage=st.integers(1, 4) | st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    pad_latent_to_max=st.booleans(),
+    uniform_prob=st.sampled_from([0.0, 0.3, 1.0]),
+    first_stage=st.integers(0, 2),
+    seed=st.integers(0, 9),
+)
+n_steps_range = st.integers(0, 9)
+stages = st.integers(0, 7)
+
+
+@given(schedule=schedules, stage=stages, n_steps=n_steps_range)
+def test_counts_of_a_stage(schedule, stage, n_steps):
+    replaced, latents = schedule.train_counts(stage, n_steps)
+    assert latents <= schedule.max_latents(stage) <= schedule.max_latent_stage * schedule.c_thought
+    assert latents % schedule.c_thought == 0
+    if stage <= schedule.max_latent_stage:
+        assert replaced == min(stage, n_steps)
+        assert latents == stage * schedule.c_thought
+    else:
+        assert replaced == n_steps  # past the last latent stage nothing stays written
+        padded = schedule.max_latent_stage * schedule.c_thought
+        assert latents == (
+            padded if schedule.pad_latent_to_max else min(padded, n_steps * schedule.c_thought)
+        )
+
+
+@given(schedule=schedules, stage=stages, n_steps=n_steps_range)
+def test_latents_at_evaluation_are_those_of_training_where_the_steps_suffice(schedule, stage, n_steps):
+    latents = schedule.eval_latents(stage, n_steps)
+    assert latents <= schedule.max_latents(stage)
+    if schedule.pad_latent_to_max or n_steps >= stage:
+        assert latents == schedule.train_counts(min(stage, schedule.max_latent_stage), n_steps)[1]
+
+
+@given(schedule=schedules)
+def test_stages_follow_each_other_for_their_epochs(schedule):
+    stages = [schedule.stage(epoch) for epoch in range(60)]
+    assert stages[0] == min(schedule.first_stage, schedule.max_latent_stage + 1)
+    assert all(b - a in (0, 1) for a, b in zip(stages, stages[1:], strict=False))
+    assert stages[-1] == schedule.max_latent_stage + 1  # further on nothing changes any more
+    lengths = schedule.epochs_per_stage
+    for stage, count in Counter(stages).items():
+        if stage <= schedule.max_latent_stage:
+            index = stage - schedule.first_stage
+            assert count == (lengths if isinstance(lengths, int) else lengths[min(index, len(lengths) - 1)])
+
+
+@given(
+    schedule=schedules,
+    stage=stages,
+    epoch=st.integers(0, 50),
+    n_steps=n_steps_range,
+    example=st.text(max_size=5),
+)
+def test_mixing_depends_on_seed_epoch_and_example_alone(schedule, stage, epoch, n_steps, example):
+    drawn = schedule.example_stage(stage, epoch, example, n_steps)
+    assert drawn == schedule.example_stage(stage, epoch, example, n_steps)
+    assert drawn == stage or 0 <= drawn <= n_steps
+    if schedule.uniform_prob == 0:
+        assert drawn == stage
+    assert schedule.train_counts(drawn, n_steps)[1] <= schedule.max_latents(stage)
+
+
+def test_mixing_happens_as_often_as_asked_and_uniformly():
+    schedule = StageSchedule(max_latent_stage=3, uniform_prob=0.4)
+    drawn = Counter(schedule.example_stage(9, 0, str(i), n_steps=3) for i in range(20_000))
+    assert abs(drawn.pop(9) / 20_000 - 0.6) < 0.02  # 6 standard deviations
+    assert set(drawn) == {0, 1, 2, 3}
+    assert all(abs(count / 20_000 - 0.1) < 0.013 for count in drawn.values())
+
+
+def test_mixing_changes_with_epoch_and_seed():
+    def draws(seed, epoch):
+        schedule = StageSchedule(max_latent_stage=3, uniform_prob=1.0, seed=seed)
+        return [schedule.example_stage(1, epoch, str(i), n_steps=3) for i in range(50)]
+
+    assert len({tuple(draws(*key)) for key in ((0, 0), (0, 1), (1, 0))}) == 3
+
+
+ids = st.lists(st.integers(0, 800), min_size=1, max_size=5)
+
+
+@given(
+    prompt=ids,
+    steps=st.lists(ids, max_size=5),
+    answer=ids,
+    n_replaced=st.integers(0, 7),
+    n_latents=st.none() | st.integers(0, 8),
+)
+def test_layout_keeps_order_and_labels_what_is_written(prompt, steps, answer, n_replaced, n_latents):
+    block = () if n_latents is None else LATENT.block(n_latents)
+    input_ids, labels = layout(ExampleTokens(prompt, steps, answer), n_replaced, block)
+    written = [token for step in steps[n_replaced:] for token in step] + answer
+    assert input_ids == prompt + list(block) + written
+    assert labels == [IGNORE_INDEX] * (len(prompt) + len(block)) + written
+    assert input_ids.count(LATENT.latent) == (n_latents or 0)

@@ -1,0 +1,59 @@
+"""Trains or evaluates one run config, under `deepspeed`, `torchrun` or plain `python`.
+
+deepspeed --num_gpus 2 train.py args/scenes_cot.yaml --set lr=1e-3
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # runs from a checkout that is not installed, on every host
+
+from multicoco.config import load_config  # noqa: E402
+from multicoco.errors import UserError  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train or evaluate a MultiCoCo run config.")
+    parser.add_argument("config", help="YAML run config, for example args/aokvqa_cot.yaml")
+    parser.add_argument(
+        "--deepspeed_config", metavar="PATH", help="ds_config that takes the place of the config's own"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override one key; repeatable",
+    )
+    parser.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        overrides = [
+            *args.overrides,
+            *([f"deepspeed={args.deepspeed_config}"] if args.deepspeed_config else []),
+        ]
+        config = load_config(args.config, overrides)
+        if args.print_config:
+            print(config.to_yaml(), end="")
+            return 0
+        from multicoco.trainer import Trainer  # imports torch, transformers and deepspeed
+
+        Trainer(config).run()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
