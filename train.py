@@ -18,9 +18,7 @@ from multicoco.errors import UserError  # noqa: E402
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train or evaluate a MultiCoCo run config.")
     parser.add_argument("config", help="YAML run config, for example args/aokvqa_cot.yaml")
-    parser.add_argument(
-        "--deepspeed_config", metavar="PATH", help="ds_config that takes the place of the config's own"
-    )
+    parser.add_argument("--deepspeed_config", metavar="PATH", help="ds_config that takes the place of the config's own")
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",

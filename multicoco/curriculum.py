@@ -60,18 +60,13 @@ class StageSchedule:
         """(written steps that are replaced, latent tokens that stand for them) of a training example."""
         if stage <= self.max_latent_stage:
             return min(stage, n_steps), stage * self.c_thought
-        latent_steps = (
-            self.max_latent_stage if self.pad_latent_to_max else min(n_steps, self.max_latent_stage)
-        )
+        latent_steps = self.max_latent_stage if self.pad_latent_to_max else min(n_steps, self.max_latent_stage)
         return n_steps, latent_steps * self.c_thought
 
     def eval_latents(self, stage: int, n_steps: int) -> int:
         """Latent tokens in front of an example's answer at evaluation. n_steps 0 (unknown) counts as enough."""
         enough = self.pad_latent_to_max or n_steps == 0
-        return (
-            min(stage, self.max_latent_stage if enough else min(n_steps, self.max_latent_stage))
-            * self.c_thought
-        )
+        return min(stage, self.max_latent_stage if enough else min(n_steps, self.max_latent_stage)) * self.c_thought
 
     def max_latents(self, stage: int) -> int:
         """The most latent tokens an example can have in a stage; passes over the language model are one more.
@@ -103,9 +98,7 @@ class ExampleTokens:
     answer: list[int] = field(default_factory=list)
 
 
-def layout(
-    tokens: ExampleTokens, n_replaced: int, latent_block: Sequence[int]
-) -> tuple[list[int], list[int]]:
+def layout(tokens: ExampleTokens, n_replaced: int, latent_block: Sequence[int]) -> tuple[list[int], list[int]]:
     """Lays an example out as prompt, latent block, the steps still written, answer.
 
     Args:

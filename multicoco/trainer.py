@@ -1,6 +1,5 @@
-"""A run: stages -> epochs -> steps on DeepSpeed, an evaluation and a checkpoint after each epoch; or evaluation only."""
+"""A run: stages, epochs and steps on DeepSpeed, an evaluation and a checkpoint after each epoch; or evaluation only."""
 
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
 from transformers import set_seed
 
 from multicoco.config import RunConfig
@@ -67,6 +68,32 @@ def build_schedule(config: RunConfig) -> StageSchedule:
     )
 
 
+class LossWindow:
+    """Loss and throughput over the steps since the last reading. Reading is collective."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._start()
+
+    def _start(self) -> None:
+        self.started, self.steps, self.tokens = perf_counter(), 0, 0
+        self.loss = torch.zeros((), device=self.device)
+
+    def add(self, loss_share: Tensor, counts: Tensor) -> None:
+        """One optimizer step: this rank's share of the loss, and the global (labelled, all) token counts."""
+        self.steps += 1
+        self.loss += loss_share
+        self.tokens = self.tokens + counts[1]
+
+    def read(self) -> dict[str, float]:
+        """The mean loss per step and tokens per second over all ranks."""
+        dist.all_reduce(self.loss)
+        seconds = perf_counter() - self.started
+        metrics = {"train/loss": self.loss.item() / self.steps, "train/tokens_per_s": int(self.tokens) / seconds}
+        self._start()
+        return metrics
+
+
 class Trainer:
     """Everything one run needs, built from its config; `run` does it.
 
@@ -77,11 +104,10 @@ class Trainer:
     def __init__(self, config: RunConfig):
         self.config = config
         self.rank, self.world_size = init_distributed()
+        self.device = device()
         self.schedule = build_schedule(config)
         self.training = config.mode != "eval_only"
-        self.checkpoints = Checkpoints(
-            config.run_dir, config.max_checkpoints_to_keep, config.keep_best_checkpoints
-        )
+        self.checkpoints = Checkpoints(config.run_dir, config.max_checkpoints_to_keep, config.keep_best_checkpoints)
         if self.training and not config.resume and all_checkpoints(self.checkpoints.root):
             raise UserError(
                 f"{config.run_dir} already holds checkpoints: set resume: true to go on with that run, or another name"
@@ -106,7 +132,7 @@ class Trainer:
             self.engine = build_engine(reasoner, config, self.ds_config)
             self.reasoner = self.engine.module
         else:
-            self.reasoner = reasoner.to(device())
+            self.reasoner = reasoner.to(self.device)
         set_seed(config.seed + self.rank)
         self.tracker = Tracker(config.run_dir, config, enabled=self.rank == 0)
 
@@ -121,15 +147,11 @@ class Trainer:
     def _load(self, path: str, limit: int | None) -> list[Example]:
         config, root = self.config, Path(self.config.data_dir)
         image_dir = Path(config.image_dir) if config.image_dir else root
-        return on_rank_0(
-            lambda: load_examples(root / path, image_dir, config.steps_from, config.on_bad_record, limit)
-        )
+        return on_rank_0(lambda: load_examples(root / path, image_dir, config.steps_from, config.on_bad_record, limit))
 
     def _load_backbone(self) -> Backbone:
         config = self.config
-        source, chosen = (
-            find_weights(config.load_model_path) if config.load_model_path else (config.model_id, None)
-        )
+        source, chosen = find_weights(config.load_model_path) if config.load_model_path else (config.model_id, None)
         if chosen and self.rank == 0:
             print(f"weights: {chosen}", flush=True)
         dtype = torch.bfloat16 if config.bf16 else torch.float32
@@ -173,12 +195,10 @@ class Trainer:
     def _start_schedule(self, stage: int) -> None:
         """The learning-rate schedule spans the stage or, without restarts, the whole run."""
         epochs = range(self.config.num_epochs)
-        spanned = (
-            [e for e in epochs if self.schedule.stage(e) == stage] if self.config.reset_optimizer else epochs
-        )
+        spanned = [e for e in epochs if self.schedule.stage(e) == stage] if self.config.reset_optimizer else epochs
         start_schedule(self.engine, self.config, len(spanned) * self.steps_per_epoch)
 
-    def _train_epoch(self, epoch: int, stage: int, progress: Progress) -> None:
+    def _train_epoch(self, epoch: int, stage: int, progress: tqdm) -> None:
         config, started = self.config, perf_counter()
         progress.set_description(f"stage {stage} epoch {epoch + 1}/{config.num_epochs}")
         window = LossWindow(self.device)
@@ -194,16 +214,12 @@ class Trainer:
                 learning_rate = self.engine.lr_scheduler.get_last_lr()[0]
                 where = {"train/stage": stage, "train/epoch": epoch + 1, "train/lr": learning_rate}
                 self.tracker.log(metrics | where, self.step)
-        self.tracker.log(
-            {"train/epoch_seconds": perf_counter() - started, "train/epoch": epoch + 1}, self.step
-        )
+        self.tracker.log({"train/epoch_seconds": perf_counter() - started, "train/epoch": epoch + 1}, self.step)
 
     def _optimizer_steps(self, epoch: int, stage: int) -> Iterator[list[dict]]:
         """This rank's micro-batches of each optimizer step of an epoch."""
         config, latent = self.config, self.backbone.latent_tokens
-        arrange = partial(
-            train_layout, schedule=self.schedule, stage=stage, epoch=epoch, latent_tokens=latent
-        )
+        arrange = partial(train_layout, schedule=self.schedule, stage=stage, epoch=epoch, latent_tokens=latent)
         dataset = ReasoningDataset(
             self.train_examples,
             self.prompt,
@@ -230,11 +246,11 @@ class Trainer:
         """Passes over the language model: one number for all ranks and steps of a stage, as ZeRO-3 needs."""
         return self.schedule.max_latents(stage) + 1
 
-    def _train_step(self, micro_batches: list[dict], stage: int) -> tuple[Tensor, Tensor, int]:
+    def _train_step(self, micro_batches: list[dict], stage: int) -> tuple[Tensor, Tensor]:
         """One optimizer step. The loss is the mean over the labelled tokens of the global batch, however it is cut up.
 
-        Returns: this rank's share of that mean (its sum over ranks is the loss), and the global counts of labelled
-        and of all tokens.
+        Returns: this rank's share of that mean (the shares of all ranks add up to it), and the global counts of
+        labelled and of all tokens.
         """
         labelled = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in micro_batches)
         total = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
@@ -255,9 +271,7 @@ class Trainer:
         return share, counts
 
     def _save(self, state: TrainerState) -> None:
-        improved = state.accuracy is not None and (
-            self.best_accuracy is None or state.accuracy > self.best_accuracy
-        )
+        improved = state.accuracy is not None and (self.best_accuracy is None or state.accuracy > self.best_accuracy)
         if improved:
             self.best_accuracy = state.accuracy
         if improved or not self.config.save_only_improve:

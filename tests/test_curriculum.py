@@ -32,9 +32,7 @@ def test_counts_of_a_stage(schedule, stage, n_steps):
     else:
         assert replaced == n_steps  # past the last latent stage nothing stays written
         padded = schedule.max_latent_stage * schedule.c_thought
-        assert latents == (
-            padded if schedule.pad_latent_to_max else min(padded, n_steps * schedule.c_thought)
-        )
+        assert latents == (padded if schedule.pad_latent_to_max else min(padded, n_steps * schedule.c_thought))
 
 
 @given(schedule=schedules, stage=stages, n_steps=n_steps_range)

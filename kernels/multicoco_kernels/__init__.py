@@ -64,7 +64,5 @@ def cached_attention(
         )
     kinds = {(x.dtype, x.device) for x in (q, k, v, cache.keys)}
     if len(kinds) > 1:
-        raise ValueError(
-            f"q, k, v and the cache must share one dtype and device, got {sorted(map(str, kinds))}"
-        )
+        raise ValueError(f"q, k, v and the cache must share one dtype and device, got {sorted(map(str, kinds))}")
     return _IMPLEMENTATIONS[kernel](q, k, v, handle, cache, start, scale)

@@ -83,18 +83,14 @@ def load_examples(
                 if isinstance(result, UserError):
                     problems.append(f"{_label(records[index], index)}: {result}")
                 elif result.id in places:
-                    problems.append(
-                        f"record {index}: its id {result.id!r} is also that of record {places[result.id]}"
-                    )
+                    problems.append(f"record {index}: its id {result.id!r} is also that of record {places[result.id]}")
                 else:
                     places[result.id] = index
                     examples.append(result)
             checked = batch.stop
 
     if problems:
-        report = "\n  ".join(
-            [f"{path}: {len(problems)} bad of {checked} records", *problems[:SHOWN_BAD_RECORDS]]
-        )
+        report = "\n  ".join([f"{path}: {len(problems)} bad of {checked} records", *problems[:SHOWN_BAD_RECORDS]])
         if len(problems) > SHOWN_BAD_RECORDS:
             report += f"\n  and {len(problems) - SHOWN_BAD_RECORDS} more"
         if on_bad_record == "error":
@@ -210,9 +206,7 @@ def _official(record: dict, record_id: str, image_root: Path, steps_from: StepsF
         raise UserError(f"'correct_choice_idx' is {answer_index}, but there are {len(choices)} choices")
     steps = _steps(_texts(record, "rationales"), steps_from)
     direct_answers = _texts(record, "direct_answers")
-    return Example(
-        record_id, question, image, choices, steps, choices[answer_index], answer_index, direct_answers
-    )
+    return Example(record_id, question, image, choices, steps, choices[answer_index], answer_index, direct_answers)
 
 
 def _coco_image(record: dict, image_root: Path) -> Path:

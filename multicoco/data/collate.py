@@ -47,9 +47,7 @@ class Collator:
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor | list | None]:
         """Returns input_ids, attention_mask, labels (B, T), pixel_values (N, 3, H, W) or None, index, counted (lists)."""
         left = self._left_padding(rows)
-        length = max(
-            self.min_length, *(pad + len(row.input_ids) for pad, row in zip(left, rows, strict=True))
-        )
+        length = max(self.min_length, *(pad + len(row.input_ids) for pad, row in zip(left, rows, strict=True)))
         if self.for_generation:
             left = [length - len(row.input_ids) for row in rows]
         input_ids = torch.full((len(rows), length), self.pad_token_id)
@@ -73,8 +71,7 @@ class Collator:
 
     def _left_padding(self, rows: Sequence[Row]) -> list[int]:
         first = [
-            row.input_ids.index(self.latent_token_id) if self.latent_token_id in row.input_ids else None
-            for row in rows
+            row.input_ids.index(self.latent_token_id) if self.latent_token_id in row.input_ids else None for row in rows
         ]
         furthest = max((column for column in first if column is not None), default=0)
         return [0 if column is None else furthest - column for column in first]

@@ -118,9 +118,7 @@ def train_layout(
     if latent_tokens is None:
         return layout(tokens, n_replaced=0, latent_block=())
     n_steps = len(tokens.steps)
-    n_replaced, n_latents = schedule.train_counts(
-        schedule.example_stage(stage, epoch, example.id, n_steps), n_steps
-    )
+    n_replaced, n_latents = schedule.train_counts(schedule.example_stage(stage, epoch, example.id, n_steps), n_steps)
     return layout(tokens, n_replaced, latent_tokens.block(n_latents))
 
 

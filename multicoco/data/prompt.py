@@ -80,13 +80,7 @@ class PromptBuilder:
         if self.tokenizer.chat_template is None:
             return [], self._encode("\n")
         text = {"type": "text", "text": _USER_TEXT}
-        content = (
-            [{"type": "image"}, text]
-            if with_image
-            else [text]
-            if self.image_token_id is not None
-            else _USER_TEXT
-        )
+        content = [{"type": "image"}, text] if with_image else [text] if self.image_token_id is not None else _USER_TEXT
         rendered = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )

@@ -160,9 +160,7 @@ def render_scenes(
     try:
         if out_dir.is_dir() and any(out_dir.iterdir()):
             if not _holds(out_dir, arguments, sizes):
-                raise UserError(
-                    f"{out_dir} is not empty and not the data set of {arguments}: give another folder"
-                )
+                raise UserError(f"{out_dir} is not empty and not the data set of {arguments}: give another folder")
             return sizes
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         # Renamed at the end, so that an interrupted run leaves no half data set.

@@ -18,6 +18,7 @@ from deepspeed import DeepSpeedEngine
 from multicoco.engine.deepspeed import whole_state_dict
 from multicoco.errors import UserError
 from multicoco.models.backbone import Backbone
+from multicoco.tracking import write_json, write_text
 
 _DEEPSPEED_TAG = "state"
 
@@ -57,7 +58,7 @@ class Checkpoints:
         weights = whole_state_dict(backbone.model)
         if rank == 0:
             backbone.save_pretrained(unfinished / "model", weights)
-            (unfinished / "trainer.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+            write_json(unfinished / "trainer.json", asdict(state))
             shutil.rmtree(path, ignore_errors=True)
             unfinished.rename(path)
             write_text(self.root / "latest", path.name)
@@ -65,8 +66,8 @@ class Checkpoints:
         dist.barrier()
         return path
 
-    def load(self, engine: DeepSpeedEngine) -> TrainerState:
-        """Puts the latest checkpoint into the engine. All ranks call it.
+    def load(self, engine: DeepSpeedEngine) -> None:
+        """Puts the latest checkpoint into the engine, its learning-rate schedule included. All ranks call it.
 
         Raises:
             UserError: there is none, or DeepSpeed cannot load it.
@@ -77,27 +78,16 @@ class Checkpoints:
         except Exception as error:
             raise UserError(f"checkpoint {path} does not fit this run: {error}") from error
         if loaded is None:
-            raise UserError(
-                f"checkpoint {path} holds no DeepSpeed state; start from its weights with load_model_path"
-            )
+            raise UserError(f"checkpoint {path} holds no DeepSpeed state; start from its weights with load_model_path")
         return read_state(path)
 
     def _prune(self) -> None:
         states = {path: read_state(path) for path in all_checkpoints(self.root)}
         newest = sorted(states, key=lambda path: states[path].epoch)[-self.keep :]
-        ranked = sorted(
-            (p for p in states if states[p].accuracy is not None), key=lambda p: rank_key(states[p])
-        )
+        ranked = sorted((p for p in states if states[p].accuracy is not None), key=lambda p: rank_key(states[p]))
         kept = {*newest, *ranked[len(ranked) - self.keep_best :]}
         for path in states.keys() - kept:
             shutil.rmtree(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file so that readers see the old or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def all_checkpoints(root: Path) -> list[Path]:

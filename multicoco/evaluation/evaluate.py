@@ -110,15 +110,11 @@ def evaluate(
 
     gathered: list = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, samples)
-    ordered = [
-        sample for _, sample in sorted((pair for part in gathered for pair in part), key=lambda pair: pair[0])
-    ]
+    ordered = [sample for _, sample in sorted((pair for part in gathered for pair in part), key=lambda pair: pair[0])]
     return {"mode": mode, **summarize(ordered), "seconds": time.time() - started}, ordered
 
 
-def _sample(
-    example: Example, new_ids: list[int], latent_passes: int, backbone: Backbone, config: RunConfig
-) -> dict:
+def _sample(example: Example, new_ids: list[int], latent_passes: int, backbone: Backbone, config: RunConfig) -> dict:
     """One line of the samples file. new_tokens counts the end-of-text token, and nothing after it."""
     eos = backbone.tokenizer.eos_token_id
     if eos in new_ids:

@@ -7,11 +7,12 @@ only what a recompute may see again: explicit columns, and handles that are writ
 """
 
 import torch
-from multicoco_kernels import LayerCache, cached_attention, first_handle
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from multicoco_kernels import LayerCache, cached_attention, first_handle
 
 ATTENTION_NAME = "multicoco_cached"
 
@@ -36,9 +37,7 @@ class StaticKVCache:
 
     def to_dynamic(self, length: int) -> DynamicCache:
         """Columns [0, length) as the cache that transformers' `generate` goes on from."""
-        return DynamicCache(
-            [(c.keys[:, :, :length], c.values[:, :, :length]) for _, c in sorted(self.layers.items())]
-        )
+        return DynamicCache([(c.keys[:, :, :length], c.values[:, :, :length]) for _, c in sorted(self.layers.items())])
 
 
 class Segment:

@@ -61,9 +61,7 @@ def split_columns(latent_columns: list[int], length: int, n_passes: int | None =
         if n_passes > length:
             raise ValueError(f"{n_passes} passes need as many columns, the batch has {length}: pad it")
         last = max(starts)
-        spare = [
-            column for column in (*range(last + 1, length), *range(last - 1, 0, -1)) if column not in starts
-        ]
+        spare = [column for column in (*range(last + 1, length), *range(last - 1, 0, -1)) if column not in starts]
         starts.update(spare[: n_passes - len(starts)])
     return sorted(starts)
 
@@ -89,9 +87,7 @@ class LatentReasoner(nn.Module):
         text_config = model.config.get_text_config()
         kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
-            raise ValueError(
-                f"latent passes need full attention in every layer, {model.config.model_type} has {kinds}"
-            )
+            raise ValueError(f"latent passes need full attention in every layer, {model.config.model_type} has {kinds}")
         for key in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
             if getattr(text_config, key, None) not in (None, 1.0):
                 raise ValueError(f"latent passes do not reproduce {key} of {model.config.model_type}")
@@ -230,9 +226,7 @@ class LatentReasoner(nn.Module):
         embeds = self.model.get_input_embeddings()(input_ids)
         if not self.sees_images:
             return embeds
-        if (
-            pixel_values is None
-        ):  # a blank tile that counts for nothing: every rank must call the same modules
+        if pixel_values is None:  # a blank tile that counts for nothing: every rank must call the same modules
             config = self.model.config.vision_config
             blank = embeds.new_zeros(1, config.num_channels, *config.image_size)
             return embeds + 0 * self._image_features(blank).sum().to(embeds)
@@ -243,14 +237,10 @@ class LatentReasoner(nn.Module):
     def _image_features(self, pixel_values: Tensor) -> Tensor:
         return self.model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
 
-    def _loss(
-        self, hidden: Tensor, head: nn.Linear, labels: Tensor, divisor: Tensor | float | None
-    ) -> Tensor:
+    def _loss(self, hidden: Tensor, head: nn.Linear, labels: Tensor, divisor: Tensor | float | None) -> Tensor:
         targets = labels[:, 1:]
         labelled = targets != IGNORE_INDEX
         if divisor is None:
             divisor = labelled.sum().clamp(min=1)
-        labelled[
-            :, 0
-        ] |= ~labelled.any()  # without labels still call the head, as other ranks do: its loss is 0
+        labelled[:, 0] |= ~labelled.any()  # without labels still call the head, as other ranks do: its loss is 0
         return self.cross_entropy(hidden[:, :-1][labelled], head, targets[labelled]) / divisor

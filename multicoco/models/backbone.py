@@ -108,9 +108,7 @@ def add_latent_tokens(backbone: Backbone, init_token: str | None = None) -> None
     if not present:
         init_token = init_token or tokenizer.eos_token
         if init_token not in vocabulary:
-            raise UserError(
-                f"coconut.latent_init_token: {init_token!r} is not a token of the model's vocabulary"
-            )
+            raise UserError(f"coconut.latent_init_token: {init_token!r} is not a token of the model's vocabulary")
         tokenizer.add_special_tokens(
             {"additional_special_tokens": list(LATENT_TOKENS)}, replace_extra_special_tokens=False
         )

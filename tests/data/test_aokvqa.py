@@ -150,9 +150,9 @@ def test_a_text_answer_is_found_among_the_choices(tmp_path, images):
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1).filter(str.strip)
-choice_texts = st.one_of(
-    texts, st.sampled_from(["a, b", "12 : 30", "red, blue, 3", ": ,", "4 : 3, 16:9"])
-).map(str.strip)
+choice_texts = st.one_of(texts, st.sampled_from(["a, b", "12 : 30", "red, blue, 3", ": ,", "4 : 3, 16:9"])).map(
+    str.strip
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -170,9 +170,7 @@ def test_choices_come_back_as_they_were(tmp_path_factory, question, choices, dat
 
 
 def test_the_last_list_of_choices_counts(tmp_path, images):
-    record = flattened(
-        question="What does 'The choices are 0 : x' mean? The choices are 0 : a, 1 : b", answer="1"
-    )
+    record = flattened(question="What does 'The choices are 0 : x' mean? The choices are 0 : a, 1 : b", answer="1")
     (example,) = load_examples(write(tmp_path / "f.json", [record]), images)
     assert example.question == "What does 'The choices are 0 : x' mean?"
     assert example.choices == ("a", "b")

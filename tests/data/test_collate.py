@@ -36,9 +36,7 @@ def test_padding_loses_nothing_and_lines_up(batch, for_generation, min_length):
     for i, row in enumerate(batch):
         assert ids[i, mask[i]].tolist() == row.input_ids
         assert (ids[i, ~mask[i]] == PAD).all() and (labels[i, ~mask[i]] == IGNORE_INDEX).all()
-        assert labels[i, mask[i]].tolist() == (
-            row.labels if row.counted else [IGNORE_INDEX] * len(row.labels)
-        )
+        assert labels[i, mask[i]].tolist() == (row.labels if row.counted else [IGNORE_INDEX] * len(row.labels))
         columns = mask[i].nonzero()[:, 0]
         assert len(columns) == columns[-1] - columns[0] + 1  # padding only outside the row
         if for_generation:

@@ -24,9 +24,7 @@ sizes = {
 
 
 def all_ranks(n, batch_size, world_size, accumulation, seed):
-    return [
-        RankBatches(n, batch_size, rank, world_size, accumulation, seed).batches for rank in range(world_size)
-    ]
+    return [RankBatches(n, batch_size, rank, world_size, accumulation, seed).batches for rank in range(world_size)]
 
 
 @given(**sizes)

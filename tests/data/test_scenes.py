@@ -140,9 +140,7 @@ def test_a_scene_drawn_again_is_thrown_away(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "draw_scene", twice)
     render_scenes(tmp_path / "s", train=6, val=6, test=0, kinds=["shape"])
     pictures = [
-        image_path(tmp_path / "s", r).read_bytes()
-        for s in ("train", "val")
-        for r in records(tmp_path / "s", s)
+        image_path(tmp_path / "s", r).read_bytes() for s in ("train", "val") for r in records(tmp_path / "s", s)
     ]
     assert len(set(pictures)) == 12
 

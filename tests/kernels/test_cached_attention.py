@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from multicoco_kernels import LayerCache, cached_attention, first_handle
 
 B, H, H_KV, L, D = 2, 4, 2, 11, 8

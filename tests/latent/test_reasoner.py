@@ -64,9 +64,7 @@ def make_batch(rows: list[tuple[list[int], list[int]]], left: list[int]) -> dict
 def batches(draw, image: bool):
     """Any composition: 0, 1 or many latents per row, aligned or not, padded on either side."""
     rng = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    shapes = draw(
-        st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=4)
-    )
+    shapes = draw(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=4))
     left = [draw(st.integers(0, 3)) for _ in shapes]
     batch = make_batch([make_row(rng, *shape, image=image) for shape in shapes], left)
     if image:
@@ -129,9 +127,7 @@ def test_fp32_agrees_to_fp32_rounding(tied):
     output = reasoner(**batch)
     output.loss.backward()
     torch.testing.assert_close(output.loss, loss, rtol=1e-5, atol=0)
-    assert_same_gradients(
-        reasoner.model, gradients(expected), 1e-4
-    )  # sums over ~50 positions of fp32 products
+    assert_same_gradients(reasoner.model, gradients(expected), 1e-4)  # sums over ~50 positions of fp32 products
 
 
 def test_bf16_runs_and_agrees_to_bf16_rounding():
@@ -140,9 +136,7 @@ def test_bf16_runs_and_agrees_to_bf16_rounding():
     batch["pixel_values"] = batch["pixel_values"].bfloat16()
     output = LatentReasoner(internvl().bfloat16(), LATENT)(**batch)
     assert output.loss.dtype == torch.float32  # cross-entropy is taken in fp32
-    torch.testing.assert_close(
-        output.loss.double(), loss, rtol=0.02, atol=0
-    )  # 8 bits of mantissa, a few layers
+    torch.testing.assert_close(output.loss.double(), loss, rtol=0.02, atol=0)  # 8 bits of mantissa, a few layers
 
 
 def test_a_row_does_not_depend_on_its_batch_mates():
@@ -264,10 +258,7 @@ class TestGenerate:
 
     def prompts(self) -> dict[str, torch.Tensor]:
         rng = torch.Generator().manual_seed(5)
-        rows = [
-            make_row(rng, n, prefix, suffix, image=True)
-            for n, prefix, suffix in ((3, 5, 1), (0, 4, 2), (2, 2, 1))
-        ]
+        rows = [make_row(rng, n, prefix, suffix, image=True) for n, prefix, suffix in ((3, 5, 1), (0, 4, 2), (2, 2, 1))]
         longest = max(len(ids) for ids, _ in rows)
         batch = make_batch(rows, left=[longest - len(ids) for ids, _ in rows])
         del batch["labels"]
@@ -319,8 +310,6 @@ class TestGenerate:
     def test_sampling_gives_that_many_sequences(self):
         sampled = GenerationConfig(**(self.config.to_dict() | {"do_sample": True, "num_return_sequences": 2}))
         tokens = (
-            LatentReasoner(internvl().double(), LATENT)
-            .eval()
-            .generate(**self.prompts(), generation_config=sampled)
+            LatentReasoner(internvl().double(), LATENT).eval().generate(**self.prompts(), generation_config=sampled)
         )
         assert tokens.shape[0] == 6

@@ -87,9 +87,7 @@ def test_a_latent_token_is_one_control_token_and_the_rest_keep_their_ids(tiny):
     backbone = load_backbone(str(tiny))
     control = set(backbone.tokenizer.all_special_ids)
     add_latent_tokens(backbone)
-    assert backbone.tokenizer.encode("<|latent|>", add_special_tokens=False) == [
-        backbone.latent_tokens.latent
-    ]
+    assert backbone.tokenizer.encode("<|latent|>", add_special_tokens=False) == [backbone.latent_tokens.latent]
     assert control < set(backbone.tokenizer.all_special_ids)
     assert backbone.tokenizer.decode([backbone.latent_tokens.latent], skip_special_tokens=True) == ""
 

@@ -1,0 +1,79 @@
+"""The `multicoco` command: prepare data and the offline model, sum a comparison up."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from multicoco.errors import UserError
+
+
+def prepare_scenes(args: argparse.Namespace) -> None:
+    from multicoco.data.scenes import render_scenes
+
+    counts = render_scenes(args.out, args.train, args.val, args.test, args.seed, args.kinds, args.hops)
+    print(f"{args.out}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
+
+
+def prepare_model(args: argparse.Namespace) -> None:
+    from multicoco.data.aokvqa import load_examples
+    from multicoco.models.tiny import build_tiny_internvl
+
+    if args.out.exists() and any(args.out.iterdir()):
+        raise UserError(f"{args.out} is not empty: give another --out or remove it")
+    examples = load_examples(args.data, args.data.parent, verify_images=False)
+    texts = ["\n".join([e.question, f"The choices are {', '.join(e.choices)}.", *e.steps]) for e in examples]
+    print(f"{build_tiny_internvl(texts, args.out, args.seed)}: tiny InternVL, random weights")
+
+
+def summarize(args: argparse.Namespace) -> None:
+    from multicoco.evaluation.report import format_table, write_summary
+
+    evaluations = {mode: run for mode in ("vanilla", "cot", "coconut") if (run := getattr(args, mode)) is not None}
+    if not evaluations:
+        raise UserError("name at least one run: --vanilla, --cot or --coconut")
+    print(format_table(write_summary(evaluations, args.trained, args.out)))
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="multicoco", description="Tools around MultiCoCo's train.py.")
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+    prepare = commands.add_parser("prepare", help="make a data set or a model").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+
+    scenes = prepare.add_parser("scenes", help="render generated scenes in the A-OKVQA format")
+    scenes.add_argument("--out", type=Path, required=True)
+    for split, default in (("train", 8000), ("val", 500), ("test", 100)):
+        scenes.add_argument(f"--{split}", type=int, default=default, help=f"records (default {default})")
+    scenes.add_argument("--seed", type=int, default=0)
+    scenes.add_argument("--kinds", nargs="+", default=["tile", "shape"], help="kinds of question (default: tile shape)")
+    scenes.add_argument("--hops", type=int, default=3, help="reasoning steps of each question (default 3)")
+    scenes.set_defaults(run=prepare_scenes)
+
+    model = prepare.add_parser("model", help="write a tiny InternVL with random weights and a tokenizer for the data")
+    model.add_argument("--data", type=Path, required=True, help="JSON file that the tokenizer is trained on")
+    model.add_argument("--out", type=Path, required=True)
+    model.add_argument("--seed", type=int, default=0)
+    model.set_defaults(run=prepare_model)
+
+    summary = commands.add_parser("summarize", help="compare evaluations: a table, and JSON")
+    for mode in ("vanilla", "cot", "coconut"):
+        summary.add_argument(f"--{mode}", type=Path, metavar="RUN", help=f"run folder with a {mode} evaluation")
+    summary.add_argument("--trained", type=Path, nargs="*", default=[], metavar="RUN", help="runs whose time counts")
+    summary.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    summary.set_defaults(run=summarize)
+    return root
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Accuracy with its uncertainty, and what it cost in tokens."""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist, fmean
+
+
+def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927), sound for small n and proportions near 0 and 1.
+
+    Returns: (low, high); (0, 1) for n = 0.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = correct / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    margin = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - margin), min(1.0, centre + margin)
+
+
+def summarize(samples: Sequence[dict]) -> dict:
+    """Sums up samples (see `evaluate`): those with a known answer make the accuracy, all of them the means.
+
+    chance is the accuracy of guessing among the choices; None if there are questions without choices.
+    """
+    marked = [sample for sample in samples if sample["correct"] is not None]
+    correct = sum(sample["correct"] for sample in marked)
+    multiple_choice = all(sample["choices"] for sample in samples)
+    return {
+        "accuracy": correct / len(marked) if marked else None,
+        "n": len(marked),
+        "ci95": list(wilson_interval(correct, len(marked))),
+        "chance": fmean(1 / len(sample["choices"]) for sample in samples) if samples and multiple_choice else None,
+        "mean_new_tokens": fmean(sample["new_tokens"] for sample in samples) if samples else None,
+        "mean_latent_passes": fmean(sample["latent_passes"] for sample in samples) if samples else None,
+        "n_unparsed": sum(sample["extracted"] is None for sample in samples),
+    }

@@ -1,0 +1,77 @@
+"""A comparison of runs: one row per mode, as a table and as JSON."""
+
+import json
+from pathlib import Path
+
+from multicoco.errors import UserError
+from multicoco.tracking import write_json
+
+_KEYS = ("accuracy", "n", "ci95", "mean_new_tokens", "mean_latent_passes", "seconds")
+
+
+def write_summary(evaluations: dict[str, Path], trained: list[Path], out: Path) -> dict:
+    """Sums up evaluations into one JSON file.
+
+    Args:
+        evaluations: mode -> run folder whose newest evaluation in that mode counts.
+        trained: run folders whose training time is added up.
+        out: the JSON file to write.
+
+    Returns:
+        What was written: "modes" (mode -> accuracy, n, ci95, ...), "chance", "train_seconds".
+
+    Raises:
+        UserError: a run has no such evaluation or no metrics.
+    """
+    summaries = {mode: _read_json(run / "evaluation" / f"{mode}.json") for mode, run in evaluations.items()}
+    summary = {
+        "modes": {mode: {key: summary[key] for key in _KEYS} for mode, summary in summaries.items()},
+        "chance": next(iter(summaries.values()))["chance"],
+        "train_seconds": sum(_train_seconds(run) for run in trained),
+    }
+    write_json(out, summary)
+    return summary
+
+
+def format_table(summary: dict) -> str:
+    """The summary as aligned text."""
+    header = ["mode", "accuracy", "95% interval", "n", "tokens", "latent passes", "seconds"]
+    rows = [
+        [
+            mode,
+            f"{row['accuracy']:.3f}",
+            "{:.3f} - {:.3f}".format(*row["ci95"]),
+            str(row["n"]),
+            f"{row['mean_new_tokens']:.1f}",
+            f"{row['mean_latent_passes']:.1f}",
+            f"{row['seconds']:.1f}",
+        ]
+        for mode, row in summary["modes"].items()
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
+    chance = "" if summary["chance"] is None else f"chance {summary['chance']:.3f}, "
+    return "\n".join([*lines, f"{chance}training {summary['train_seconds'] / 60:.1f} minutes in all"])
+
+
+def _train_seconds(run: Path) -> float:
+    lines = _read(run / "metrics.jsonl").splitlines()
+    return sum(json.loads(line).get("train/epoch_seconds", 0.0) for line in lines)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(_read(path))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from error
+    missing = [key for key in (*_KEYS, "chance") if key not in content]
+    if missing:
+        raise UserError(f"{path}: not an evaluation, {', '.join(missing)} missing: evaluate the run again")
+    return content
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): run the training or evaluation first") from error

@@ -1,0 +1,177 @@
+"""What a run leaves to read: metrics.jsonl, samples, evaluations, its config and environment, W&B, a progress bar.
+
+<run folder>/config.yaml            resolved; an earlier, different one is kept as config.1.yaml, ...
+<run folder>/environment.json       git revision, versions, host, command
+<run folder>/metrics.jsonl          one object a line; a value that is not finite is null
+<run folder>/samples/<name>.jsonl   one generated answer a line
+<run folder>/evaluation/<mode>.json summary of the newest evaluation in a mode
+"""
+
+import json
+import logging
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from multicoco.config import RunConfig
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("torch", "deepspeed", "transformers", "multicoco")
+_QUIET_SECONDS = 15  # between lines of a progress bar that goes to a file
+
+
+def environment() -> dict[str, Any]:
+    """Revision of the source, versions, host and command of this process."""
+    return {
+        "git": _git_revision(Path(__file__).parent),
+        "python": platform.python_version(),
+        **{package: _version(package) for package in _PACKAGES},
+        "host": platform.node(),
+        "command": shlex.join(sys.argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that readers see the old or the new file, never half of one."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_json`, for text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+class Tracker:
+    """Writes a run's records. Only rank 0's is enabled; the others' do nothing."""
+
+    def __init__(self, run_dir: Path, config: RunConfig, enabled: bool = True):
+        self.run_dir = run_dir
+        self.enabled = enabled
+        self.wandb_run = None
+        if enabled:
+            self._keep_earlier_config(config.to_yaml())
+            write_text(run_dir / "config.yaml", config.to_yaml())
+            write_json(run_dir / "environment.json", environment())
+            self.metrics_file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+            if config.wandb.mode != "disabled":
+                self._guarded("start", lambda: self._start_wandb(config))
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        """Appends one line to metrics.jsonl, with the step and the time in unix seconds, and logs to W&B."""
+        if not self.enabled:
+            return
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+        print(json.dumps({"step": step, "time": time.time(), **finite}), file=self.metrics_file, flush=True)
+        if self.wandb_run is not None:
+            self._guarded("log to", lambda: self.wandb_run.log(metrics, step=step))
+
+    def log_evaluation(self, name: str, mode: str, summary: dict, samples: list[dict], step: int) -> None:
+        """An evaluation's summary and samples; `name` tells the samples of a run's evaluations apart."""
+        if not self.enabled:
+            return
+        lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        write_text(self.run_dir / "samples" / f"{name}_{mode}.jsonl", lines)
+        write_json(self.run_dir / "evaluation" / f"{mode}.json", summary)
+        low, high = summary["ci95"]
+        numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
+        self.log({f"eval/{mode}/{key}": value for key, value in numbers.items()}, step)
+        accuracy = "unknown" if summary["accuracy"] is None else f"{summary['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+        tqdm.write(f"{name} {mode}: accuracy {accuracy}, n {summary['n']}, {summary['seconds']:.0f} s")
+
+    def progress(self, total: int, description: str) -> tqdm:
+        """A progress bar with the time left; in a file a line now and then, on other ranks nothing."""
+        on_terminal = sys.stderr.isatty()
+        return tqdm(
+            total=total,
+            desc=description,
+            disable=not self.enabled,
+            dynamic_ncols=on_terminal,
+            mininterval=0.1 if on_terminal else _QUIET_SECONDS,
+            maxinterval=10 if on_terminal else 4 * _QUIET_SECONDS,
+        )
+
+    def close(self) -> None:
+        if self.enabled:
+            self.metrics_file.close()
+            if self.wandb_run is not None:
+                self._guarded("finish", self.wandb_run.finish)
+
+    def _keep_earlier_config(self, new: str) -> None:
+        path = self.run_dir / "config.yaml"
+        if path.exists() and path.read_text(encoding="utf-8") != new:
+            path.rename(next(p for n in count(1) if not (p := path.with_name(f"config.{n}.yaml")).exists()))
+
+    def _start_wandb(self, config: RunConfig) -> None:
+        import wandb
+
+        mode = config.wandb.mode
+        if mode == "online" and not _has_wandb_login():
+            logger.warning("W&B: no login on this machine, logging offline; `wandb sync %s` later", self.run_dir)
+            mode = "offline"
+        self.wandb_run = wandb.init(
+            project=config.project,
+            name=config.name,
+            entity=config.wandb.entity,
+            group=config.wandb.group,
+            tags=config.wandb.tags,
+            mode=mode,
+            dir=self.run_dir,
+            config=config.model_dump(mode="json"),
+            settings=wandb.Settings(silent=True),
+        )
+
+    def _guarded(self, action: str, call: Any) -> None:
+        """W&B must never stop a run: after its first failure it is left alone."""
+        try:
+            call()
+        except Exception as error:
+            logger.warning(
+                "W&B: could not %s the run (%s); going on without it, metrics.jsonl is complete", action, error
+            )
+            self.wandb_run = None
+
+
+def _has_wandb_login() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision(folder: Path) -> dict[str, Any] | None:
+    """Commit and whether the source differs from it; None outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,88 @@
+"""The engine settings that are compared with a single process, and the batches they train on."""
+
+from dataclasses import dataclass, field
+
+import torch
+from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD
+
+from multicoco.config import RunConfig
+
+GLOBAL_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """zero: the ds_config's section. Steps 0 .. reset_after - 1 are one stage, the others the next."""
+
+    zero: dict = field(default_factory=dict)
+    checkpointing: bool = False
+    frozen: bool = False
+    accumulation: int = 1
+    steps: int = 6
+    reset_after: int = 3
+
+
+CASES = {
+    **{
+        f"zero{stage}{'_checkpointing' * checkpointing}": Case({"stage": stage}, checkpointing)
+        for stage in range(4)
+        for checkpointing in (False, True)
+    },
+    "zero2_accumulation": Case({"stage": 2}, accumulation=2),
+    "zero3_accumulation": Case({"stage": 3}, checkpointing=True, accumulation=2),
+    "zero2_frozen": Case({"stage": 2}, checkpointing=True, frozen=True),
+    "zero3_frozen": Case({"stage": 3}, checkpointing=True, frozen=True),
+}
+
+
+def run_config(case: Case) -> RunConfig:
+    return RunConfig(
+        mode="coconut_train",
+        name="case",
+        model_id="none",
+        train_path="train.json",
+        coconut={"enabled": True},
+        activation_checkpointing=case.checkpointing,
+        batch_size=GLOBAL_BATCH // 2 // case.accumulation,
+        gradient_accumulation_steps=case.accumulation,
+        lr=1e-2,
+        weight_decay=0.1,
+        betas=(0.9, 0.95),
+        max_grad_norm=0.5,
+        lr_schedule="cosine",
+        warmup_steps=1,
+    )
+
+
+def row(step: int, index: int) -> tuple[list[int], list[int]]:
+    """(input_ids, labels): an image, 2 to 5 words, 0 to 4 latents, 3 to 4 labelled words."""
+    rng = torch.Generator().manual_seed(100 * step + index)
+    words = torch.randint(0, 60, (9,), generator=rng).tolist()
+    context = [IMAGE] * IMAGE_TOKENS + words[: 2 + index] + [LATENT] * ((step + index) % 5)
+    answer = words[-(3 + index % 2) :]
+    return context + answer, [-100] * len(context) + answer
+
+
+def collate(step: int, indices: range) -> dict[str, torch.Tensor]:
+    rows = [row(step, i) for i in indices]
+    length, first = 24, 12
+    batch = {
+        "input_ids": torch.full((len(rows), length), PAD),
+        "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
+        "labels": torch.full((len(rows), length), -100),
+    }
+    for i, (ids, labels) in enumerate(rows):
+        left = first - (ids.index(LATENT) if LATENT in ids else 8)
+        batch["input_ids"][i, left : left + len(ids)] = torch.tensor(ids)
+        batch["attention_mask"][i, left : left + len(ids)] = 1
+        batch["labels"][i, left : left + len(ids)] = torch.tensor(labels)
+    pixels = torch.Generator().manual_seed(step)
+    batch["pixel_values"] = torch.randn(GLOBAL_BATCH, 3, 56, 56, generator=pixels)[list(indices)]
+    return batch
+
+
+def batches(step: int, accumulation: int, rank: int = 0, world_size: int = 1) -> list[dict[str, torch.Tensor]]:
+    """A rank's micro-batches of a step; a single process without accumulation gets the whole global batch."""
+    size = GLOBAL_BATCH // (accumulation * world_size)
+    starts = [(micro * world_size + rank) * size for micro in range(accumulation)]
+    return [collate(step, range(start, start + size)) for start in starts]
