@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,7 +48,7 @@ def test_latents_at_evaluation_are_those_of_training_where_the_steps_suffice(sch
 def test_stages_follow_each_other_for_their_epochs(schedule):
     stages = [schedule.stage(epoch) for epoch in range(60)]
     assert stages[0] == min(schedule.first_stage, schedule.max_latent_stage + 1)
-    assert all(b - a in (0, 1) for a, b in zip(stages, stages[1:], strict=False))
+    assert all(b - a in (0, 1) for a, b in pairwise(stages))
     assert stages[-1] == schedule.max_latent_stage + 1  # further on nothing changes any more
     lengths = schedule.epochs_per_stage
     for stage, count in Counter(stages).items():

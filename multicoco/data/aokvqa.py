@@ -144,10 +144,8 @@ def _parse(record: object, index: int, image_root: Path, steps_from: StepsFrom) 
     if not isinstance(record, dict):
         raise UserError(f"must be a JSON object, found {record!r:.60}")
     key = next((key for key in ID_KEYS if key in record), None)
-    if key is None:
-        record_id = str(index)
-    else:
-        record_id = str(record[key]) if type(record[key]) is int else _text(record[key], key)
+    value = index if key is None else record[key]
+    record_id = str(value) if type(value) is int else _text(value, key)
     official = "image" not in record and ("image_id" in record or "choices" in record)
     return (_official if official else _flattened)(record, record_id, image_root, steps_from)
 

@@ -45,7 +45,7 @@ class Collator:
         self.min_length = min_length
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor | list | None]:
-        """Returns input_ids, attention_mask, labels (B, T), pixel_values (N, 3, H, W) or None, index, counted (lists)."""
+        """input_ids, attention_mask, labels: (B, T); pixel_values: (N, 3, H, W) or None; index, counted: lists."""
         left = self._left_padding(rows)
         length = max(self.min_length, *(pad + len(row.input_ids) for pad, row in zip(left, rows, strict=True)))
         if self.for_generation:

@@ -22,7 +22,7 @@ def build_optimizer(
 
 
 def lr_factor(step: int, schedule: str, warmup_steps: int, total_steps: int) -> float:
-    """The factor on the peak learning rate at a step counted from 0: linear warm-up, then constant, linear or cosine."""
+    """The factor on the peak learning rate at a step, from 0: linear warm-up, then constant, linear or cosine."""
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask
@@ -13,7 +14,7 @@ from multicoco.latent.loss import LabelledCrossEntropy
 
 
 @dataclass
-class LatentOutput:
+class LatentOutput(ModelOutput):
     """What `LatentReasoner.forward` returns.
 
     Attributes:
@@ -22,8 +23,8 @@ class LatentOutput:
         logits: (B, T, V), or None unless asked for.
     """
 
-    loss: Tensor | None
-    thoughts: Tensor
+    loss: Tensor | None = None
+    thoughts: Tensor | None = None
     logits: Tensor | None = None
 
 
@@ -135,7 +136,7 @@ class LatentReasoner(nn.Module):
         head = self.model.get_output_embeddings()
         loss = None if labels is None else self._loss(passes.hidden, head, labels, loss_divisor)
         logits = head(passes.hidden) if return_logits else None
-        return LatentOutput(loss, passes.thoughts, logits)
+        return LatentOutput(loss=loss, thoughts=passes.thoughts, logits=logits)
 
     @torch.no_grad()
     def generate(

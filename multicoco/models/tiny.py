@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
+INITIALIZER_RANGE = 0.06  # the usual 0.02 is for wider models: with it, CoT takes twice as many steps to learn
 IMAGE_SIZE = 84  # pixels: 6 x 6 patches of 14, 3 x 3 image tokens after down-sampling by 0.5
 
 _CONTROL_TOKENS = (
@@ -86,6 +87,7 @@ def build_tiny_internvl(
             "image_size": (IMAGE_SIZE, IMAGE_SIZE),
             "patch_size": (14, 14),
             "layer_scale_init_value": 1.0,  # the default, 0.1, is meant for pretrained weights
+            "initializer_range": INITIALIZER_RANGE,
         },
         text_config={
             "model_type": "qwen2",
@@ -95,6 +97,7 @@ def build_tiny_internvl(
             "num_hidden_layers": text_layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
+            "initializer_range": INITIALIZER_RANGE,
             "max_position_embeddings": 2048,
             "bos_token_id": None,
             "eos_token_id": tokenizer.eos_token_id,

@@ -93,7 +93,7 @@ def test_a_latent_token_is_one_control_token_and_the_rest_keep_their_ids(tiny):
 
 
 def test_an_unknown_initial_token_is_refused(tiny):
-    with pytest.raises(UserError, match="latent_init_token.*<<"):
+    with pytest.raises(UserError, match=r"latent_init_token.*<<"):
         add_latent_tokens(load_backbone(str(tiny)), "<<")
 
 

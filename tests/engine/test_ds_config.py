@@ -1,0 +1,122 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from multicoco.config import RunConfig
+from multicoco.engine.ds_config import resolve_ds_config
+from multicoco.errors import UserError
+
+DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
+
+
+def run_config(**fields) -> RunConfig:
+    defaults = {
+        "mode": "cot_train",
+        "name": "x",
+        "model_id": "m",
+        "train_path": "t.json",
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "max_grad_norm": 0.7,
+        "lr": 3e-4,
+    }
+    return RunConfig(**(defaults | fields))
+
+
+def resolve(tmp_path, ds_config, **fields) -> dict:
+    path = tmp_path / "ds.json"
+    path.write_text(ds_config if isinstance(ds_config, str) else json.dumps(ds_config))
+    return resolve_ds_config(path, run_config(**fields), world_size=3, hidden_size=10)
+
+
+def refused(tmp_path, ds_config, **fields) -> str:
+    with pytest.raises(UserError) as caught:
+        resolve(tmp_path, ds_config, **fields)
+    return str(caught.value)
+
+
+OWNED = {
+    "train_micro_batch_size_per_gpu": 4,
+    "gradient_accumulation_steps": 2,
+    "train_batch_size": 24,
+    "gradient_clipping": 0.7,
+}
+
+
+@pytest.mark.parametrize("given", [{}, dict.fromkeys(OWNED, "auto"), OWNED])
+def test_absent_auto_and_equal_values_come_from_the_run_config(tmp_path, given):
+    resolved = resolve(tmp_path, given, bf16=True)
+    assert {key: resolved[key] for key in OWNED} == OWNED
+    assert resolved["bf16"] == {"enabled": True} and resolved["fp16"] == {"enabled": False}
+    assert resolved["zero_optimization"]["stage"] == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "run_key"),
+    [
+        ("train_micro_batch_size_per_gpu", 5, "batch_size"),
+        ("gradient_accumulation_steps", 1, "gradient_accumulation_steps"),
+        ("train_batch_size", 8, "batch_size * gradient_accumulation_steps * 3 ranks"),
+        ("gradient_clipping", 1.0, "max_grad_norm"),
+    ],
+)
+def test_a_contradiction_names_both_keys_and_values(tmp_path, key, value, run_key):
+    message = refused(tmp_path, {key: value})
+    assert f"{key} is {value}" in message and f"{run_key} in the run config is {OWNED[key]}" in message
+
+
+def test_contradictions_inside_sections(tmp_path):
+    assert "bf16.enabled is true, but bf16 in the run config is false" in refused(tmp_path, {"bf16": {"enabled": True}})
+    optimizer = {"type": "AdamW", "params": {"lr": 1e-3}}
+    assert "optimizer.params.lr is 0.001, but lr in the run config" in refused(tmp_path, {"optimizer": optimizer})
+
+
+def test_other_settings_of_a_precision_section_stay(tmp_path):
+    resolved = resolve(tmp_path, {"fp16": {"enabled": "auto", "initial_scale_power": 8}}, fp16=True)
+    assert resolved["fp16"] == {"enabled": True, "initial_scale_power": 8}
+
+
+def test_an_agreeing_optimizer_section_is_checked_and_left_to_the_engine(tmp_path):
+    optimizer = {"type": "AdamW", "params": {"lr": "auto", "betas": [0.9, 0.999], "weight_decay": 0.01}}
+    assert "optimizer" not in resolve(tmp_path, {"optimizer": optimizer})
+
+
+def test_zero3_sizes_follow_the_hidden_size(tmp_path):
+    autos = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
+    zero = resolve(tmp_path, {"zero_optimization": {"stage": 3, **dict.fromkeys(autos, "auto")}})["zero_optimization"]
+    assert [zero[key] for key in autos] == [100, 90, 100]
+
+
+@pytest.mark.parametrize(
+    ("ds_config", "expected"),
+    [
+        ({"scheduler": {"type": "WarmupLR"}}, "lr_schedule"),
+        ({"activation_checkpointing": {}}, "remove it here"),
+        ({"optimizer": {"type": "Lamb"}}, "AdamW"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4"),
+        ({"zero_optimization": {"allgather_bucket_size": "auto"}}, 'zero_optimization.allgather_bucket_size is "auto"'),
+        ({"wall_clock_breakdown": "auto"}, 'wall_clock_breakdown is "auto"'),
+        ({"zero_optimization": 2}, "zero_optimization must be a JSON object"),
+        ({"bf16": True}, "bf16 must be a JSON object"),
+        ("[]", "JSON object"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_bad_ds_configs_are_refused(tmp_path, ds_config, expected):
+    message = refused(tmp_path, ds_config)
+    assert expected in message and "ds.json" in message
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.json"):
+        resolve_ds_config(tmp_path / "none.json", run_config(), 1, 8)
+
+
+@pytest.mark.parametrize("path", sorted(DS_CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_ds_configs_resolve(path):
+    resolved = resolve_ds_config(path, run_config(), world_size=2, hidden_size=64)
+    zero = resolved["zero_optimization"]
+    assert path.stem == f"zero{zero['stage']}" + ("_offload" if "offload_optimizer" in zero else "")
+    assert ("offload_param" in zero) == (path.stem == "zero3_offload")
+    assert json.loads(path.read_text())["gradient_clipping"] == "auto"  # stated, since DeepSpeed's default is 1.0

@@ -1,0 +1,134 @@
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from multicoco.config import RunConfig, Wandb, load_config
+from multicoco.tracking import Tracker, environment
+
+
+def run_config(**fields) -> RunConfig:
+    return RunConfig(mode="cot_train", name="x", model_id="m", train_path="t", **fields)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+SUMMARY = {"mode": "cot", "accuracy": 0.5, "n": 2, "ci95": [0.1, 0.9], "chance": None, "seconds": 1.0}
+
+
+def test_metrics_lines_carry_step_and_time_and_are_there_at_once(tmp_path):
+    tracker = Tracker(tmp_path, run_config())
+    tracker.log({"train/loss": 1.5, "train/lr": float("nan"), "stage": 1}, step=3)
+    [line] = lines(tmp_path / "metrics.jsonl")
+    assert line.pop("time") > 1.7e9
+    assert line == {"step": 3, "train/loss": 1.5, "train/lr": None, "stage": 1}
+
+
+def test_a_second_start_appends_and_keeps_an_earlier_config(tmp_path):
+    for lr in (1.0, 2.0, 2.0):
+        tracker = Tracker(tmp_path, run_config(lr=lr))
+        tracker.log({"a": 1}, step=1)
+        tracker.close()
+    assert len(lines(tmp_path / "metrics.jsonl")) == 3
+    assert load_config(tmp_path / "config.yaml").lr == 2.0
+    assert load_config(tmp_path / "config.1.yaml").lr == 1.0
+    assert not (tmp_path / "config.2.yaml").exists()
+
+
+def test_an_evaluation_leaves_summary_samples_and_metrics(tmp_path):
+    tracker = Tracker(tmp_path, run_config())
+    samples = [{"id": "1", "generated": "Zürich\n"}, {"id": "2", "generated": ""}]
+    tracker.log_evaluation("epoch_0001", "cot", SUMMARY, samples, step=7)
+    assert lines(tmp_path / "samples" / "epoch_0001_cot.jsonl") == samples
+    assert json.loads((tmp_path / "evaluation" / "cot.json").read_text()) == SUMMARY
+    [line] = lines(tmp_path / "metrics.jsonl")
+    assert line["eval/cot/accuracy"] == 0.5 and line["step"] == 7
+
+
+def test_environment_names_versions_and_revision(tmp_path):
+    Tracker(tmp_path, run_config())
+    saved = json.loads((tmp_path / "environment.json").read_text())
+    assert saved["torch"] == torch.__version__.partition("+")[0] or saved["torch"] == torch.__version__
+    assert saved["python"] == ".".join(map(str, sys.version_info[:3]))
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert (saved["git"] or {}).get("commit", "") == head.stdout.strip()
+    assert environment()["command"]
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    tracker = Tracker(tmp_path / "run", run_config(wandb=Wandb(mode="online")), enabled=False)
+    tracker.log({"a": 1}, step=1)
+    tracker.log_evaluation("e", "cot", SUMMARY, [], step=1)
+    with tracker.progress(3, "x") as progress:
+        progress.update()
+    tracker.close()
+    assert not (tmp_path / "run").exists()
+
+
+class TestWandb:
+    @pytest.fixture
+    def fake(self, monkeypatch):
+        """A stand-in for the wandb module that notes its calls, and fails where it is told to."""
+        calls, failing = [], set()
+
+        def call(name):
+            def record(*args, **kwargs):
+                if name in failing:
+                    raise ConnectionError("unreachable")
+                calls.append((name, args, kwargs))
+                return run
+
+            return record
+
+        run = SimpleNamespace(log=call("log"), finish=call("finish"))
+        module = SimpleNamespace(init=call("init"), Settings=lambda **_: None)
+        monkeypatch.setitem(sys.modules, "wandb", module)
+        monkeypatch.delenv("WANDB_API_KEY", raising=False)
+        monkeypatch.setenv("NETRC", "/nonexistent")
+        monkeypatch.setenv("HOME", "/nonexistent")
+        return SimpleNamespace(calls=calls, failing=failing)
+
+    def run(self, tmp_path, mode) -> list[dict]:
+        tracker = Tracker(tmp_path, run_config(wandb=Wandb(mode=mode, tags=["t"])))
+        for step in (1, 2):
+            tracker.log({"a": step}, step=step)
+        tracker.close()
+        return lines(tmp_path / "metrics.jsonl")
+
+    @pytest.mark.parametrize("mode", ["online", "offline"])
+    def test_logs_every_step(self, tmp_path, fake, mode, monkeypatch):
+        monkeypatch.setenv("WANDB_API_KEY", "k")
+        self.run(tmp_path, mode)
+        assert [name for name, *_ in fake.calls] == ["init", "log", "log", "finish"]
+        init = fake.calls[0][2]
+        assert (init["project"], init["name"], init["mode"], init["tags"]) == ("multicoco", "x", mode, ["t"])
+        assert init["config"]["model_id"] == "m"
+        assert [kwargs["step"] for _, _, kwargs in fake.calls[1:3]] == [1, 2]
+
+    def test_online_without_a_login_goes_offline_with_a_warning(self, tmp_path, fake, caplog):
+        self.run(tmp_path, "online")
+        assert fake.calls[0][2]["mode"] == "offline"
+        assert "no login" in caplog.text
+
+    def test_disabled_does_not_import_it(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
+        assert len(self.run(tmp_path, "disabled")) == 2
+
+    @pytest.mark.parametrize("where", ["init", "log", "finish"])
+    def test_its_failures_never_stop_a_run(self, tmp_path, fake, caplog, where):
+        fake.failing.add(where)
+        with caplog.at_level(logging.WARNING):
+            assert len(self.run(tmp_path, "offline")) == 2
+        assert caplog.text.count("unreachable") == 1
+
+    def test_the_real_one_writes_offline_files_under_the_run(self, tmp_path):
+        pytest.importorskip("wandb")
+        self.run(tmp_path, "offline")
+        assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
