@@ -16,8 +16,23 @@ $(READY): constraints.txt setup.py
 	$(BIN)/pip install --quiet --no-build-isolation -c constraints.txt -e '.[test]'
 	touch $@
 
+# Two processes on this machine, ZeRO-2: CoT, then Coconut in stages, and the same model without reasoning.
+DEMO := runs/demo
+LAUNCH := OMP_NUM_THREADS=1 $(BIN)/deepspeed --num_gpus 2 train.py
+
 demo: $(READY)
-	bash examples/demo.sh
+	rm -rf $(DEMO)
+	$(BIN)/multicoco prepare scenes --out $(DEMO)/scenes --kinds tile
+	$(BIN)/multicoco prepare model --data $(DEMO)/scenes/aokvqa_v1p0_train.json --out $(DEMO)/model
+	$(LAUNCH) args/scenes_cot.yaml
+	$(LAUNCH) args/scenes_coconut.yaml
+	$(LAUNCH) args/scenes_vanilla.yaml
+	$(LAUNCH) args/scenes_vanilla_eval.yaml
+	$(LAUNCH) args/scenes_cot_eval.yaml
+	$(LAUNCH) args/scenes_coconut_eval.yaml
+	$(BIN)/multicoco summarize --out $(DEMO)/summary.json \
+		--vanilla $(DEMO)/vanilla_eval --cot $(DEMO)/cot_eval --coconut $(DEMO)/coconut_eval \
+		--trained $(DEMO)/cot $(DEMO)/coconut $(DEMO)/vanilla
 
 test: lint
 	$(BIN)/python -m pytest

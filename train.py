@@ -34,6 +34,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    is_rank_0 = os.environ.get("RANK", "0") == "0"
     try:
         overrides = [
             *args.overrides,
@@ -41,13 +42,14 @@ def main() -> int:
         ]
         config = load_config(args.config, overrides)
         if args.print_config:
-            print(config.to_yaml(), end="")
+            if is_rank_0:
+                print(config.to_yaml(), end="")
             return 0
         from multicoco.trainer import Trainer  # imports torch, transformers and deepspeed
 
         Trainer(config).run()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if is_rank_0:
             print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -6,25 +6,35 @@ Light on purpose (no torch): `train.py --help` and `--print-config` answer at on
 """
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from multicoco.errors import UserError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 # users of the original Coconut write `load_model_path: None`, which YAML reads as text
 OptionalStr = Annotated[str | None, BeforeValidator(lambda v: None if v in ("None", "none", "null", "") else v)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),  # model_id is a key of ours
+    )
 
 
 class Freeze(Section):
@@ -36,25 +46,25 @@ class Freeze(Section):
 class Generation(Section):
     max_new_tokens: PositiveInt = Field(128, description="longest answer, in tokens")
     do_sample: bool = Field(False, description="sample instead of greedy or beam search")
-    temperature: float = Field(1.0, gt=0, description="of sampling")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus of sampling")
-    num_beams: PositiveInt = Field(1, description="beams of beam search")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling: probability mass to sample from")
+    num_beams: PositiveInt = Field(1, description="beams of beam search; 1: none")
 
 
 class Coconut(Section):
     enabled: bool = Field(False, description="reason with latent tokens")
     c_thought: PositiveInt = Field(1, description="latent tokens per replaced step")
-    epochs_per_stage: PositiveInt | list[PositiveInt] = Field(
+    epochs_per_stage: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] = Field(
         1, description="epochs of a stage; a list gives each stage its own from the first on, the last one repeats"
     )
     max_latent_stage: PositiveInt = Field(1, description="last stage that adds latent tokens")
     pad_latent_to_max: bool = Field(False, description="give examples with fewer steps max_latent_stage latents too")
-    uniform_prob: float = Field(0.0, ge=0, le=1, description="probability that an example draws another stage")
+    uniform_prob: float = Field(0.0, ge=0, le=1, description="probability that an example draws its stage uniformly")
     first_stage: NonNegativeInt | None = Field(
         None, description="stage of the first epoch; null: 1 with load_model_path (a CoT checkpoint), otherwise 0"
     )
     latent_init_token: OptionalStr = Field(
-        None, description="token whose embedding the latent tokens start from; null: end of text"
+        None, description="token whose embedding the latent tokens start from; null: the tokenizer's eos"
     )
 
 
@@ -79,10 +89,10 @@ class RunConfig(Section):
         description="train with written reasoning, with latent reasoning, without reasoning; or only evaluate"
     )
     project: str = Field("multicoco", description="W&B project")
-    name: str = Field(min_length=1, pattern=r"^[^/\\]+$", description="name of the run")
+    name: str = Field(pattern=r"^[^/\\]*[^/\\.\s][^/\\]*$", description="name of the run, and of its folder")
     output_dir: str = Field("runs", description="folder of all runs")
     use_run_name_in_output_dir: bool = Field(True, description="the run's folder is output_dir/name, not output_dir")
-    seed: NonNegativeInt = Field(0, description="of weights, order, mixing and sampling")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of new weights, data order, stage mixing and sampling")
     resume: bool | NonNegativeInt = Field(
         False, description="true: go on from the run folder's latest checkpoint; N: skip the first N epochs"
     )
@@ -93,11 +103,11 @@ class RunConfig(Section):
         description="weights to start from: a run folder (its best checkpoint), a checkpoint, or a model directory",
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
-    freeze: Freeze = Field(Freeze(), description="")
+    freeze: Freeze = Freeze()
     activation_checkpointing: bool = Field(False, description="recompute activations in backward: less memory")
     kernel: Literal["auto", "reference"] = Field("auto", description="implementation of the cached attention")
 
-    data_dir: str = Field(".", description="folder of train_path and val_path")
+    data_dir: str = Field(".", description="folder that train_path and val_path are relative to")
     image_dir: OptionalStr = Field(None, description="folder of the images; null: data_dir")
     train_path: OptionalStr = Field(None, description="JSON file of the training records")
     val_path: OptionalStr = Field(None, description="JSON file of the validation records")
@@ -107,9 +117,11 @@ class RunConfig(Section):
     answer_format: Literal["letter", "index", "text"] = Field("letter", description="how an answer names its choice")
     direct_instruction: str = Field("", description="last line of a question to be answered without reasoning")
     reasoning_instruction: str = Field("", description="last line of a question to be answered with reasoning")
-    on_bad_record: Literal["error", "skip"] = Field("error", description="what a malformed record or image does")
-    max_train_samples: PositiveInt | None = Field(None, description="use only the first ones")
-    max_val_samples: PositiveInt | None = Field(None, description="use only the first ones")
+    on_bad_record: Literal["error", "skip"] = Field(
+        "error", description="a malformed record or image stops the run, or is left out"
+    )
+    max_train_samples: PositiveInt | None = Field(None, description="use only the first training records")
+    max_val_samples: PositiveInt | None = Field(None, description="use only the first validation records")
     num_workers: NonNegativeInt = Field(2, description="processes per rank that load data")
     max_image_tiles: PositiveInt = Field(12, description="most tiles an image is cut into, the thumbnail not counted")
 
@@ -118,13 +130,17 @@ class RunConfig(Section):
     eval_batch_size: PositiveInt = Field(1, description="batch per rank at evaluation")
     gradient_accumulation_steps: PositiveInt = Field(1, description="micro-batches per optimizer step")
     lr: float = Field(1e-5, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.999), strict=False, description="of AdamW"
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False, description="the two betas of AdamW")
+    max_grad_norm: float = Field(
+        1.0, ge=0, description="largest norm of the gradient, clipped beyond it; 0: no clipping"
     )
-    max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping; 0: none")
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after warm-up")
-    warmup_steps: NonNegativeInt = Field(0, description="optimizer steps of linear warm-up")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="course of the learning rate after warm-up"
+    )
+    warmup_steps: NonNegativeInt = Field(
+        0, description="optimizer steps of linear warm-up, at each start of the schedule"
+    )
     bf16: bool = Field(False, description="train in bfloat16 with fp32 master weights")
     fp16: bool = Field(False, description="train in float16 with loss scaling")
     reset_optimizer: bool = Field(
@@ -135,14 +151,14 @@ class RunConfig(Section):
     max_checkpoints_to_keep: PositiveInt = Field(3, description="newest checkpoints that stay")
     keep_best_checkpoints: Annotated[
         NonNegativeInt, BeforeValidator(lambda v: int(v) if isinstance(v, bool) else v)
-    ] = Field(1, description="checkpoints that stay besides, best by accuracy")
+    ] = Field(1, description="best checkpoints by accuracy that stay as well; true: 1, false: 0")
     eval_every_epochs: PositiveInt = Field(1, description="evaluate after every so many epochs, and after the last")
     log_every_steps: PositiveInt = Field(10, description="optimizer steps between log entries")
 
-    generation: Generation = Field(Generation(), description="")
-    coconut: Coconut = Field(Coconut(), description="")
-    eval_config: EvalConfig = Field(EvalConfig(), description="")
-    wandb: Wandb = Field(Wandb(), description="")
+    generation: Generation = Generation()
+    coconut: Coconut = Coconut()
+    eval_config: EvalConfig = EvalConfig()
+    wandb: Wandb = Wandb()
     deepspeed: str = Field("ds_configs/zero2.json", description="DeepSpeed config (JSON)")
 
     @property
@@ -151,74 +167,88 @@ class RunConfig(Section):
 
     def to_yaml(self) -> str:
         """The resolved config; `load_config` reads it back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.dump(self.model_dump(), Dumper=_Dumper, sort_keys=False)
 
     @model_validator(mode="after")
     def _refuse_impossible_combinations(self) -> Self:
-        training, ev, coconut = self.mode != "eval_only", self.eval_config, self.coconut
-        evaluates = ev.cot or ev.coconut or ev.vanilla
-        most_latents = coconut.max_latent_stage * coconut.c_thought
-        impossible = {
-            "mode is coconut_train but coconut.enabled is false: set it to true": (
-                self.mode == "coconut_train" and not coconut.enabled
+        training, latent, evaluated = self.mode != "eval_only", self.coconut, self.eval_config
+        most_latents = latent.max_latent_stage * latent.c_thought
+        checks = [
+            (
+                self.mode == "coconut_train" and not latent.enabled,
+                "mode is coconut_train but coconut.enabled is false: set it to true",
             ),
-            f"mode is {self.mode} but coconut.enabled is true: set it to false, or mode to coconut_train": (
-                self.mode in ("cot_train", "vanilla_train") and coconut.enabled
+            (
+                self.mode in ("cot_train", "vanilla_train") and latent.enabled,
+                f"mode is {self.mode} but coconut.enabled is true: set it to false, or mode to coconut_train",
             ),
-            "eval_config.coconut is true but coconut.enabled is false: set it to true": ev.coconut
-            and not coconut.enabled,
-            f"mode is {self.mode} but train_path is null: name the training records": training and not self.train_path,
-            "mode is eval_only but val_path is null: name the records to evaluate": not training and not self.val_path,
-            "mode is eval_only but eval_config has none of cot, coconut and vanilla: set one to true": (
-                not training and not evaluates
+            (
+                evaluated.coconut and not latent.enabled,
+                "eval_config.coconut is true but coconut.enabled is false: set both to the same",
             ),
-            "bf16 and fp16 are both true: set one of them to false": self.bf16 and self.fp16,
-            "save_only_improve is true but val_path is null: without an evaluation nothing improves": (
-                training and self.save_only_improve and not self.val_path
+            (
+                training and not self.train_path,
+                f"mode is {self.mode} but train_path is null: name the training records",
             ),
-            f"eval_config.eval_latent_tokens is {ev.eval_latent_tokens} but coconut.max_latent_stage * "
-            f"coconut.c_thought is {most_latents}: the model never saw more": (
-                coconut.enabled and (ev.eval_latent_tokens or 0) > most_latents
+            (
+                not training and not self.val_path,
+                "mode is eval_only but val_path is null: name the records to evaluate",
             ),
-            "coconut.uniform_prob is above 0 but mode is not coconut_train: it mixes the stages of training": (
-                training and coconut.uniform_prob > 0 and self.mode != "coconut_train"
+            (
+                not training and not (evaluated.cot or evaluated.coconut or evaluated.vanilla),
+                "mode is eval_only but none of eval_config.cot, .coconut and .vanilla is true: set one to true",
             ),
-            "freeze.vision_tower, freeze.projector and freeze.language_model are all true: nothing is left to train": (
-                training and all(self.freeze.model_dump().values())
+            (
+                self.bf16 and self.fp16,
+                "bf16 and fp16 are both true: set one of them to false",
             ),
-        }
-        problems = [problem for problem, holds in impossible.items() if holds]
-        if problems:
-            raise ValueError("; ".join(problems))
+            (
+                training and self.save_only_improve and not self.val_path,
+                "save_only_improve is true but val_path is null: set it to false, or name the validation records",
+            ),
+            (
+                latent.enabled and (evaluated.eval_latent_tokens or 0) > most_latents,
+                f"eval_config.eval_latent_tokens is {evaluated.eval_latent_tokens} but coconut.max_latent_stage * "
+                f"coconut.c_thought is {most_latents}, the most the model is trained with: lower it",
+            ),
+            (
+                self.mode in ("cot_train", "vanilla_train") and latent.uniform_prob > 0,
+                f"coconut.uniform_prob is {latent.uniform_prob} but mode is {self.mode}, without stages: set it to 0",
+            ),
+            (
+                training and all(self.freeze.model_dump().values()),
+                "freeze.vision_tower, freeze.projector and freeze.language_model are all true "
+                f"but mode is {self.mode}: leave one of them to train",
+            ),
+        ]
+        if problems := [problem for impossible, problem in checks if impossible]:
+            raise ValueError("\n  ".join(problems))
         return self
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-4 as a number, as YAML 1.2 does, and refuses a key that stands twice."""
+    """Safe YAML that refuses a key that stands twice in a mapping."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            keys = [key.value for key, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} stands twice", node.start_mark)
-        return mapping
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = []
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.append(key.value)
+        return node
 
 
-def _parse(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: tags cannot build objects
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{source}:{mark.line + 1}" if mark else source
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+class _Dumper(yaml.SafeDumper):
+    """Quotes what _Loader would not read as text."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(  # 1e-4 is a number in YAML 1.2, but text in the 1.1 of PyYAML
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
+        list("-+0123456789."),
+    )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -232,90 +262,155 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(path)
     merged: dict = {}
-    origins: dict[str, str] = {}
-    for file in reversed(_inheritance(path)):
-        _merge(merged, origins, _read(file), str(file))
+    origins: dict[str, str] = {}  # dotted key -> where it was set last
+    for content, lines in _inheritance(path):
+        _merge(merged, content)
+        origins |= lines
     for override in overrides:
-        key, separator, value = override.partition("=")
+        key, separator, text = override.partition("=")
         if not separator or not key:
             raise UserError(f"--set {override}: write it as --set key=value")
-        nested = _parse(value, f"--set {override}")
+        nested, _ = _parse(text, f"--set {override}")
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        _merge(merged, origins, nested, f"--set {override}")
+        _merge(merged, nested)
+        origins |= dict.fromkeys(_dotted(nested), f"--set {override}")
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        problems = [_describe(problem, origins) for problem in error.errors()]
-        raise UserError("\n  ".join([f"{path} is not a valid run config:", *problems])) from error
+        raise UserError("\n  ".join([f"{path} is not a valid run config:", *_describe(error, origins)])) from error
     in_repo = path.resolve().parent.parent / config.deepspeed
     if not Path(config.deepspeed).exists() and in_repo.exists():
         config = config.model_copy(update={"deepspeed": str(in_repo)})
     return config
 
 
-def _inheritance(path: Path) -> list[Path]:
-    """The file and what it inherits from, nearest first."""
-    chain = [path]
-    while True:
-        file = chain[-1]
-        base = file.with_name("base.yaml")
-        parent = _read(file, keep_inherits=True).get("inherits")
-        if parent is None:
-            if file.resolve() == base.resolve() or not base.exists():
-                return chain
-            parent = base.name
-        if not isinstance(parent, str):
-            raise UserError(f"{file}: inherits must be the path of a YAML file, not {parent!r}")
-        following = file.parent / parent
-        if following.resolve() in [seen.resolve() for seen in chain]:
-            raise UserError(f"{path}: inherits in a circle: {' -> '.join(map(str, [*chain, following]))}")
-        chain.append(following)
+def _inheritance(file: Path, heirs: tuple[Path, ...] = ()) -> list[tuple[dict, dict[str, str]]]:
+    """Content and key origins of all that the file inherits from, the furthest first, and of the file itself."""
+    content, origins = _read(file)
+    chain = (*heirs, file)
+    ancestor = content.pop("inherits", None)
+    if ancestor is None:
+        parent = file.parent / "base.yaml"
+        if not parent.exists() or _is_in(parent, chain):
+            return [(content, origins)]
+    elif isinstance(ancestor, str):
+        parent = file.parent / ancestor
+        if _is_in(parent, chain):
+            raise UserError(f"{chain[0]}: inherits in a circle: {' -> '.join(map(str, (*chain, parent)))}")
+        if not parent.is_file():
+            raise UserError(f"{origins['inherits']}: inherits {ancestor}, but there is no file {parent}")
+    else:
+        raise UserError(f"{origins['inherits']}: inherits must be the path of one YAML file (got {ancestor!r})")
+    return [*_inheritance(parent, chain), (content, origins)]
 
 
-def _read(file: Path, keep_inherits: bool = False) -> dict:
+def _is_in(file: Path, chain: Sequence[Path]) -> bool:
+    return any(file.resolve() == other.resolve() for other in chain)
+
+
+def _read(file: Path) -> tuple[dict, dict[str, str]]:
+    """A file's content, and `file:line` of each of its dotted keys."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as a run config: {error}") from error
-    content = {} if (parsed := _parse(text, str(file))) is None else parsed
+    content, node = _parse(text, str(file))
+    if content is None:
+        return {}, {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{file}: a run config is a mapping of keys to values")
-    return content if keep_inherits else {key: value for key, value in content.items() if key != "inherits"}
+    return content, {key: f"{file}:{line}" for key, line in _lines(node)}
 
 
-def _merge(into: dict, origins: dict[str, str], update: dict, source: str, prefix: str = "") -> None:
-    """Merges `update` deeply into `into` and notes where each dotted key was set."""
+def _parse(text: str, source: str) -> tuple[Any, yaml.Node | None]:
+    """The value of a YAML text, and the node it was made from."""
+    try:
+        loader = _Loader(text)  # a SafeLoader: tags cannot build objects
+        node = loader.get_single_node()
+        return None if node is None else loader.construct_document(node), node
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: the 32nd of a month, for one
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise UserError(f"{source}: not valid YAML{where}: {getattr(error, 'problem', None) or error}") from error
+
+
+def _lines(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Every dotted key of a YAML mapping with its line, counted from 1."""
+    for key, value in node.value:
+        yield f"{prefix}{key.value}", key.start_mark.line + 1
+        if isinstance(value, yaml.MappingNode):
+            yield from _lines(value, f"{prefix}{key.value}.")
+
+
+def _dotted(content: dict, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of nested mappings."""
+    for key, value in content.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def _merge(into: dict, update: dict) -> None:
+    """Merges `update` into `into`: mappings key by key, everything else replaced."""
     for key, value in update.items():
-        origins[f"{prefix}{key}"] = source
-        if isinstance(value, dict) and isinstance(into.get(key, {}), dict):
-            _merge(into.setdefault(key, {}), origins, value, source, f"{prefix}{key}.")
+        if isinstance(value, dict):
+            if not isinstance(into.get(key), dict):
+                into[key] = {}
+            _merge(into[key], value)
         else:
             into[key] = value
 
 
-def _describe(problem: dict, origins: dict[str, str]) -> str:
-    """One line for one of pydantic's errors."""
-    parts = [str(part) for part in problem["loc"]]
-    known = [i for i in range(len(parts), 0, -1) if ".".join(parts[:i]) in origins]
-    key = ".".join(parts[: known[0]]) if known else ".".join(parts)
-    where = f" ({origins[key]})" if key in origins else ""
-    if problem["type"] == "extra_forbidden":
-        valid = [name for name, _ in _keys(RunConfig)]
-        leaves = {name.rpartition(".")[2]: name for name in reversed(valid)}
-        nearest = difflib.get_close_matches(key, valid, n=1) or [
-            leaves[leaf] for leaf in difflib.get_close_matches(parts[-1], leaves, n=1)
-        ]
-        return f"{key}{where}: unknown key" + (f", did you mean {nearest[0]}?" if nearest else "")
-    if problem["type"] == "missing" and not known:
-        return f"{key}: missing, every run config needs it"
-    if not parts:  # an impossible combination, which names its keys itself
-        return str(problem["ctx"]["error"])
-    return f"{key}{where}: {problem['msg']}, not {problem['input']!r}"
+_CLEARER = {  # than pydantic's message of the type
+    "model_type": "must be a mapping of keys",
+    "tuple_type": "must be a list",
+    "missing": "must have one entry more",
+    "string_pattern_mismatch": "must be the name of a folder, without separators",
+}
 
 
-def _keys(model: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of the schema with its pydantic field."""
+def _describe(error: ValidationError, origins: dict[str, str]) -> list[str]:
+    """One line per wrong key, or per impossible combination of keys."""
+    fields = dict(_keys(RunConfig))
+    valid = [*fields, *{name.rpartition(".")[0] for name in fields if "." in name}]  # keys and sections
+    problems_of: dict[str, list] = {}
+    for problem in error.errors():
+        if not problem["loc"]:  # from the schema's check of combinations, which names the keys itself
+            return [str(problem["ctx"]["error"])]
+        parts = [str(part) for part in problem["loc"]]
+        prefixes = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+        # pydantic goes on below the key, with members of unions and indices of lists
+        key = prefixes[0] if problem["type"] == "extra_forbidden" else next(p for p in prefixes if p in valid)
+        problems_of.setdefault(key, []).append(problem)
+    lines = []
+    for key, problems in problems_of.items():
+        where = f"{key} ({origins[key]})" if key in origins else key
+        if problems[0]["type"] == "extra_forbidden":
+            nearest = _nearest(key, valid)
+            lines.append(f"{where}: unknown key" + (f", did you mean {nearest}?" if nearest else ""))
+        elif key not in origins:
+            lines.append(f"{where}: missing, every run config needs it")
+        else:
+            wrong = [_CLEARER.get(p["type"], p["msg"].replace("Input should be", "must be")) for p in problems]
+            lines.append(f"{where}: {' or '.join(dict.fromkeys(wrong))} (got {problems[0]['input']!r})")
+    return lines
+
+
+def _nearest(key: str, valid: Sequence[str]) -> str | None:
+    """The valid key most like this one, as a whole or by its last part: c_thougt is coconut.c_thought."""
+
+    def likeness(name: str) -> tuple[float, float]:
+        pairs = ((key, name), (key.rpartition(".")[2], name.rpartition(".")[2]))
+        whole, last = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        return max(whole, last), whole
+
+    best = max(valid, key=likeness)
+    return best if likeness(best)[0] >= 0.75 else None
+
+
+def _keys(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key of the schema with its field, sections left out."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from _keys(field.annotation, f"{prefix}{name}.")
@@ -328,7 +423,7 @@ def _type_name(annotation: Any) -> str:
         return _type_name(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
         return " / ".join(get_args(annotation))
-    if isinstance(annotation, UnionType) or str(get_origin(annotation)) == "typing.Union":
+    if get_origin(annotation) in (UnionType, Union):
         return " or ".join(dict.fromkeys(map(_type_name, get_args(annotation))))
     if get_origin(annotation) in (list, tuple):
         return f"list of {_type_name(get_args(annotation)[0])}"
@@ -339,15 +434,7 @@ def config_reference() -> str:
     """All keys as a Markdown table: docs/config.md."""
     lines = ["# Run config", "", "| key | type | default | meaning |", "|---|---|---|---|"]
     for key, field in _keys(RunConfig):
-        default = (
-            "required"
-            if field.is_required()
-            else yaml.safe_dump(
-                list(field.default) if isinstance(field.default, tuple) else field.default, default_flow_style=True
-            )
-            .removesuffix("...\n")
-            .strip()
-        )
+        default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
         lines.append(f"| `{key}` | {_type_name(field.annotation)} | {default} | {field.description} |")
     return "\n".join(lines) + "\n"
 

@@ -1,5 +1,6 @@
 """A run: stages, epochs and steps on DeepSpeed, an evaluation and a checkpoint after each epoch; or evaluation only."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 from transformers import set_seed
+from transformers.utils import logging as transformers_logging
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import IGNORE_INDEX, StageSchedule
@@ -29,6 +31,10 @@ from multicoco.evaluation.evaluate import LatentBudget, evaluate
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import Backbone, add_latent_tokens, freeze, load_backbone
 from multicoco.tracking import Tracker
+
+# neither is the user's to act on, and both come once a process
+warnings.filterwarnings("ignore", message=r"`torch\.distributed\..*` is deprecated", category=FutureWarning)
+warnings.filterwarnings("ignore", message="'set_vital' is deprecated", category=UserWarning)
 
 _TRAINED_REASONING: dict[str, Reasoning] = {
     "cot_train": "cot",
@@ -103,6 +109,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig):
         self.config = config
+        transformers_logging.disable_progress_bar()  # one bar of its own is enough
         self.rank, self.world_size = init_distributed()
         self.device = device()
         self.schedule = build_schedule(config)
@@ -135,6 +142,7 @@ class Trainer:
             self.reasoner = reasoner.to(self.device)
         set_seed(config.seed + self.rank)
         self.tracker = Tracker(config.run_dir, config, enabled=self.rank == 0)
+        self.step = 0
 
     def run(self) -> None:
         """Trains and evaluates, or only evaluates."""
@@ -164,7 +172,7 @@ class Trainer:
         config = self.config
         global_batch = config.batch_size * config.gradient_accumulation_steps * self.world_size
         self.steps_per_epoch = -(-len(self.train_examples) // global_batch)
-        first_epoch, stage, self.step, self.best_accuracy = 0, None, 0, None
+        first_epoch, stage, self.best_accuracy = 0, None, None
         if config.resume is True:
             state = self.checkpoints.latest_state()
             self._start_schedule(state.stage)  # DeepSpeed then puts it where it was

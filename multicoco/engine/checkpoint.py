@@ -79,7 +79,13 @@ class Checkpoints:
             raise UserError(f"checkpoint {path} does not fit this run: {error}") from error
         if loaded is None:
             raise UserError(f"checkpoint {path} holds no DeepSpeed state; start from its weights with load_model_path")
-        return read_state(path)
+
+    def latest_state(self) -> TrainerState:
+        """Raises UserError when the run has no checkpoint."""
+        return read_state(latest(self.root))
+
+    def best_accuracy(self) -> float | None:
+        return max((a for p in all_checkpoints(self.root) if (a := read_state(p).accuracy) is not None), default=None)
 
     def _prune(self) -> None:
         states = {path: read_state(path) for path in all_checkpoints(self.root)}

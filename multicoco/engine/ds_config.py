@@ -1,6 +1,7 @@
 """A ds_config (JSON) and the run config made one: "auto" values filled in, contradictions refused. No torch."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,10 @@ def resolve_ds_config(path: Path, config: RunConfig, world_size: int, hidden_siz
         }
     for key, (run_key, value) in owned.items():
         _fill(ds_config, key, value, f"{run_key} in the run config", path)
-    ds_config.pop("optimizer", None)  # checked; the engine gets an AdamW made from the run config
+    # once checked, the section goes: the engine gets an AdamW made from the run config
+    for key, _ in _leaves(ds_config.pop("optimizer", {}), "optimizer."):
+        if key not in owned and key != "optimizer.type":
+            raise UserError(f"{path}: {key} has no counterpart in the run config and would not take effect: remove it")
 
     sizes = {
         "reduce_bucket_size": hidden_size * hidden_size,
@@ -57,8 +61,8 @@ def resolve_ds_config(path: Path, config: RunConfig, world_size: int, hidden_siz
     }
     zero = ds_config["zero_optimization"]
     zero.update({key: value for key, value in sizes.items() if zero.get(key) == "auto"})
-    for key in _autos(ds_config):
-        raise UserError(f'{path}: {key} is "auto", but the run config says nothing about it: give it a value')
+    if unfilled := [key for key, value in _leaves(ds_config) if value == "auto"]:
+        raise UserError(f'{path}: "auto" has no value in the run config for {", ".join(unfilled)}: give one')
     return ds_config
 
 
@@ -80,6 +84,8 @@ def _fill(ds_config: dict, key: str, value: Any, origin: str, path: Path) -> Non
     *sections, leaf = key.split(".")
     for section in sections:
         ds_config = ds_config.setdefault(section, {})
+        if not isinstance(ds_config, dict):
+            raise UserError(f"{path}: {section} must be a JSON object, not {ds_config!r}")
     given = ds_config.get(leaf, "auto")
     if given not in ("auto", value):
         raise UserError(
@@ -89,11 +95,10 @@ def _fill(ds_config: dict, key: str, value: Any, origin: str, path: Path) -> Non
     ds_config[leaf] = value
 
 
-def _autos(section: dict, prefix: str = "") -> list[str]:
-    found = []
+def _leaves(section: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key that is not a section, with its value."""
     for key, value in section.items():
         if isinstance(value, dict):
-            found += _autos(value, f"{prefix}{key}.")
-        elif value == "auto":
-            found.append(f"{prefix}{key}")
-    return found
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from deepspeed.runtime.config import DeepSpeedConfig
 
 from multicoco.config import RunConfig
 from multicoco.engine.ds_config import resolve_ds_config
@@ -95,8 +96,13 @@ def test_zero3_sizes_follow_the_hidden_size(tmp_path):
         ({"activation_checkpointing": {}}, "remove it here"),
         ({"optimizer": {"type": "Lamb"}}, "AdamW"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4"),
-        ({"zero_optimization": {"allgather_bucket_size": "auto"}}, 'zero_optimization.allgather_bucket_size is "auto"'),
-        ({"wall_clock_breakdown": "auto"}, 'wall_clock_breakdown is "auto"'),
+        (
+            {"zero_optimization": {"allgather_bucket_size": "auto"}, "steps_per_print": "auto"},
+            "for zero_optimization.allgather_bucket_size, steps_per_print",
+        ),
+        ({"optimizer": {"type": "AdamW", "params": {"eps": 1e-6}}}, "optimizer.params.eps has no counterpart"),
+        ({"optimizer": {"type": "AdamW", "params": {"eps": "auto"}}}, "optimizer.params.eps has no counterpart"),
+        ({"optimizer": {"type": "AdamW", "params": 1}}, "params must be a JSON object"),
         ({"zero_optimization": 2}, "zero_optimization must be a JSON object"),
         ({"bf16": True}, "bf16 must be a JSON object"),
         ("[]", "JSON object"),
@@ -120,3 +126,12 @@ def test_shipped_ds_configs_resolve(path):
     assert path.stem == f"zero{zero['stage']}" + ("_offload" if "offload_optimizer" in zero else "")
     assert ("offload_param" in zero) == (path.stem == "zero3_offload")
     assert json.loads(path.read_text())["gradient_clipping"] == "auto"  # stated, since DeepSpeed's default is 1.0
+
+
+@pytest.mark.parametrize("path", sorted(DS_CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_deepspeed_reads_the_shipped_ds_configs_as_meant(path):
+    taken = DeepSpeedConfig(resolve_ds_config(path, run_config(bf16=True, max_grad_norm=0.0), 1, hidden_size=64))
+    assert (taken.train_micro_batch_size_per_gpu, taken.gradient_accumulation_steps) == (4, 2)
+    assert (taken.gradient_clipping, taken.bfloat16_config.enabled, taken.float16_config.enabled) == (0.0, True, False)
+    assert taken.zero_config.max_reuse_distance == taken.zero_config.max_live_parameters == 1e9
+    assert (taken.zero_config.offload_optimizer is not None) == ("offload" in path.stem)

@@ -1,0 +1,47 @@
+import json
+
+import pytest
+
+from multicoco.cli import main
+from multicoco.models.backbone import load_backbone
+
+
+def test_scenes_and_model_are_made_by_two_commands(tmp_path, capsys):
+    scenes, model = tmp_path / "scenes", tmp_path / "model"
+    assert main(["prepare", "scenes", "--out", str(scenes), "--train", "12", "--val", "8", "--test", "4"]) == 0
+    assert "12 train, 8 val, 4 test" in capsys.readouterr().out
+    train = scenes / "aokvqa_v1p0_train.json"
+    assert main(["prepare", "model", "--data", str(train), "--out", str(model)]) == 0
+    tokenizer = load_backbone(str(model)).tokenizer
+    question = json.loads(train.read_text())[0]["question"]
+    assert tokenizer.decode(tokenizer.encode(question)) == question
+    assert len(tokenizer.encode(question, add_special_tokens=False)) < len(question) / 3  # it knows the words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["prepare", "scenes", "--out", "{tmp}/full"], "{tmp}/full is not empty"),
+        (["prepare", "scenes", "--out", "{tmp}/new", "--hops", "9"], "hops must be 1 to 5"),
+        (["prepare", "model", "--data", "{tmp}/none.json", "--out", "{tmp}/new"], "{tmp}/none.json"),
+        (["prepare", "model", "--data", "{tmp}/none.json", "--out", "{tmp}/full"], "{tmp}/full is not empty"),
+        (["summarize", "--cot", "{tmp}/none", "--out", "{tmp}/out.json"], "{tmp}/none/evaluation/cot.json"),
+        (["summarize", "--out", "{tmp}/out.json"], "--vanilla, --cot or --coconut"),
+    ],
+)
+def test_mistakes_get_one_message_and_write_nothing(tmp_path, capsys, arguments, expected):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("precious")
+    assert main([argument.format(tmp=tmp_path) for argument in arguments]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and expected.format(tmp=tmp_path) in message
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    assert (tmp_path / "full" / "mine.txt").read_text() == "precious"
+
+
+def test_every_command_explains_itself(capsys):
+    for command in ([], ["prepare", "scenes"], ["prepare", "model"], ["summarize"]):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "--help"])
+        assert stopped.value.code == 0
+    assert "usage: multicoco" in capsys.readouterr().out

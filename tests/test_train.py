@@ -1,0 +1,287 @@
+"""The whole command, in flavours: launchers, modes, ZeRO stages, resuming, mistakes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from multicoco.data.aokvqa import load_examples
+from multicoco.data.scenes import render_scenes
+from multicoco.models.tiny import build_tiny_internvl
+
+REPO = Path(__file__).parents[1]
+SHARED = REPO.parent / "shared" / "data"
+BIN = Path(sys.executable).parent
+N_TRAIN, N_VAL = 22, 11  # no multiple of any batch size below
+
+LAUNCHERS = {
+    "python": [sys.executable],
+    "torchrun": [str(BIN / "torchrun"), "--nnodes", "1", "--nproc_per_node", "2"],
+    "deepspeed": [str(BIN / "deepspeed"), "--num_gpus", "2"],
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A data set, a tiny model, and a run config over them."""
+    home = tmp_path_factory.mktemp("train")
+    render_scenes(home / "scenes", N_TRAIN, N_VAL, 3, kinds=("tile",))
+    examples = load_examples(home / "scenes" / "aokvqa_v1p0_train.json", home / "scenes")
+    texts = ["\n".join([e.question, *e.choices, *e.steps]) for e in examples]
+    build_tiny_internvl(texts, home / "model", hidden_size=32, text_layers=2)
+    (home / "run.yaml").write_text(f"""
+mode: cot_train
+name: run
+output_dir: {home}/runs
+model_id: {home}/model
+data_dir: {home}/scenes
+train_path: aokvqa_v1p0_train.json
+val_path: aokvqa_v1p0_val.json
+answer_format: text
+num_workers: 0
+batch_size: 4
+eval_batch_size: 4
+lr: 1e-3
+log_every_steps: 1
+generation: {{max_new_tokens: 8}}
+deepspeed: {REPO}/ds_configs/zero2.json
+""")
+    return home
+
+
+def launch(home: Path, *settings: str, launcher: str = "python", config: str = "run.yaml", ok: bool = True):
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    command = [*LAUNCHERS[launcher], str(REPO / "train.py"), str(home / config), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=home)
+    assert (done.returncode == 0) == ok, done.stdout[-3000:] + done.stderr[-5000:]
+    return done
+
+
+def metrics(run: Path, key: str) -> list:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+def samples(run: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (run / "samples" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def summary(run: Path, mode: str) -> dict:
+    return json.loads((run / "evaluation" / f"{mode}.json").read_text())
+
+
+COCONUT = (
+    "mode=coconut_train",
+    "coconut.enabled=true",
+    "coconut.c_thought=2",
+    "coconut.max_latent_stage=2",
+    "coconut.epochs_per_stage=1",
+    "num_epochs=3",
+)
+
+
+@pytest.fixture(scope="module")
+def cot_run(home) -> Path:
+    """Two epochs of CoT in a single process."""
+    launch(home, "name=cot", "num_epochs=2")
+    return home / "runs" / "cot"
+
+
+@pytest.fixture(scope="module")
+def coconut_run(home, cot_run) -> Path:
+    """From it, Coconut over its stages, on two ranks with ZeRO-3, accumulation and checkpointing."""
+    settings = (
+        "name=coconut",
+        f"load_model_path={cot_run}",
+        f"deepspeed={REPO}/ds_configs/zero3.json",
+        "batch_size=2",
+        "gradient_accumulation_steps=2",
+        "activation_checkpointing=true",
+        "lr_schedule=linear",
+        "coconut.uniform_prob=0.3",
+    )
+    launch(home, *COCONUT, *settings, launcher="deepspeed")
+    return home / "runs" / "coconut"
+
+
+class TestCot:
+    def test_every_epoch_is_trained_evaluated_and_saved(self, cot_run):
+        steps = -(-N_TRAIN // 4)
+        assert len(metrics(cot_run, "train/loss")) == 2 * steps
+        assert metrics(cot_run, "train/loss")[-1] < metrics(cot_run, "train/loss")[0]
+        assert len(metrics(cot_run, "eval/cot/n")) == 2 and set(metrics(cot_run, "eval/cot/n")) == {N_VAL}
+        assert sorted(p.name for p in (cot_run / "checkpoints").iterdir()) == ["epoch_0001", "epoch_0002", "latest"]
+        assert {"config.yaml", "environment.json"} <= {p.name for p in cot_run.iterdir()}
+
+    def test_samples_hold_every_example_once_with_what_was_asked_for(self, home, cot_run):
+        records = json.loads((home / "scenes" / "aokvqa_v1p0_val.json").read_text())
+        found = samples(cot_run, "epoch_0002_cot")
+        assert [s["id"] for s in found] == [r["question_id"] for r in records]
+        assert [s["gold"] for s in found] == [r["correct_choice_idx"] for r in records]
+        assert all(s["correct"] == (s["extracted"] == s["gold"]) for s in found)
+        assert all(1 <= s["new_tokens"] <= 8 and s["latent_passes"] == 0 for s in found)
+
+    def test_weights_load_in_plain_transformers(self, cot_run):
+        path = cot_run / "checkpoints" / "epoch_0002" / "model"
+        model, report = AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        assert len(AutoTokenizer.from_pretrained(path)) == model.config.text_config.vocab_size
+
+    def test_an_existing_run_is_not_overwritten(self, home, cot_run):
+        before = {p: p.stat().st_mtime_ns for p in cot_run.rglob("*")}
+        done = launch(home, "name=cot", "num_epochs=2", ok=False)
+        assert "already holds checkpoints: set resume: true" in done.stderr and "Traceback" not in done.stderr
+        assert {p: p.stat().st_mtime_ns for p in cot_run.rglob("*")} == before
+
+    def test_a_resumed_run_goes_on_like_the_unbroken_one(self, home, cot_run):
+        launch(home, "name=broken", "num_epochs=1")
+        launch(home, "name=broken", "num_epochs=2", "resume=true")
+        broken = home / "runs" / "broken"
+        assert metrics(broken, "train/loss") == metrics(cot_run, "train/loss")
+        for name in ("epoch_0001", "epoch_0002"):
+            weights = [run / "checkpoints" / name / "model" / "model.safetensors" for run in (broken, cot_run)]
+            assert weights[0].read_bytes() == weights[1].read_bytes()
+
+    def test_two_ranks_train_like_one(self, home, cot_run):
+        launch(home, "name=ranks", "batch_size=2", "num_epochs=1", launcher="torchrun")
+        expected = metrics(cot_run, "train/loss")[: -(-N_TRAIN // 4)]
+        assert metrics(home / "runs" / "ranks", "train/loss") == pytest.approx(expected, rel=1e-4)  # fp32 sums reordered
+
+
+class TestCoconut:
+    def test_stages_follow_each_other_and_restart_the_schedule(self, coconut_run):
+        steps = -(-N_TRAIN // 8)
+        assert metrics(coconut_run, "train/stage") == [1] * steps + [2] * steps + [3] * steps
+        rates = metrics(coconut_run, "train/lr")
+        assert rates[:steps] == rates[steps : 2 * steps] == rates[2 * steps :]
+        assert rates[0] > rates[steps - 1]
+
+    def test_evaluation_uses_the_latents_of_the_stage(self, coconut_run):
+        assert metrics(coconut_run, "eval/coconut/mean_latent_passes") == [2.0, 4.0, 4.0]
+        assert metrics(coconut_run, "eval/coconut/n") == [N_VAL] * 3
+
+    def test_evaluation_in_all_modes_is_the_same_on_any_number_of_ranks(self, home, coconut_run):
+        found = {}
+        for launcher, batch in (("python", 11), ("torchrun", 2)):
+            launch(
+                home,
+                f"name=eval_{launcher}",
+                "mode=eval_only",
+                f"load_model_path={coconut_run}/checkpoints/epoch_0003",
+                "coconut.enabled=true",
+                "coconut.c_thought=2",
+                "coconut.max_latent_stage=2",
+                f"eval_batch_size={batch}",
+                "eval_config={vanilla: true, cot: true, coconut: true}",
+                launcher=launcher,
+            )
+            run = home / "runs" / f"eval_{launcher}"
+            found[launcher] = {mode: samples(run, f"final_{mode}") for mode in ("vanilla", "cot", "coconut")}
+            assert summary(run, "coconut")["mean_latent_passes"] == 4 and summary(run, "cot")["mean_latent_passes"] == 0
+        assert found["python"] == found["torchrun"]
+        assert all(len(rows) == N_VAL for rows in found["python"].values())
+        # and as the training run saw it, under ZeRO-3
+        assert found["python"]["coconut"] == samples(coconut_run, "epoch_0003_coconut")
+
+    def test_latent_tokens_can_be_counted_by_hand(self, home, coconut_run):
+        settings = ("mode=eval_only", "coconut.enabled=true", "coconut.max_latent_stage=3", "eval_config.coconut=true")
+        path = f"load_model_path={coconut_run}"
+        launch(home, "name=eval_one", *settings, path, "eval_config.eval_latent_tokens=1")
+        assert summary(home / "runs" / "eval_one", "coconut")["mean_latent_passes"] == 1
+
+
+def test_checkpoints_are_pruned_to_the_newest_and_the_best(home):
+    launch(home, "name=pruned", "num_epochs=4", "max_checkpoints_to_keep=2", "keep_best_checkpoints=1", "max_val_samples=4")
+    run = home / "runs" / "pruned"
+    accuracies = metrics(run, "eval/cot/accuracy")
+    best = max(range(4), key=lambda epoch: (accuracies[epoch], epoch)) + 1
+    kept = {path.name for path in (run / "checkpoints").glob("epoch_*")}
+    assert kept == {"epoch_0003", "epoch_0004", f"epoch_{best:04d}"}
+    assert (run / "checkpoints" / "latest").read_text() == "epoch_0004"
+
+
+def test_bf16_vanilla_training_saves_only_improvements(home):
+    settings = ("bf16=true", "save_only_improve=true", "num_epochs=2", "eval_every_epochs=2")
+    launch(home, "name=vanilla", "mode=vanilla_train", *settings)
+    run = home / "runs" / "vanilla"
+    assert [path.name for path in (run / "checkpoints").glob("epoch_*")] == ["epoch_0002"]
+    assert summary(run, "vanilla")["n"] == N_VAL
+    model = AutoModelForImageTextToText.from_pretrained(run / "checkpoints" / "epoch_0002" / "model")
+    assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the A-OKVQA records are not at hand")
+def test_flattened_aokvqa_trains_and_evaluates_with_stand_in_images(home):
+    """The real records, several tiles an image; the pictures are not at hand, so grey ones take their place."""
+    folder = home / "aokvqa"
+    folder.mkdir()
+    shutil.copy(SHARED / "aokvqa_validation_100.json", folder)
+    for i, record in enumerate(json.loads((folder / "aokvqa_validation_100.json").read_text())):
+        path = folder / record["image"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (160 + i, 120), i).save(path)
+    paths = [f"{split}_path=aokvqa_validation_100.json" for split in ("train", "val")]
+    data = (f"data_dir={folder}", *paths, "answer_format=letter", "max_image_tiles=2")
+    launch(home, "name=aokvqa", *COCONUT, *data, "max_train_samples=8", "batch_size=2", launcher="deepspeed")
+    run = home / "runs" / "aokvqa"
+    assert metrics(run, "train/stage") == [0, 0, 1, 1, 2, 2]
+    assert summary(run, "coconut")["n"] == 100
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("settings", "expected"),
+        [
+            (["num_epoch=1"], "num_epoch (--set num_epoch=1): unknown key, did you mean num_epochs?"),
+            (["train_path=none.json"], "none.json"),
+            (["model_id=nowhere"], "'nowhere'"),
+            (["load_model_path=nowhere"], "'nowhere'"),
+            (["deepspeed=nowhere.json"], "nowhere.json"),
+            (["resume=true", "name=new"], "no checkpoint in"),
+            (["coconut.latent_init_token=nonsense", *COCONUT], "latent_init_token"),
+        ],
+    )
+    def test_get_one_message_and_write_nothing(self, home, settings, expected):
+        done = launch(home, "name=mistake", *settings, ok=False)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and expected in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (home / "runs" / "mistake").exists() and not (home / "runs" / "new").exists()
+
+    def test_on_two_ranks_it_is_said_once_and_both_stop(self, home):
+        records = json.loads((home / "scenes" / "aokvqa_v1p0_train.json").read_text())
+        records[3]["image_id"] = 999
+        (home / "scenes" / "broken.json").write_text(json.dumps(records))
+        done = launch(home, "name=mistake", "train_path=broken.json", launcher="deepspeed", ok=False)
+        assert (done.stdout + done.stderr).count("error: ") == 1
+        assert records[3]["question_id"] in done.stderr
+        assert not (home / "runs" / "mistake").exists()
+
+    def test_a_clash_with_the_ds_config_names_both(self, home):
+        (home / "clash.json").write_text('{"gradient_clipping": 0.5}')
+        done = launch(home, "name=mistake", f"deepspeed={home}/clash.json", ok=False)
+        assert "gradient_clipping is 0.5, but max_grad_norm in the run config is 1.0" in done.stderr
+
+
+class TestCommandLine:
+    def test_help_answers_at_once(self):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "train.py", "--help"], capture_output=True, text=True, cwd=REPO)
+        assert done.returncode == 0 and "--print-config" in done.stdout
+        assert time.perf_counter() - started < 2
+
+    def test_print_config_shows_what_would_run_and_stops(self, home):
+        arguments = ["--set", "lr=5e-4", "--deepspeed_config", "other.json", "--print-config"]
+        command = [sys.executable, str(REPO / "train.py"), str(home / "run.yaml"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=home)
+        assert "lr: 0.0005" in done.stdout and "deepspeed: other.json" in done.stdout
+        assert "seed: 0" in done.stdout
