@@ -115,7 +115,9 @@ class Trainer:
         self.schedule = build_schedule(config)
         self.training = config.mode != "eval_only"
         self.checkpoints = Checkpoints(config.run_dir, config.max_checkpoints_to_keep, config.keep_best_checkpoints)
-        if self.training and not config.resume and all_checkpoints(self.checkpoints.root):
+        if self.training and config.resume is True:
+            self.checkpoints.latest_state()  # must be there
+        elif self.training and all_checkpoints(self.checkpoints.root):
             raise UserError(
                 f"{config.run_dir} already holds checkpoints: set resume: true to go on with that run, or another name"
             )

@@ -154,7 +154,9 @@ class TestCot:
     def test_two_ranks_train_like_one(self, home, cot_run):
         launch(home, "name=ranks", "batch_size=2", "num_epochs=1", launcher="torchrun")
         expected = metrics(cot_run, "train/loss")[: -(-N_TRAIN // 4)]
-        assert metrics(home / "runs" / "ranks", "train/loss") == pytest.approx(expected, rel=1e-4)  # fp32 sums reordered
+        assert metrics(home / "runs" / "ranks", "train/loss") == pytest.approx(
+            expected, rel=1e-4
+        )  # fp32 sums reordered
 
 
 class TestCoconut:
@@ -200,7 +202,9 @@ class TestCoconut:
 
 
 def test_checkpoints_are_pruned_to_the_newest_and_the_best(home):
-    launch(home, "name=pruned", "num_epochs=4", "max_checkpoints_to_keep=2", "keep_best_checkpoints=1", "max_val_samples=4")
+    launch(
+        home, "name=pruned", "num_epochs=4", "max_checkpoints_to_keep=2", "keep_best_checkpoints=1", "max_val_samples=4"
+    )
     run = home / "runs" / "pruned"
     accuracies = metrics(run, "eval/cot/accuracy")
     best = max(range(4), key=lambda epoch: (accuracies[epoch], epoch)) + 1

@@ -26,7 +26,9 @@ def test_what_the_model_is_trained_to_write_is_read_back(choices, answer_format,
     assert extract_answer(f"{reasoning}\nAnswer: {answer}", choices, answer_format) == index
 
 
-@given(text=st.text(max_size=40), choices=st.lists(st.text(max_size=8), max_size=5), answer_format=st.sampled_from(FORMATS))
+@given(
+    text=st.text(max_size=40), choices=st.lists(st.text(max_size=8), max_size=5), answer_format=st.sampled_from(FORMATS)
+)
 def test_any_text_gives_a_choice_or_nothing(text, choices, answer_format):
     extracted = extract_answer(text, choices, answer_format)
     if choices:

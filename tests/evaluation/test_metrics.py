@@ -29,7 +29,13 @@ def test_interval_holds_the_proportion_and_narrows(n, data):
 
 
 def sample(correct, choices=4, **fields) -> dict:
-    return {"correct": correct, "choices": ["x"] * choices, "extracted": 0, "new_tokens": 2, "latent_passes": 1} | fields
+    return {
+        "correct": correct,
+        "choices": ["x"] * choices,
+        "extracted": 0,
+        "new_tokens": 2,
+        "latent_passes": 1,
+    } | fields
 
 
 def test_summary():
