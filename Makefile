@@ -5,7 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test lint clean
 
@@ -18,7 +17,7 @@ $(READY): constraints.txt setup.py
 
 # Two processes on this machine, ZeRO-2: CoT, then Coconut in stages, and the same model without reasoning.
 DEMO := runs/demo
-LAUNCH := OMP_NUM_THREADS=1 $(BIN)/deepspeed --num_gpus 2 train.py
+LAUNCH := $(BIN)/deepspeed --num_gpus 2 train.py
 
 demo: $(READY)
 	rm -rf $(DEMO)

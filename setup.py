@@ -18,7 +18,6 @@ setup(
         "deepspeed>=0.19",
         "transformers>=5.20",
         "tokenizers",
-        "accelerate",
         "safetensors",
         "pydantic>=2.11",
         "pyyaml",
@@ -32,7 +31,7 @@ setup(
     ],
     extras_require={
         "flash": ["flash-attn"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
+        "test": ["pytest", "hypothesis", "ruff"],
     },
     entry_points={"console_scripts": ["multicoco = multicoco.cli:main"]},
 )

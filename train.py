@@ -8,6 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers are forked
+
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # runs from a checkout that is not installed, on every host
 
@@ -47,10 +49,15 @@ def main() -> int:
             return 0
         from multicoco.trainer import Trainer  # imports torch, transformers and deepspeed
 
-        Trainer(config).run()
-    except UserError as error:
+        trainer = Trainer(config)
+    except UserError as error:  # raised on every rank
         if is_rank_0:
             print(f"error: {error}", file=sys.stderr)
+        return 1
+    try:
+        trainer.run()
+    except UserError as error:  # one rank's own
+        print(f"error on rank {trainer.rank}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -10,7 +10,6 @@
 import json
 import logging
 import math
-import os
 import platform
 import shlex
 import subprocess
@@ -18,26 +17,27 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from multicoco import __version__
 from multicoco.config import RunConfig
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("torch", "deepspeed", "transformers", "multicoco")
+_PACKAGES = ("torch", "deepspeed", "transformers")
 _QUIET_SECONDS = 15  # between lines of a progress bar that goes to a file
 
 
 def environment() -> dict[str, Any]:
     """Revision of the source, versions, host and command of this process."""
     return {
-        "git": _git_revision(Path(__file__).parent),
+        "git": _git_revision(Path(__file__)),
         "python": platform.python_version(),
         **{package: _version(package) for package in _PACKAGES},
+        "multicoco": __version__,  # known in a checkout that is not installed, too
         "host": platform.node(),
         "command": shlex.join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -121,8 +121,9 @@ class Tracker:
         import wandb
 
         mode = config.wandb.mode
-        if mode == "online" and not _has_wandb_login():
-            logger.warning("W&B: no login on this machine, logging offline; `wandb sync %s` later", self.run_dir)
+        if mode == "online" and not wandb.login(prompt=False, verify=False):
+            offline_runs = self.run_dir / "wandb" / "offline-run-*"
+            logger.warning("W&B: no login on this machine, logging offline; `wandb sync %s` later", offline_runs)
             mode = "offline"
         self.wandb_run = wandb.init(
             project=config.project,
@@ -147,15 +148,6 @@ class Tracker:
             self.wandb_run = None
 
 
-def _has_wandb_login() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, NetrcParseError):
-        return False
-
-
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -163,15 +155,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_revision(folder: Path) -> dict[str, Any] | None:
-    """Commit and whether the source differs from it; None outside a git checkout."""
+def _git_revision(source: Path) -> dict[str, Any] | None:
+    """Commit and whether the checkout differs from it; None where git does not track the source file."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=source.parent, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", source.name)  # site-packages may lie in another project's checkout
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,12 +1,11 @@
 """A run: stages, epochs and steps on DeepSpeed, an evaluation and a checkpoint after each epoch; or evaluation only."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,7 +22,7 @@ from multicoco.data.example import Example
 from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader, train_layout
 from multicoco.data.prompt import PromptBuilder, Reasoning
 from multicoco.engine.checkpoint import Checkpoints, TrainerState, all_checkpoints, find_weights
-from multicoco.engine.deepspeed import build_engine, device, init_distributed
+from multicoco.engine.deepspeed import agree, build_engine, device, init_distributed
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.engine.optimizer import reset_optimizer_state, start_schedule
 from multicoco.errors import UserError
@@ -36,25 +35,13 @@ from multicoco.tracking import Tracker
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\..*` is deprecated", category=FutureWarning)
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated", category=UserWarning)
 
+NO_LATENT = -1  # an id no token has
+
 _TRAINED_REASONING: dict[str, Reasoning] = {
     "cot_train": "cot",
     "coconut_train": "coconut",
     "vanilla_train": "vanilla",
 }
-
-
-def on_rank_0(function: Callable[[], Any]) -> Any:
-    """Calls a function on rank 0 and gives its result to all ranks; its UserError is raised on all of them."""
-    result: list = [None]
-    if dist.get_rank() == 0:
-        try:
-            result = [function()]
-        except UserError as error:
-            result = [error]
-    dist.broadcast_object_list(result, src=0)
-    if isinstance(result[0], UserError):
-        raise result[0]
-    return result[0]
 
 
 def build_schedule(config: RunConfig) -> StageSchedule:
@@ -115,36 +102,34 @@ class Trainer:
         self.schedule = build_schedule(config)
         self.training = config.mode != "eval_only"
         self.checkpoints = Checkpoints(config.run_dir, config.max_checkpoints_to_keep, config.keep_best_checkpoints)
-        if self.training and config.resume is True:
-            self.checkpoints.latest_state()  # must be there
-        elif self.training and all_checkpoints(self.checkpoints.root):
-            raise UserError(
-                f"{config.run_dir} already holds checkpoints: set resume: true to go on with that run, or another name"
-            )
+        if self.training:
+            agree(self._check_run_folder)
         self.train_examples = self._load(config.train_path, config.max_train_samples) if self.training else []
         self.val_examples = self._load(config.val_path, config.max_val_samples) if config.val_path else []
 
         set_seed(config.seed)
-        self.backbone = self._load_backbone()
-        model, latent = self.backbone.model, self.backbone.latent_tokens
-        reasoner = LatentReasoner(model, latent.latent if latent else -1, config.kernel)
+        self.backbone, self.reasoner = agree(self._load_model)
+        model_config = self.backbone.model.config
         self.prompt = PromptBuilder(
             self.backbone.tokenizer,
             config.answer_format,
-            getattr(model.config, "image_token_id", None),
-            getattr(model.config, "image_seq_length", None),
+            getattr(model_config, "image_token_id", None),
+            getattr(model_config, "image_seq_length", None),
+            config.direct_instruction,
+            config.reasoning_instruction,
         )
         if self.training:
-            freeze(model, **config.freeze.model_dump())
-            hidden_size = model.config.get_text_config().hidden_size
-            self.ds_config = resolve_ds_config(Path(config.deepspeed), config, self.world_size, hidden_size)
-            self.engine = build_engine(reasoner, config, self.ds_config)
-            self.reasoner = self.engine.module
+            hidden_size = model_config.get_text_config().hidden_size
+            path = Path(config.deepspeed)
+            self.ds_config = agree(lambda: resolve_ds_config(path, config, self.world_size, hidden_size))
+            self.engine = build_engine(self.reasoner, config, self.ds_config)
         else:
-            self.reasoner = reasoner.to(self.device)
+            self.reasoner.to(self.device)
         set_seed(config.seed + self.rank)
+        self.first_epoch, self.stage, self.step, self.best_accuracy = 0, None, 0, None
+        if self.training:
+            self._find_start()
         self.tracker = Tracker(config.run_dir, config, enabled=self.rank == 0)
-        self.step = 0
 
     def run(self) -> None:
         """Trains and evaluates, or only evaluates."""
@@ -157,9 +142,21 @@ class Trainer:
     def _load(self, path: str, limit: int | None) -> list[Example]:
         config, root = self.config, Path(self.config.data_dir)
         image_dir = Path(config.image_dir) if config.image_dir else root
-        return on_rank_0(lambda: load_examples(root / path, image_dir, config.steps_from, config.on_bad_record, limit))
+        return agree(
+            lambda: load_examples(root / path, image_dir, config.steps_from, config.on_bad_record, limit),
+            only_rank_0=True,
+        )
 
-    def _load_backbone(self) -> Backbone:
+    def _check_run_folder(self) -> None:
+        if self.config.resume is True:
+            self.checkpoints.latest_state()  # must be there
+        elif all_checkpoints(self.checkpoints.root):
+            raise UserError(
+                f"{self.config.run_dir} already holds checkpoints: set resume: true to go on with that run, "
+                "or another name"
+            )
+
+    def _load_model(self) -> tuple[Backbone, LatentReasoner]:
         config = self.config
         source, chosen = find_weights(config.load_model_path) if config.load_model_path else (config.model_id, None)
         if chosen and self.rank == 0:
@@ -168,38 +165,48 @@ class Trainer:
         backbone = load_backbone(source, dtype, config.max_image_tiles, config.trust_remote_code)
         if config.coconut.enabled:
             add_latent_tokens(backbone, config.coconut.latent_init_token)
-        return backbone
+        if self.training:
+            freeze(backbone.model, **config.freeze.model_dump())
+        latent = backbone.latent_tokens
+        try:
+            return backbone, LatentReasoner(backbone.model, latent.latent if latent else NO_LATENT, config.kernel)
+        except ValueError as error:
+            raise UserError(f"model {source!r}: {error}") from error
 
-    def _train(self) -> None:
+    def _find_start(self) -> None:
+        """Where training starts: at the beginning, after the skipped epochs, or where the latest checkpoint stands."""
         config = self.config
         global_batch = config.batch_size * config.gradient_accumulation_steps * self.world_size
         self.steps_per_epoch = -(-len(self.train_examples) // global_batch)
-        first_epoch, stage, self.best_accuracy = 0, None, None
         if config.resume is True:
             state = self.checkpoints.latest_state()
             self._start_schedule(state.stage)  # DeepSpeed then puts it where it was
-            self.checkpoints.load(self.engine)
-            first_epoch, stage, self.step = state.epoch, state.stage, state.step
+            agree(lambda: self.checkpoints.load(self.engine))
+            self.first_epoch, self.stage, self.step = state.epoch, state.stage, state.step
             self.best_accuracy = self.checkpoints.best_accuracy()
-        elif config.resume:
-            first_epoch = config.resume
-        remaining = (config.num_epochs - first_epoch) * self.steps_per_epoch
+        else:
+            self.first_epoch = int(config.resume)
+
+    def _train(self) -> None:
+        config = self.config
+        remaining = (config.num_epochs - self.first_epoch) * self.steps_per_epoch
         with self.tracker.progress(remaining, "training") as progress:
-            for epoch in range(first_epoch, config.num_epochs):
-                if (scheduled := self.schedule.stage(epoch)) != stage:
-                    self._start_stage(scheduled, first=stage is None)
-                    stage = scheduled
-                self._train_epoch(epoch, stage, progress)
+            for epoch in range(self.first_epoch, config.num_epochs):
+                self._enter_stage(self.schedule.stage(epoch))
+                self._train_epoch(epoch, progress)
                 is_last = epoch + 1 == config.num_epochs
                 accuracy = None
                 if self.val_examples and (is_last or (epoch + 1) % config.eval_every_epochs == 0):
-                    accuracy = self._evaluate(f"epoch_{epoch + 1:04d}", stage)
-                self._save(TrainerState(epoch + 1, stage, self.step, accuracy))
+                    accuracy = self._evaluate(f"epoch_{epoch + 1:04d}", self.stage)
+                self._save(TrainerState(epoch + 1, self.stage, self.step, accuracy))
 
-    def _start_stage(self, stage: int, first: bool) -> None:
-        if self.config.reset_optimizer and not first:
+    def _enter_stage(self, stage: int) -> None:
+        """At a transition the optimizer and the schedule start again; without `reset_optimizer` they go on."""
+        first, entering = self.stage is None, stage != self.stage
+        self.stage = stage
+        if entering and self.config.reset_optimizer and not first:
             reset_optimizer_state(self.engine)
-        if self.config.reset_optimizer or first:
+        if entering and (self.config.reset_optimizer or first):
             self._start_schedule(stage)
 
     def _start_schedule(self, stage: int) -> None:
@@ -208,15 +215,15 @@ class Trainer:
         spanned = [e for e in epochs if self.schedule.stage(e) == stage] if self.config.reset_optimizer else epochs
         start_schedule(self.engine, self.config, len(spanned) * self.steps_per_epoch)
 
-    def _train_epoch(self, epoch: int, stage: int, progress: tqdm) -> None:
-        config, started = self.config, perf_counter()
+    def _train_epoch(self, epoch: int, progress: tqdm) -> None:
+        config, stage, started = self.config, self.stage, perf_counter()
         progress.set_description(f"stage {stage} epoch {epoch + 1}/{config.num_epochs}")
         window = LossWindow(self.device)
-        for micro_batches in self._optimizer_steps(epoch, stage):
-            window.add(*self._train_step(micro_batches, stage))
+        for n_steps, micro_batches in enumerate(self._optimizer_steps(epoch), start=1):
+            window.add(*self._train_step(micro_batches))
             self.step += 1
             progress.update()
-            if self.step % config.log_every_steps == 0:
+            if self.step % config.log_every_steps == 0 or n_steps == self.steps_per_epoch:
                 metrics = window.read()
                 progress.set_postfix(
                     loss=f"{metrics['train/loss']:.4f}", tokens_s=f"{metrics['train/tokens_per_s']:.0f}"
@@ -226,10 +233,10 @@ class Trainer:
                 self.tracker.log(metrics | where, self.step)
         self.tracker.log({"train/epoch_seconds": perf_counter() - started, "train/epoch": epoch + 1}, self.step)
 
-    def _optimizer_steps(self, epoch: int, stage: int) -> Iterator[list[dict]]:
+    def _optimizer_steps(self, epoch: int) -> Iterator[list[dict]]:
         """This rank's micro-batches of each optimizer step of an epoch."""
         config, latent = self.config, self.backbone.latent_tokens
-        arrange = partial(train_layout, schedule=self.schedule, stage=stage, epoch=epoch, latent_tokens=latent)
+        arrange = partial(train_layout, schedule=self.schedule, stage=self.stage, epoch=epoch, latent_tokens=latent)
         dataset = ReasoningDataset(
             self.train_examples,
             self.prompt,
@@ -245,18 +252,17 @@ class Trainer:
             config.gradient_accumulation_steps,
             seed=f"{config.seed}/{epoch}",
         )
-        collator = Collator(
-            self.backbone.tokenizer.pad_token_id, latent and latent.latent, min_length=self._n_passes(stage)
-        )
+        collator = Collator(self.backbone.tokenizer.pad_token_id, latent and latent.latent, min_length=self._n_passes)
         loader = iter(make_loader(dataset, batches, collator, config.num_workers))
         while micro_batches := list(islice(loader, config.gradient_accumulation_steps)):
             yield micro_batches
 
-    def _n_passes(self, stage: int) -> int:
+    @property
+    def _n_passes(self) -> int:
         """Passes over the language model: one number for all ranks and steps of a stage, as ZeRO-3 needs."""
-        return self.schedule.max_latents(stage) + 1
+        return self.schedule.max_latents(self.stage) + 1
 
-    def _train_step(self, micro_batches: list[dict], stage: int) -> tuple[Tensor, Tensor]:
+    def _train_step(self, micro_batches: list[dict]) -> tuple[Tensor, Tensor]:
         """One optimizer step. The loss is the mean over the labelled tokens of the global batch, however it is cut up.
 
         Returns: this rank's share of that mean (the shares of all ranks add up to it), and the global counts of
@@ -274,7 +280,7 @@ class Trainer:
                 key: None if batch[key] is None else batch[key].to(self.device, non_blocking=True)
                 for key in ("input_ids", "attention_mask", "labels", "pixel_values")
             }
-            loss = self.engine(**inputs, n_passes=self._n_passes(stage), loss_divisor=divisor).loss
+            loss = self.engine(**inputs, n_passes=self._n_passes, loss_divisor=divisor).loss
             self.engine.backward(loss)
             self.engine.step()
             share += loss.detach() / (self.world_size * len(micro_batches))
@@ -288,11 +294,14 @@ class Trainer:
             self.checkpoints.save(self.engine, self.backbone, state)
 
     def _evaluate(self, name: str, stage: int) -> float | None:
-        """Evaluates in the config's modes, by default the trained one. Returns the first one's accuracy."""
-        wanted = [mode for mode in ("cot", "coconut", "vanilla") if getattr(self.config.eval_config, mode)]
-        modes = wanted or [_TRAINED_REASONING[self.config.mode]]
+        """Evaluates in the config's modes, by default the trained one.
+
+        Returns: the accuracy in the trained mode, or else in the first one; what checkpoints are ranked by.
+        """
+        trained = _TRAINED_REASONING.get(self.config.mode)
+        modes = [mode for mode in ("cot", "coconut", "vanilla") if getattr(self.config.eval_config, mode)] or [trained]
         budget = LatentBudget(self.schedule, stage, self.config.eval_config.eval_latent_tokens)
-        accuracies = []
+        accuracies = {}
         for mode in modes:
             summary, samples = evaluate(
                 self.reasoner,
@@ -306,5 +315,5 @@ class Trainer:
                 sharded_weights=self.training and self.ds_config["zero_optimization"]["stage"] == 3,
             )
             self.tracker.log_evaluation(name, mode, summary, samples, self.step)
-            accuracies.append(summary["accuracy"])
-        return accuracies[0]
+            accuracies[mode] = summary["accuracy"]
+        return accuracies.get(trained, accuracies[modes[0]])

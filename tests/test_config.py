@@ -245,6 +245,8 @@ class TestErrors:
         coconut = ["mode=coconut_train", "coconut.enabled=true", "coconut.uniform_prob=0.1"]
         load_config(minimal, [*coconut, "eval_config.coconut=true", "eval_config.eval_latent_tokens=1"])
         load_config(minimal, [*coconut, "mode=eval_only", "val_path=v", "eval_config.coconut=true"])
+        frozen = [f"freeze.{part}=true" for part in ("vision_tower", "projector", "language_model")]
+        load_config(minimal, ["mode=eval_only", "val_path=v", "train_path=null", "eval_config.cot=true", *frozen])
         load_config(minimal, ["freeze.vision_tower=true", "freeze.projector=true", "eval_config.eval_latent_tokens=9"])
         load_config(minimal, ["save_only_improve=true", "val_path=v", "bf16=true"])
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import multicoco
 from multicoco.config import RunConfig, Wandb, load_config
 from multicoco.tracking import Tracker, environment
 
@@ -59,7 +60,33 @@ def test_environment_names_versions_and_revision(tmp_path):
     assert saved["python"] == ".".join(map(str, sys.version_info[:3]))
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert (saved["git"] or {}).get("commit", "") == head.stdout.strip()
+    assert saved["multicoco"] == multicoco.__version__
     assert environment()["command"]
+
+
+def test_the_revision_is_that_of_the_source_and_tells_changes(tmp_path, monkeypatch):
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    source = tmp_path / "tracking.py"
+    monkeypatch.setattr("multicoco.tracking.__file__", str(source))
+    source.write_text("")
+    assert environment()["git"] is None  # no repository
+    git("init")
+    assert environment()["git"] is None  # one that does not hold the source
+    git("add", source.name)
+    git("commit", "-m", "x")
+    assert environment()["git"]["dirty"] is False
+    source.write_text("changed")
+    assert environment()["git"]["dirty"] is True
+
+
+def test_the_progress_bar_shows_on_rank_0_alone(tmp_path, capsys):
+    for enabled in (False, True):
+        with Tracker(tmp_path, run_config(), enabled=enabled).progress(3, "training") as progress:
+            progress.update(3)
+        assert ("training" in capsys.readouterr().err) is enabled
 
 
 def test_other_ranks_write_nothing(tmp_path):
@@ -76,7 +103,7 @@ class TestWandb:
     @pytest.fixture
     def fake(self, monkeypatch):
         """A stand-in for the wandb module that notes its calls, and fails where it is told to."""
-        calls, failing = [], set()
+        calls, failing, logins = [], set(), []
 
         def call(name):
             def record(*args, **kwargs):
@@ -88,12 +115,9 @@ class TestWandb:
             return record
 
         run = SimpleNamespace(log=call("log"), finish=call("finish"))
-        module = SimpleNamespace(init=call("init"), Settings=lambda **_: None)
+        module = SimpleNamespace(init=call("init"), login=lambda **_: bool(logins), Settings=lambda **_: None)
         monkeypatch.setitem(sys.modules, "wandb", module)
-        monkeypatch.delenv("WANDB_API_KEY", raising=False)
-        monkeypatch.setenv("NETRC", "/nonexistent")
-        monkeypatch.setenv("HOME", "/nonexistent")
-        return SimpleNamespace(calls=calls, failing=failing)
+        return SimpleNamespace(calls=calls, failing=failing, logins=logins)
 
     def run(self, tmp_path, mode) -> list[dict]:
         tracker = Tracker(tmp_path, run_config(wandb=Wandb(mode=mode, tags=["t"])))
@@ -103,8 +127,8 @@ class TestWandb:
         return lines(tmp_path / "metrics.jsonl")
 
     @pytest.mark.parametrize("mode", ["online", "offline"])
-    def test_logs_every_step(self, tmp_path, fake, mode, monkeypatch):
-        monkeypatch.setenv("WANDB_API_KEY", "k")
+    def test_logs_every_step(self, tmp_path, fake, mode):
+        fake.logins.append("user")
         self.run(tmp_path, mode)
         assert [name for name, *_ in fake.calls] == ["init", "log", "log", "finish"]
         init = fake.calls[0][2]
@@ -115,7 +139,7 @@ class TestWandb:
     def test_online_without_a_login_goes_offline_with_a_warning(self, tmp_path, fake, caplog):
         self.run(tmp_path, "online")
         assert fake.calls[0][2]["mode"] == "offline"
-        assert "no login" in caplog.text
+        assert caplog.text.count("no login") == 1
 
     def test_disabled_does_not_import_it(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
@@ -128,7 +152,12 @@ class TestWandb:
             assert len(self.run(tmp_path, "offline")) == 2
         assert caplog.text.count("unreachable") == 1
 
-    def test_the_real_one_writes_offline_files_under_the_run(self, tmp_path):
+    @pytest.mark.parametrize("mode", ["online", "offline"])
+    def test_the_real_one_without_a_login_writes_offline_files_under_the_run(self, tmp_path, mode, monkeypatch):
+        for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE"):
+            monkeypatch.delenv(name, raising=False)
+        for name in ("HOME", "WANDB_CONFIG_DIR", "NETRC"):
+            monkeypatch.setenv(name, str(tmp_path / "nobody"))
         pytest.importorskip("wandb")
-        self.run(tmp_path, "offline")
+        self.run(tmp_path, mode)
         assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))

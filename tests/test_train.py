@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from multicoco.data.aokvqa import load_examples
 from multicoco.data.scenes import render_scenes
-from multicoco.models.tiny import build_tiny_internvl
+from multicoco.models.tiny import build_tiny_internvl, build_tokenizer
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared" / "data"
@@ -239,6 +239,31 @@ def test_flattened_aokvqa_trains_and_evaluates_with_stand_in_images(home):
     run = home / "runs" / "aokvqa"
     assert metrics(run, "train/stage") == [0, 0, 1, 1, 2, 2]
     assert summary(run, "coconut")["n"] == 100
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the ProsQA records are not at hand")
+def test_a_text_only_model_trains_on_prosqa(home):
+    records = SHARED / "prosqa_valid_100.json"
+    tokenizer = build_tokenizer([records.read_text()], vocab_size=400)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    for part in (Qwen2ForCausalLM(config), tokenizer):
+        part.save_pretrained(home / "text_model")
+    data = (f"data_dir={SHARED}", "train_path=prosqa_valid_100.json", "val_path=prosqa_valid_100.json")
+    limits = ("max_train_samples=8", "max_val_samples=5", "batch_size=2")
+    launch(home, "name=prosqa", *COCONUT, *data, *limits, f"model_id={home}/text_model", launcher="torchrun")
+    run = home / "runs" / "prosqa"
+    assert metrics(run, "train/stage") == [0, 0, 1, 1, 2, 2]
+    assert summary(run, "coconut")["n"] == 5 and summary(run, "coconut")["chance"] is None
 
 
 class TestMistakes:

@@ -2,6 +2,8 @@
 
 import os
 import socket
+from collections.abc import Callable
+from typing import TypeVar
 
 import deepspeed
 import torch
@@ -12,7 +14,10 @@ from torch import nn
 
 from multicoco.config import RunConfig
 from multicoco.engine.optimizer import build_optimizer
+from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
+
+T = TypeVar("T")
 
 
 def init_distributed() -> tuple[int, int]:
@@ -26,8 +31,33 @@ def init_distributed() -> tuple[int, int]:
             port = free.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+    if "OMP_NUM_THREADS" not in os.environ:  # DeepSpeed's launcher would give every rank all cores
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
     deepspeed.init_distributed(verbose=False)
     return dist.get_rank(), dist.get_world_size()
+
+
+def agree(function: Callable[[], T], only_rank_0: bool = False) -> T:
+    """Calls a function on every rank, or on rank 0 for all of them; a UserError of any rank is raised on every one.
+
+    So no rank waits for another that has given up, and the message can be printed once.
+    """
+    result, error = None, None
+    if dist.get_rank() == 0 or not only_rank_0:
+        try:
+            result = function()
+        except UserError as caught:
+            error = caught
+    errors: list[UserError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    for error in filter(None, errors):
+        raise error
+    if only_rank_0:
+        holder = [result]
+        dist.broadcast_object_list(holder, src=0)
+        [result] = holder
+    return result
 
 
 def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -> DeepSpeedEngine:

@@ -21,9 +21,9 @@ def write_summary(evaluations: dict[str, Path], trained: list[Path], out: Path) 
         What was written: "modes" (mode -> accuracy, n, ci95, ...), "chance", "train_seconds".
 
     Raises:
-        UserError: a run has no such evaluation or no metrics.
+        UserError: a run's evaluation or metrics are missing or damaged.
     """
-    summaries = {mode: _read_json(run / "evaluation" / f"{mode}.json") for mode, run in evaluations.items()}
+    summaries = {mode: _read_evaluation(run / "evaluation" / f"{mode}.json") for mode, run in evaluations.items()}
     summary = {
         "modes": {mode: {key: summary[key] for key in _KEYS} for mode, summary in summaries.items()},
         "chance": next(iter(summaries.values()))["chance"],
@@ -39,7 +39,7 @@ def format_table(summary: dict) -> str:
     rows = [
         [
             mode,
-            f"{row['accuracy']:.3f}",
+            "unknown" if row["accuracy"] is None else f"{row['accuracy']:.3f}",
             "{:.3f} - {:.3f}".format(*row["ci95"]),
             str(row["n"]),
             f"{row['mean_new_tokens']:.1f}",
@@ -55,23 +55,32 @@ def format_table(summary: dict) -> str:
 
 
 def _train_seconds(run: Path) -> float:
-    lines = _read(run / "metrics.jsonl").splitlines()
-    return sum(json.loads(line).get("train/epoch_seconds", 0.0) for line in lines)
+    path = run / "metrics.jsonl"
+    lines = _read(path).splitlines()
+    metrics = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    return sum(line.get("train/epoch_seconds", 0.0) for line in metrics)
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(_read(path))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
+def _read_evaluation(path: Path) -> dict:
+    content = _parse(_read(path), str(path))
     missing = [key for key in (*_KEYS, "chance") if key not in content]
     if missing:
         raise UserError(f"{path}: not an evaluation, {', '.join(missing)} missing: evaluate the run again")
     return content
 
 
+def _parse(text: str, source: str) -> dict:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{source}: not valid JSON ({error}): restore it, or run again under another name") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{source}: must be a JSON object, found {content!r:.60}: is it a file of a run?")
+    return content
+
+
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): run the training or evaluation first") from error

@@ -4,7 +4,7 @@ import pytest
 
 from multicoco.cli import main
 from multicoco.errors import UserError
-from multicoco.evaluation.report import write_summary
+from multicoco.evaluation.report import format_table, write_summary
 
 ROW = {"n": 500, "ci95": [0.2, 0.3], "mean_new_tokens": 2.0, "mean_latent_passes": 0.0, "seconds": 1.5, "chance": 0.25}
 
@@ -35,10 +35,25 @@ def test_command_writes_the_summary_and_prints_a_table(runs, capsys):
     assert "cot" in table and "0.500" in table and "3.0 minutes" in table
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"accuracy": 1}'])
+def test_an_accuracy_that_is_not_known_is_shown_as_such(runs):
+    path = runs / "cot" / "evaluation" / "cot.json"
+    path.write_text(json.dumps(ROW | {"accuracy": None, "n": 0, "ci95": [0.0, 1.0], "chance": None}))
+    table = format_table(write_summary({"cot": runs / "cot"}, [], runs / "out.json"))
+    assert "unknown" in table and "chance" not in table
+
+
+@pytest.mark.parametrize("content", [None, "{", "5", '{"accuracy": 1}'])
 def test_what_is_not_an_evaluation_is_named(runs, content):
     path = runs / "cot" / "evaluation" / "cot.json"
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(UserError, match=r"evaluation/cot\.json"):
         write_summary({"cot": runs / "cot"}, [], runs / "out.json")
     assert not (runs / "out.json").exists()
+
+
+@pytest.mark.parametrize(("content", "named"), [(None, r"metrics\.jsonl"), ('{"step": 1}\n{"st', r"metrics\.jsonl:2")])
+def test_metrics_that_cannot_be_read_are_named(runs, content, named):
+    path = runs / "cot" / "metrics.jsonl"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=named):
+        write_summary({"cot": runs / "cot"}, [runs / "cot"], runs / "out.json")
