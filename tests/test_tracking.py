@@ -74,6 +74,7 @@ def test_the_revision_is_that_of_the_source_and_tells_changes(tmp_path, monkeypa
     source.write_text("")
     assert environment()["git"] is None  # no repository
     git("init")
+    git("commit", "--allow-empty", "-m", "x")
     assert environment()["git"] is None  # one that does not hold the source
     git("add", source.name)
     git("commit", "-m", "x")

@@ -101,7 +101,7 @@ def test_choices_that_are_numbers_follow_the_format_asked_for(answer_format, exp
     assert extract_answer("Answer: 2", ["1", "2", "3"], answer_format) == expected
 
 
-@pytest.mark.parametrize("text", ["Answer: red", "Answer: the red", "Answer: it must be Red"])
+@pytest.mark.parametrize("text", ["Answer: red", "Answer: the red", "Answer: it must be the red"])
 def test_of_choices_with_the_same_text_the_first_is_read(text):
     assert extract_answer(text, ["blue", "the red", "Red"], "text") == 1
 
