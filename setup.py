@@ -30,7 +30,6 @@ setup(
         "wandb",
     ],
     extras_require={
-        "flash": ["flash-attn"],
         "test": ["pytest", "hypothesis", "ruff"],
     },
     entry_points={"console_scripts": ["multicoco = multicoco.cli:main"]},

@@ -99,9 +99,12 @@ def cot_run(home) -> Path:
 @pytest.fixture(scope="module")
 def coconut_run(home, cot_run) -> Path:
     """From it, Coconut over its stages, on two ranks with ZeRO-3, accumulation and checkpointing."""
-    settings = (
-        "name=coconut",
-        f"load_model_path={cot_run}",
+    launch(home, *COCONUT, *zero3(), "name=coconut", f"load_model_path={cot_run}", launcher="deepspeed")
+    return home / "runs" / "coconut"
+
+
+def zero3() -> tuple[str, ...]:
+    return (
         f"deepspeed={REPO}/ds_configs/zero3.json",
         "batch_size=2",
         "gradient_accumulation_steps=2",
@@ -109,8 +112,6 @@ def coconut_run(home, cot_run) -> Path:
         "lr_schedule=linear",
         "coconut.uniform_prob=0.3",
     )
-    launch(home, *COCONUT, *settings, launcher="deepspeed")
-    return home / "runs" / "coconut"
 
 
 class TestCot:
@@ -166,6 +167,22 @@ class TestCoconut:
         rates = metrics(coconut_run, "train/lr")
         assert rates[:steps] == rates[steps : 2 * steps] == rates[2 * steps :]
         assert rates[0] > rates[steps - 1]
+
+    def test_a_stage_goes_on_as_a_new_optimizer_on_its_weights_would(self, home, coconut_run):
+        """A second run starts at stage 2 from the first one's weights, so its AdamW is new by construction."""
+        weights = f"load_model_path={coconut_run}/checkpoints/epoch_0001"
+        launch(home, *COCONUT, *zero3(), "name=new", weights, "resume=1", launcher="deepspeed")
+        steps = -(-N_TRAIN // 8)
+        expected = metrics(coconut_run, "train/loss")[steps:]
+        assert metrics(home / "runs" / "new", "train/loss") == pytest.approx(expected, rel=1e-5)  # fp32 sums reordered
+
+    def test_without_reset_the_schedule_spans_the_run(self, home):
+        settings = ("reset_optimizer=false", "lr_schedule=linear", "coconut.first_stage=2", "freeze.vision_tower=true")
+        launch(home, "name=spanning", *COCONUT, *settings, "max_train_samples=8", "max_val_samples=2")
+        run = home / "runs" / "spanning"
+        assert metrics(run, "train/stage") == [2, 2, 3, 3, 3, 3]
+        rates = metrics(run, "train/lr")
+        assert rates == sorted(rates, reverse=True) and len(set(rates)) == len(rates)
 
     def test_evaluation_uses_the_latents_of_the_stage(self, coconut_run):
         assert metrics(coconut_run, "eval/coconut/mean_latent_passes") == [2.0, 4.0, 4.0]
@@ -275,7 +292,8 @@ class TestMistakes:
             (["model_id=nowhere"], "'nowhere'"),
             (["load_model_path=nowhere"], "'nowhere'"),
             (["deepspeed=nowhere.json"], "nowhere.json"),
-            (["resume=true", "name=new"], "no checkpoint in"),
+            (["resume=true"], "no checkpoint in"),
+            (["fp16=true"], "fp16"),
             (["coconut.latent_init_token=nonsense", *COCONUT], "latent_init_token"),
         ],
     )
@@ -284,7 +302,7 @@ class TestMistakes:
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and expected in done.stderr
         assert "Traceback" not in done.stderr
-        assert not (home / "runs" / "mistake").exists() and not (home / "runs" / "new").exists()
+        assert not (home / "runs" / "mistake").exists()
 
     def test_on_two_ranks_it_is_said_once_and_both_stop(self, home):
         records = json.loads((home / "scenes" / "aokvqa_v1p0_train.json").read_text())

@@ -62,7 +62,7 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
             unfinished.rename(path)
             write_text(self.root / "latest", path.name)
-            self._prune()
+            self.prune()
         dist.barrier()
         return path
 
@@ -87,7 +87,8 @@ class Checkpoints:
     def best_accuracy(self) -> float | None:
         return max((a for p in all_checkpoints(self.root) if (a := read_state(p).accuracy) is not None), default=None)
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
+        """Removes all but the newest `keep` and the best `keep_best`."""
         states = {path: read_state(path) for path in all_checkpoints(self.root)}
         newest = sorted(states, key=lambda path: states[path].epoch)[-self.keep :]
         ranked = sorted((p for p in states if states[p].accuracy is not None), key=lambda p: rank_key(states[p]))

@@ -61,7 +61,19 @@ def agree(function: Callable[[], T], only_rank_0: bool = False) -> T:
 
 
 def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -> DeepSpeedEngine:
-    """Wraps the model for training with a resolved ds_config (see `engine.ds_config`)."""
+    """Wraps the model for training with a resolved ds_config (see `engine.ds_config`).
+
+    Raises:
+        UserError: this machine cannot train in the precision asked for.
+    """
+    for precision, supported in (
+        ("fp16", get_accelerator().is_fp16_supported),
+        ("bf16", get_accelerator().is_bf16_supported),
+    ):
+        if ds_config[precision]["enabled"] and not supported():
+            raise UserError(
+                f"{precision}: true, but {get_accelerator().device_name()} cannot train in it: set it to false"
+            )
     if config.activation_checkpointing:
         # reentrant checkpointing would fire ZeRO's gradient hooks once per latent pass
         reasoner.model.activation_checkpointing_enable({"use_reentrant": False})
