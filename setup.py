@@ -27,7 +27,7 @@ setup(
         "tqdm",
         "jinja2",
         "ninja",
-        "wandb",
+        "wandb>=0.31",
     ],
     extras_require={
         "test": ["pytest", "hypothesis", "ruff"],

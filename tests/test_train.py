@@ -293,7 +293,6 @@ class TestMistakes:
             (["load_model_path=nowhere"], "'nowhere'"),
             (["deepspeed=nowhere.json"], "nowhere.json"),
             (["resume=true"], "no checkpoint in"),
-            (["fp16=true"], "fp16"),
             (["coconut.latent_init_token=nonsense", *COCONUT], "latent_init_token"),
         ],
     )

@@ -15,7 +15,7 @@ from multicoco.data.collate import Collator
 from multicoco.data.example import Example
 from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader, prompt_layout
 from multicoco.data.prompt import PromptBuilder, Reasoning
-from multicoco.evaluation.answers import extract_answer, is_correct
+from multicoco.evaluation.answers import ANSWER_PREFIX, extract_answer, is_correct
 from multicoco.evaluation.metrics import summarize
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import Backbone
@@ -104,7 +104,7 @@ def evaluate(
             ):
                 if counted:
                     passes = ids.count(latent.latent) if latent else 0
-                    samples.append((index, _sample(examples[index], new, passes, backbone, config)))
+                    samples.append((index, _sample(examples[index], new, passes, mode, backbone, config)))
             progress.update()
     reasoner.train(was_training)
 
@@ -114,13 +114,16 @@ def evaluate(
     return {"mode": mode, **summarize(ordered), "seconds": time.time() - started}, ordered
 
 
-def _sample(example: Example, new_ids: list[int], latent_passes: int, backbone: Backbone, config: RunConfig) -> dict:
+def _sample(
+    example: Example, new_ids: list[int], latent_passes: int, mode: Reasoning, backbone: Backbone, config: RunConfig
+) -> dict:
     """One line of the samples file. new_tokens counts the end-of-text token, and nothing after it."""
     eos = backbone.tokenizer.eos_token_id
     if eos in new_ids:
         new_ids = new_ids[: new_ids.index(eos) + 1]
     text = backbone.tokenizer.decode(new_ids, skip_special_tokens=True)
-    extracted = extract_answer(text, example.choices, config.answer_format)
+    response = f"{ANSWER_PREFIX} {text}" if mode == "vanilla" else text  # its prompt ends with the prefix
+    extracted = extract_answer(response, example.choices, config.answer_format)
     return {
         "id": example.id,
         "question": example.question,

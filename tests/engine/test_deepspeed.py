@@ -1,8 +1,12 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from multicoco.engine.deepspeed import build_engine
+from multicoco.errors import UserError
 
 AGREEMENT = """
 import os
@@ -23,6 +27,16 @@ for only_rank_0 in (False, True):
     except UserError as error:
         print(f"error {rank} {error}", flush=True)
 """
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_precision_that_the_device_lacks_is_refused(monkeypatch, precision):
+    device = {f"is_{p}_supported": lambda p=p: p != precision for p in ("bf16", "fp16")}
+    accelerator = SimpleNamespace(**device, device_name=lambda: "abacus")
+    monkeypatch.setattr("multicoco.engine.deepspeed.get_accelerator", lambda: accelerator)
+    ds_config = {p: {"enabled": p == precision} for p in ("bf16", "fp16")}
+    with pytest.raises(UserError, match=f"{precision}: true, but abacus cannot train in it"):
+        build_engine(reasoner=None, config=None, ds_config=ds_config)
 
 
 @pytest.mark.distributed
