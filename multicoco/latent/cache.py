@@ -84,5 +84,8 @@ AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
 def no_mask(inputs_embeds: Tensor) -> Tensor:
-    """A ready-made 4-D mask that transformers passes through unread: the cache masks by itself."""
+    """A ready-made 4-D mask that transformers passes through unread: the cache masks by itself.
+
+    Of width 0, so that an attention which did read it, never having seen the segment, fails instead of going wrong.
+    """
     return inputs_embeds.new_empty(1, 1, 1, 0, dtype=torch.bool)

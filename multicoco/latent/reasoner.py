@@ -13,6 +13,16 @@ from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_ma
 from multicoco.latent.loss import LabelledCrossEntropy
 
 
+# settings of a language model that the passes would silently get wrong, and the value at which they do nothing
+_NOT_REPRODUCED = {
+    "attention_dropout": 0.0,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+}
+
+
 @dataclass
 class LatentOutput(ModelOutput):
     """What `LatentReasoner.forward` returns.
@@ -89,14 +99,16 @@ class LatentReasoner(nn.Module):
         kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
             raise ValueError(f"latent passes need full attention in every layer, {model.config.model_type} has {kinds}")
-        for key in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
-            if getattr(text_config, key, None) not in (None, 1.0):
+        for key, neutral in _NOT_REPRODUCED.items():
+            if getattr(text_config, key, None) not in (None, neutral):
                 raise ValueError(f"latent passes do not reproduce {key} of {model.config.model_type}")
         self.model = model
         self.latent_token_id = latent_token_id
         self.kernel = kernel
         self.cross_entropy = LabelledCrossEntropy()
         self.decoder.set_attn_implementation(ATTENTION_NAME)
+        if self.decoder.config._attn_implementation != ATTENTION_NAME:
+            raise ValueError(f"{model.config.model_type} does not let its attention be replaced")
 
     @property
     def decoder(self) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD
 from multicoco.config import RunConfig
 
 GLOBAL_BATCH = 4
+OFFLOAD = {"device": "cpu"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ CASES = {
     "zero3_accumulation": Case({"stage": 3}, checkpointing=True, accumulation=2),
     "zero2_frozen": Case({"stage": 2}, checkpointing=True, frozen=True),
     "zero3_frozen": Case({"stage": 3}, checkpointing=True, frozen=True),
+    "zero1_offload": Case({"stage": 1, "offload_optimizer": OFFLOAD}),
+    "zero2_offload": Case({"stage": 2, "offload_optimizer": OFFLOAD}),
+    "zero3_offload": Case({"stage": 3, "offload_optimizer": OFFLOAD, "offload_param": OFFLOAD}, checkpointing=True),
 }
 
 

@@ -244,11 +244,28 @@ def test_a_latent_without_a_token_before_it_is_refused():
         LatentReasoner(qwen2(), LATENT)(**batch)
 
 
-def test_models_that_the_passes_would_get_wrong_are_refused():
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layer_types", ["full_attention", "sliding_attention", "full_attention"]),
+        ("attention_dropout", 0.1),
+        ("final_logit_softcapping", 30.0),
+    ],
+)
+def test_models_that_the_passes_would_get_wrong_are_refused(key, value):
     model = qwen2()
-    model.config.layer_types = ["full_attention", "sliding_attention", "full_attention"]
-    with pytest.raises(ValueError, match="sliding_attention"):
+    setattr(model.config, key, value)
+    with pytest.raises(ValueError, match="sliding_attention" if key == "layer_types" else key):
         LatentReasoner(model, LATENT)
+
+
+def test_a_model_whose_attention_never_sees_the_segment_fails_rather_than_going_wrong():
+    reasoner = LatentReasoner(qwen2(), LATENT)
+    layer = reasoner.decoder.layers[1]
+    forward = layer.self_attn.forward
+    layer.self_attn.forward = lambda *args, segment, **kwargs: forward(*args, **kwargs)
+    with pytest.raises(RuntimeError, match="size"):
+        reasoner(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4))
 
 
 class TestGenerate:
