@@ -12,7 +12,6 @@ from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask
 from multicoco.latent.loss import LabelledCrossEntropy
 
-
 # settings of a language model that the passes would silently get wrong, and the value at which they do nothing
 _NOT_REPRODUCED = {
     "attention_dropout": 0.0,
