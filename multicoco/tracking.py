@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from multicoco import __version__
 from multicoco.config import RunConfig
+from multicoco.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -58,19 +59,29 @@ def write_text(path: Path, text: str) -> None:
 
 
 class Tracker:
-    """Writes a run's records. Only rank 0's is enabled; the others' do nothing."""
+    """Writes a run's records. Only rank 0's is enabled; the others' do nothing.
+
+    Raises:
+        UserError: the run folder cannot be written.
+    """
 
     def __init__(self, run_dir: Path, config: RunConfig, enabled: bool = True):
         self.run_dir = run_dir
         self.enabled = enabled
         self.wandb_run = None
-        if enabled:
+        if not enabled:
+            return
+        try:
             self._keep_earlier_config(config.to_yaml())
             write_text(run_dir / "config.yaml", config.to_yaml())
             write_json(run_dir / "environment.json", environment())
             self.metrics_file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-            if config.wandb.mode != "disabled":
-                self._guarded("start", lambda: self._start_wandb(config))
+        except OSError as error:
+            raise UserError(
+                f"run folder {run_dir} cannot be written ({error}): set another output_dir or name"
+            ) from error
+        if config.wandb.mode != "disabled":
+            self._guarded("start", lambda: self._start_wandb(config))
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         """Appends one line to metrics.jsonl, with the step and the time in unix seconds, and logs to W&B."""

@@ -129,7 +129,7 @@ class Trainer:
         self.first_epoch, self.stage, self.step, self.best_accuracy = 0, None, 0, None
         if self.training:
             self._find_start()
-        self.tracker = Tracker(config.run_dir, config, enabled=self.rank == 0)
+        self.tracker = agree(lambda: Tracker(config.run_dir, config, enabled=self.rank == 0))
 
     def run(self) -> None:
         """Trains and evaluates, or only evaluates."""
@@ -225,9 +225,8 @@ class Trainer:
             progress.update()
             if self.step % config.log_every_steps == 0 or n_steps == self.steps_per_epoch:
                 metrics = window.read()
-                progress.set_postfix(
-                    loss=f"{metrics['train/loss']:.4f}", tokens_s=f"{metrics['train/tokens_per_s']:.0f}"
-                )
+                throughput = f"{metrics['train/tokens_per_s']:.0f}"
+                progress.set_postfix(loss=f"{metrics['train/loss']:.4f}", tokens_s=throughput, refresh=False)
                 learning_rate = self.engine.lr_scheduler.get_last_lr()[0]
                 where = {"train/stage": stage, "train/epoch": epoch + 1, "train/lr": learning_rate}
                 self.tracker.log(metrics | where, self.step)

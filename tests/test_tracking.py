@@ -10,6 +10,7 @@ import torch
 
 import multicoco
 from multicoco.config import RunConfig, Wandb, load_config
+from multicoco.errors import UserError
 from multicoco.tracking import Tracker, environment
 
 
@@ -98,6 +99,12 @@ def test_other_ranks_write_nothing(tmp_path):
         progress.update()
     tracker.close()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="file/run cannot be written"):
+        Tracker(tmp_path / "file" / "run", run_config())
 
 
 class TestWandb:

@@ -7,7 +7,6 @@ rows (an example again, without labels) keep all ranks at the same number of equ
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -92,18 +91,14 @@ class ReasoningDataset(Dataset):
     def __getitem__(self, pick: Pick) -> Row:
         index, counted = pick
         example = self.examples[index]
-        pixel_values = None
+        pixel_values, n_tiles = None, 0
         if self.image_processor is not None and example.image is not None:
-            pixel_values = self._tiles(example)
-        n_tiles = 0 if pixel_values is None else len(pixel_values)
+            # [tiles, 3, H, W]; more than one tile ends with the thumbnail of the whole image
+            pixel_values = self.image_processor(load_image(example.image), return_tensors="pt").pixel_values
+            n_tiles = len(pixel_values)
         tokens = self.prompt(example, self.reasoning, n_tiles)
         input_ids, labels = self.arrange(example, tokens)
         return Row(input_ids, labels, pixel_values, index, counted)
-
-    def _tiles(self, example: Example) -> Tensor:
-        """[tiles, 3, H, W]; more than one tile ends with the thumbnail of the whole image."""
-        image = load_image(example.image)
-        return self.image_processor(image, return_tensors="pt").pixel_values
 
 
 def train_layout(
