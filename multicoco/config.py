@@ -63,6 +63,9 @@ class Coconut(Section):
     first_stage: NonNegativeInt | None = Field(
         None, description="stage of the first epoch; null: 1 with load_model_path (a CoT checkpoint), otherwise 0"
     )
+    stage_lr: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = Field(
+        None, description="peak learning rate of each stage from the first on, the last one repeats; null: lr"
+    )
     latent_init_token: OptionalStr = Field(
         None, description="token whose embedding the latent tokens start from; null: the tokenizer's eos"
     )
@@ -214,6 +217,10 @@ class RunConfig(Section):
             (
                 self.mode in ("cot_train", "vanilla_train") and latent.uniform_prob > 0,
                 f"coconut.uniform_prob is {latent.uniform_prob} but mode is {self.mode}, without stages: set it to 0",
+            ),
+            (
+                latent.stage_lr is not None and not self.reset_optimizer,
+                "coconut.stage_lr is set but reset_optimizer is false: without a restart there is one learning rate",
             ),
             (
                 training and all(self.freeze.model_dump().values()),

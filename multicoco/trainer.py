@@ -213,7 +213,9 @@ class Trainer:
         """The learning-rate schedule spans the stage or, without restarts, the whole run."""
         epochs = range(self.config.num_epochs)
         spanned = [e for e in epochs if self.schedule.stage(e) == stage] if self.config.reset_optimizer else epochs
-        start_schedule(self.engine, self.config, len(spanned) * self.steps_per_epoch)
+        rates = self.config.coconut.stage_lr or [self.config.lr]
+        lr = rates[min(stage - self.schedule.first_stage, len(rates) - 1)]
+        start_schedule(self.engine, self.config, lr, len(spanned) * self.steps_per_epoch)
 
     def _train_epoch(self, epoch: int, progress: tqdm) -> None:
         config, stage, started = self.config, self.stage, perf_counter()

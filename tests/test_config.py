@@ -224,6 +224,7 @@ class TestErrors:
             (["train_path=null"], ["mode is cot_train", "train_path is null"]),
             (["mode=eval_only", "eval_config.cot=true"], ["mode is eval_only", "val_path is null"]),
             (["mode=eval_only", "val_path=v"], ["mode is eval_only", "none of eval_config.cot"]),
+            (["coconut.stage_lr=[1e-3]", "reset_optimizer=false"], "coconut.stage_lr is set but reset_optimizer"),
             (["bf16=true", "fp16=true"], ["bf16 and fp16 are both true"]),
             (["save_only_improve=true"], ["save_only_improve is true", "val_path is null"]),
             (

@@ -38,11 +38,11 @@ def wrapped_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def start_schedule(engine: DeepSpeedEngine, config: RunConfig, total_steps: int) -> None:
-    """Starts the learning-rate schedule, from its first step, over the next total_steps optimizer steps."""
+def start_schedule(engine: DeepSpeedEngine, config: RunConfig, lr: float, total_steps: int) -> None:
+    """Starts the learning-rate schedule with peak lr, from its first step, over the next total_steps steps."""
     optimizer = wrapped_optimizer(engine.optimizer)
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] = config.lr
+        group["lr"] = group["initial_lr"] = lr
     engine.lr_scheduler = LambdaLR(
         optimizer, lambda step: lr_factor(step, config.lr_schedule, config.warmup_steps, total_steps)
     )

@@ -24,12 +24,12 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
     freeze(model, vision_tower=case.frozen)
     ds_config = resolve_ds_config(path, config, world_size, hidden_size=32)
     engine = build_engine(LatentReasoner(model, LATENT), config, ds_config)
-    start_schedule(engine, config, total_steps=case.reset_after)
+    start_schedule(engine, config, config.lr, total_steps=case.reset_after)
     losses = []
     for step in range(case.steps):
         if step == case.reset_after:
             reset_optimizer_state(engine)
-            start_schedule(engine, config, total_steps=case.steps - step)
+            start_schedule(engine, config, config.lr, total_steps=case.steps - step)
         share = torch.zeros(())
         micro_batches = batches(step, case.accumulation, rank, world_size)
         labelled = torch.tensor(sum(int((b["labels"][:, 1:] != -100).sum()) for b in micro_batches))
