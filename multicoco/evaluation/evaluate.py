@@ -80,7 +80,7 @@ def evaluate(
     batches = RankBatches(len(examples), config.eval_batch_size, dist.get_rank(), dist.get_world_size())
     generation_config = GenerationConfig(
         **config.generation.model_dump(),
-        eos_token_id=backbone.tokenizer.eos_token_id,
+        eos_token_id=backbone.end_token_ids,
         pad_token_id=backbone.tokenizer.pad_token_id,
     )
     device = reasoner.decoder.device
@@ -118,9 +118,8 @@ def _sample(
     example: Example, new_ids: list[int], latent_passes: int, mode: Reasoning, backbone: Backbone, config: RunConfig
 ) -> dict:
     """One line of the samples file. new_tokens counts the end-of-text token, and nothing after it."""
-    eos = backbone.tokenizer.eos_token_id
-    if eos in new_ids:
-        new_ids = new_ids[: new_ids.index(eos) + 1]
+    end = next((i for i, token in enumerate(new_ids) if token in backbone.end_token_ids), len(new_ids))
+    new_ids = new_ids[: end + 1]
     text = backbone.tokenizer.decode(new_ids, skip_special_tokens=True)
     response = f"{ANSWER_PREFIX} {text}" if mode == "vanilla" else text  # its prompt ends with the prefix
     extracted = extract_answer(response, example.choices, config.answer_format)

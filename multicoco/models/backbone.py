@@ -35,6 +35,12 @@ class Backbone:
     image_processor: object | None
     latent_tokens: LatentTokens | None = None
 
+    @property
+    def end_token_ids(self) -> list[int]:
+        """What ends an answer: the tokenizer's end of text, and what the model itself was made to stop at."""
+        own = self.model.generation_config.eos_token_id
+        return sorted({self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
+
     def save_pretrained(self, path: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """A Hugging Face directory: safetensors weights, tokenizer and image processor."""
         self.model.save_pretrained(path, state_dict=state_dict)

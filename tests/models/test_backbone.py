@@ -92,6 +92,14 @@ def test_a_latent_token_is_one_control_token_and_the_rest_keep_their_ids(tiny):
     assert backbone.tokenizer.decode([backbone.latent_tokens.latent], skip_special_tokens=True) == ""
 
 
+@pytest.mark.parametrize("own", [None, 3, [3, 5]])
+def test_answers_end_at_the_tokenizers_and_at_the_models_own_tokens(tiny, own):
+    backbone = load_backbone(str(tiny))
+    backbone.model.generation_config.eos_token_id = own
+    expected = {backbone.tokenizer.eos_token_id, *([] if own is None else [own] if isinstance(own, int) else own)}
+    assert backbone.end_token_ids == sorted(expected)
+
+
 def test_an_unknown_initial_token_is_refused(tiny):
     with pytest.raises(UserError, match=r"latent_init_token.*<<"):
         add_latent_tokens(load_backbone(str(tiny)), "<<")
