@@ -219,6 +219,15 @@ class TestCoconut:
         assert summary(home / "runs" / "eval_one", "coconut")["mean_latent_passes"] == 1
 
 
+def test_records_without_answers_are_predicted(home, cot_run):
+    paths = (f"load_model_path={cot_run}", "val_path=aokvqa_v1p0_test.json")
+    launch(home, "name=predict", "mode=eval_only", "eval_config.cot=true", *paths)
+    run = home / "runs" / "predict"
+    assert (summary(run, "cot")["accuracy"], summary(run, "cot")["n"]) == (None, 0)
+    predicted = samples(run, "final_cot")
+    assert len(predicted) == 3 and all(s["gold"] is None and s["correct"] is None for s in predicted)
+
+
 def test_checkpoints_are_pruned_to_the_newest_and_the_best(home):
     launch(
         home, "name=pruned", "num_epochs=4", "max_checkpoints_to_keep=2", "keep_best_checkpoints=1", "max_val_samples=4"

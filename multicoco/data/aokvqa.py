@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
+from tqdm import tqdm
+
 from multicoco.data.example import Example, load_image
 from multicoco.errors import UserError
 
@@ -75,7 +77,11 @@ def load_examples(
     problems: list[str] = []
     places: dict[str, int] = {}
     checked = 0
-    with ThreadPoolExecutor() as pool:
+    # a bar on a terminal only: in a log a check of seconds to minutes needs none
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=limit or len(records), desc=f"checking {path.name}", disable=None) as bar,
+    ):
         while checked < len(records) and (limit is None or len(examples) < limit):
             missing = len(records) if limit is None else limit - len(examples)
             batch = range(checked, min(checked + missing, len(records)))
@@ -87,6 +93,7 @@ def load_examples(
                 else:
                     places[result.id] = index
                     examples.append(result)
+                bar.update()
             checked = batch.stop
 
     if problems:

@@ -229,6 +229,13 @@ def test_a_batch_without_images_still_runs_the_vision_tower_and_ignores_it():
         torch.testing.assert_close(actual[name], gradient, rtol=1e-5, atol=1e-8)
 
 
+def test_vision_features_are_computed_once_however_many_latents():
+    batch, model, calls = fixed_batch(), internvl().double(), []
+    model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    LatentReasoner(model, LATENT)(**batch, n_passes=8)
+    assert len(calls) == 1
+
+
 def test_loss_divisor_replaces_the_number_of_labelled_positions():
     batch = fixed_batch()
     reasoner = LatentReasoner(internvl().double(), LATENT)
