@@ -90,9 +90,10 @@ class Checkpoints:
     def prune(self) -> None:
         """Removes all but the newest `keep` and the best `keep_best`."""
         states = {path: read_state(path) for path in all_checkpoints(self.root)}
-        newest = sorted(states, key=lambda path: states[path].epoch)[-self.keep :]
-        ranked = sorted((p for p in states if states[p].accuracy is not None), key=lambda p: rank_key(states[p]))
-        kept = {*newest, *ranked[len(ranked) - self.keep_best :]}
+        newest = sorted(states, key=lambda path: states[path].epoch, reverse=True)
+        evaluated = [path for path in states if states[path].accuracy is not None]
+        best = sorted(evaluated, key=lambda path: rank_key(states[path]), reverse=True)
+        kept = {*newest[: self.keep], *best[: self.keep_best]}
         for path in states.keys() - kept:
             shutil.rmtree(path)
 
