@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-INITIALIZER_RANGE = 0.06  # the usual 0.02 is for wider models: with it, CoT takes twice as many steps to learn
+INITIALIZER_RANGE = 0.06  # the usual 0.02 is for wider models: with it, CoT takes more than twice the steps
 IMAGE_SIZE = 84  # pixels: 6 x 6 patches of 14, 3 x 3 image tokens after down-sampling by 0.5
 
 _CONTROL_TOKENS = (
