@@ -45,7 +45,7 @@ class Checkpoints:
         self.keep = keep
         self.keep_best = keep_best
 
-    def save(self, engine: DeepSpeedEngine, backbone: Backbone, state: TrainerState) -> Path:
+    def save(self, engine: DeepSpeedEngine, backbone: Backbone, state: TrainerState) -> None:
         """Writes a checkpoint beside the others, names it when it is whole, then prunes. All ranks call it."""
         path = self.root / f"epoch_{state.epoch:04d}"
         unfinished = path.with_suffix(".unfinished")
@@ -64,7 +64,6 @@ class Checkpoints:
             write_text(self.root / "latest", path.name)
             self.prune()
         dist.barrier()
-        return path
 
     def load(self, engine: DeepSpeedEngine) -> None:
         """Puts the latest checkpoint into the engine, its learning-rate schedule included. All ranks call it.

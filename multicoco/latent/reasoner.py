@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask
 from multicoco.latent.loss import LabelledCrossEntropy
+from multicoco_kernels import KERNELS
 
 # settings of a language model that the passes would silently get wrong, and the value at which they do nothing
 _NOT_REPRODUCED = {
@@ -89,11 +90,13 @@ class LatentReasoner(nn.Module):
         kernel: implementation of the cached attention, one of `multicoco_kernels.KERNELS`.
 
     Raises:
-        ValueError: the model's attention or head is of a kind the passes do not reproduce.
+        ValueError: an unknown kernel, or the model's attention or head is of a kind the passes do not reproduce.
     """
 
     def __init__(self, model: PreTrainedModel, latent_token_id: int, kernel: str = "auto"):
         super().__init__()
+        if kernel not in KERNELS:
+            raise ValueError(f"kernel {kernel!r} is not one of {', '.join(KERNELS)}")
         text_config = model.config.get_text_config()
         kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:

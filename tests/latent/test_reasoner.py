@@ -275,6 +275,11 @@ def test_a_model_whose_attention_never_sees_the_segment_fails_rather_than_going_
         reasoner(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4))
 
 
+def test_an_unknown_kernel_is_refused():
+    with pytest.raises(ValueError, match="'fast' is not one of reference, auto"):
+        LatentReasoner(qwen2(), LATENT, kernel="fast")
+
+
 class TestGenerate:
     """Against greedy decoding that computes the whole sequence again for every new token."""
 
