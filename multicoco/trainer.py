@@ -202,11 +202,12 @@ class Trainer:
 
     def _enter_stage(self, stage: int) -> None:
         """At a transition the optimizer and the schedule start again; without `reset_optimizer` they go on."""
-        first, entering = self.stage is None, stage != self.stage
-        self.stage = stage
-        if entering and self.config.reset_optimizer and not first:
+        if stage == self.stage:
+            return
+        first, self.stage = self.stage is None, stage
+        if self.config.reset_optimizer and not first:
             reset_optimizer_state(self.engine)
-        if entering and (self.config.reset_optimizer or first):
+        if self.config.reset_optimizer or first:
             self._start_schedule(stage)
 
     def _start_schedule(self, stage: int) -> None:
