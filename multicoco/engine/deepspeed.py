@@ -1,5 +1,6 @@
 """The DeepSpeed engine around a LatentReasoner: process group, initialisation, whole weights out of ZeRO's shards."""
 
+import atexit
 import os
 import socket
 from collections.abc import Callable
@@ -35,6 +36,7 @@ def init_distributed() -> tuple[int, int]:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
     deepspeed.init_distributed(verbose=False)
+    atexit.register(dist.destroy_process_group)  # or else its threads can abort the interpreter's own exit
     return dist.get_rank(), dist.get_world_size()
 
 

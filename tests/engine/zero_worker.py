@@ -55,4 +55,3 @@ if __name__ == "__main__":
     if rank == 0:
         torch.save(results, folder / "results.pt")
     dist.barrier()
-    dist.destroy_process_group()
