@@ -1,37 +1,121 @@
 """The static key/value buffers of one attention layer, and the gradients that gather beside them."""
 
+import weakref
+
 import torch
 from torch import Tensor
+
+
+class BufferPool:
+    """Flat buffers that caches take and, when they are gone, give back: later steps of a shape allocate nothing."""
+
+    def __init__(self):
+        self.free: list[Tensor] = []
+
+    def take(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """An uninitialised buffer of at least `size` elements: a free one, or a new one if none is large enough."""
+        same_kind = [buffer for buffer in self.free if (buffer.dtype, buffer.device) == (dtype, device)]
+        large_enough = [buffer for buffer in same_kind if buffer.numel() >= size]
+        if same_kind:  # one that is too small is replaced, so that growing lengths leave nothing behind
+            taken = min(large_enough or same_kind, key=Tensor.numel)
+            self.free = [buffer for buffer in self.free if buffer is not taken]
+        if large_enough:
+            return taken
+        with torch.inference_mode(False):  # the next to take it may be a training step
+            return torch.empty(size, dtype=dtype, device=device)
+
+    def give(self, buffers: list[Tensor]) -> None:
+        """Takes back what `take` returned; nobody may use it any more."""
+        self.free.extend(buffers)
+
+
+class KeyMask:
+    """Which columns of a batch may be attended to, in the forms that the kernels read; each is made once.
+
+    Args:
+        valid: (B, L) bool, False at padding.
+    """
+
+    def __init__(self, valid: Tensor):
+        self.valid = valid
+        self._forms: dict[tuple, Tensor] = {}
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """(B, L), 0 at keys and minus infinity at padding."""
+        if dtype not in self._forms:
+            zeros = torch.zeros_like(self.valid, dtype=dtype)
+            self._forms[dtype] = zeros.masked_fill_(~self.valid, -torch.inf)
+        return self._forms[dtype]
+
+    def visible(self, start: int, end: int) -> Tensor:
+        """(B, 1, end - start, end) bool: the keys at or before each column of a segment."""
+        if (start, end) not in self._forms:
+            columns = torch.arange(end, device=self.valid.device)
+            self._forms[start, end] = self.valid[:, None, None, :end] & (columns <= columns[start:, None])
+        return self._forms[start, end]
+
+    def segment_bias(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
+        """(B, 1, end - start, end): `visible` as 0 and minus infinity."""
+        if (start, end, dtype) not in self._forms:
+            visible = self.visible(start, end)
+            self._forms[start, end, dtype] = torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)
+        return self._forms[start, end, dtype]
 
 
 class LayerCache:
     """Keys and values of one layer for a whole sequence, written in place segment by segment.
 
+    Once the first segment's backward is done, or the cache is gone, its buffers go back to the pool.
+
     Attributes:
+        mask: which columns are keys. Shared by all layers.
         keys, values: (B, H_kv, L, D), in the model's dtype.
-        key_mask: (B, L) bool, False at padding. Shared by all layers.
-        grad_keys, grad_values: (B, H_kv, L, D), at least fp32; allocated by the first backward.
+        grad_keys, grad_values: (B, H_kv, L, D), at least fp32; None before the first backward.
     """
 
-    def __init__(self, like: Tensor, key_mask: Tensor):
+    def __init__(self, like: Tensor, mask: KeyMask, pool: BufferPool):
         """Args: like: (B, H_kv, *, D), any segment's keys: gives heads, head size, dtype and device."""
         batch, heads, _, head_dim = like.shape
-        self.key_mask = key_mask
-        self.keys = like.new_empty(batch, heads, key_mask.shape[1], head_dim)
-        self.values = torch.empty_like(self.keys)
+        self.mask = mask
+        self._pool = pool
+        self._taken: list[Tensor] = []
+        self._give_back = weakref.finalize(self, pool.give, self._taken)
+        self._shape = (batch, heads, mask.valid.shape[1], head_dim)
+        self.keys, self.values = self._take(like.dtype, like.device), self._take(like.dtype, like.device)
         self.grad_keys: Tensor | None = None
         self.grad_values: Tensor | None = None
+
+    def _take(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        size = torch.Size(self._shape).numel()
+        self._taken.append(self._pool.take(size, dtype, device))
+        return self._taken[-1][:size].view(self._shape)
+
+    @property
+    def is_released(self) -> bool:
+        return not self._give_back.alive
+
+    def release(self) -> None:
+        """Gives the buffers back; the cache is of no further use."""
+        self.keys = self.values = self.grad_keys = self.grad_values = None
+        self._give_back()
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> None:
         """Puts a segment's (B, H_kv, S, D) at columns [start, start + S); the same again on a recompute."""
         self.keys[:, :, start : start + keys.shape[2]] = keys
         self.values[:, :, start : start + values.shape[2]] = values
 
+    def gradients(self) -> tuple[Tensor, Tensor, bool]:
+        """The gradient buffers, and whether they are fresh: then they hold anything, and the first segment to run its
+        backward, which is the last one and so reaches furthest, stores instead of adding."""
+        fresh = self.grad_keys is None
+        if fresh:
+            dtype = torch.promote_types(self.keys.dtype, torch.float32)
+            self.grad_keys, self.grad_values = (self._take(dtype, self.keys.device) for _ in range(2))
+        return self.grad_keys, self.grad_values, fresh
+
     def accumulate(self, grad_keys: Tensor, grad_values: Tensor) -> None:
         """Adds one segment's gradients with respect to columns [0, end), (B, H_kv, end, D) each."""
-        if self.grad_keys is None:
-            self.grad_keys = torch.zeros_like(self.keys, dtype=grad_keys.dtype)
-            self.grad_values = torch.zeros_like(self.grad_keys)
-        end = grad_keys.shape[2]
-        self.grad_keys[:, :, :end] += grad_keys
-        self.grad_values[:, :, :end] += grad_values
+        *buffers, fresh = self.gradients()
+        for buffer, gradient in zip(buffers, (grad_keys, grad_values), strict=True):
+            reached = buffer[:, :, : gradient.shape[2]]
+            reached.copy_(gradient) if fresh else reached.add_(gradient)

@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from multicoco_kernels import LayerCache, cached_attention, first_handle
+from multicoco_kernels import BufferPool, KeyMask, LayerCache, cached_attention, first_handle
 
 ATTENTION_NAME = "multicoco_cached"
 
@@ -23,16 +23,18 @@ class StaticKVCache:
     Args:
         key_mask: (B, L) bool, False at padding; L is the length of the whole sequence.
         kernel: which implementation of `cached_attention`.
+        pool: where the buffers come from and go back to.
     """
 
-    def __init__(self, key_mask: Tensor, kernel: str = "auto"):
-        self.key_mask = key_mask
+    def __init__(self, key_mask: Tensor, kernel: str, pool: BufferPool):
+        self.mask = KeyMask(key_mask)
         self.kernel = kernel
+        self.pool = pool
         self.layers: dict[int, LayerCache] = {}
 
     def layer(self, index: int, like: Tensor) -> LayerCache:
         if index not in self.layers:
-            self.layers[index] = LayerCache(like, self.key_mask)
+            self.layers[index] = LayerCache(like, self.mask, self.pool)
         return self.layers[index]
 
     def to_dynamic(self, length: int) -> DynamicCache:

@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask
 from multicoco.latent.loss import LabelledCrossEntropy
-from multicoco_kernels import KERNELS
+from multicoco_kernels import KERNELS, BufferPool
 
 # settings of a language model that the passes would silently get wrong, and the value at which they do nothing
 _NOT_REPRODUCED = {
@@ -107,6 +107,7 @@ class LatentReasoner(nn.Module):
         self.model = model
         self.latent_token_id = latent_token_id
         self.kernel = kernel
+        self.buffers = BufferPool()
         self.cross_entropy = LabelledCrossEntropy()
         self.decoder.set_attn_implementation(ATTENTION_NAME)
         if self.decoder.config._attn_implementation != ATTENTION_NAME:
@@ -199,7 +200,7 @@ class LatentReasoner(nn.Module):
         if position_ids is None:
             position_ids = position_ids_from(attention_mask)
         embeds = self._embed(input_ids, pixel_values)  # [B, T, D]
-        cache = StaticKVCache(attention_mask.bool(), self.kernel)
+        cache = StaticKVCache(attention_mask.bool(), self.kernel, self.buffers)
         mask = no_mask(embeds)
 
         segment, hidden, inputs, thoughts = None, [], [], []

@@ -1,0 +1,105 @@
+"""Attention over a static cache on the CPU: C++ for short segments, PyTorch's flash kernel for long ones.
+
+PyTorch's kernel works on blocks of queries and, for a segment of one column, leaves all but a row of each idle; the
+C++ kernel splits the cache's length instead. It is compiled on first use (or ahead, `MULTICOCO_BUILD_OPS=1 pip
+install .`), once for each instruction set, so that hosts of different ages can share a home folder.
+"""
+
+import functools
+import importlib
+import os
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from multicoco_kernels.cache import LayerCache
+
+SOURCE = Path(__file__).resolve().parent / "csrc" / "cached_attention.cpp"
+SHORT_ROWS = 16  # query rows per key/value head up to which C++ is the faster one: benchmarks/kernels.py
+
+_INSTRUCTIONS = {
+    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"],
+    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
+}
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def extension_name() -> str:
+    return f"multicoco_cached_attention_{torch.backends.cpu.get_cpu_capability().lower()}"
+
+
+def compile_flags() -> list[str]:
+    """Not -ffast-math: masked scores are minus infinity."""
+    instructions = _INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])
+    return ["-O3", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast", *instructions]
+
+
+@functools.cache
+def _extension() -> ModuleType | None:
+    """The compiled kernel: built ahead, in the user's cache of extensions, or built now; None, with one warning."""
+    name = extension_name()
+    try:
+        return importlib.import_module(f"multicoco_kernels.{name}")
+    except ImportError:
+        pass
+    from torch.utils import cpp_extension  # slow to import, and not needed where the kernel was built ahead
+
+    if os.environ.get("LOCAL_RANK", "0") == "0" and not os.path.exists(
+        os.path.join(cpp_extension._get_build_directory(name, verbose=False), f"{name}.so")
+    ):
+        print(f"multicoco_kernels: compiling {SOURCE.name} for this machine, once (about a minute)", file=sys.stderr)
+    try:
+        return cpp_extension.load(name, [str(SOURCE)], extra_cflags=compile_flags())
+    except (RuntimeError, OSError, ImportError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = next((line for line in lines if "error:" in line), lines[0])
+        warnings.warn(
+            f"the C++ attention kernel could not be built ({reason}); PyTorch's own takes its place, which is slower "
+            "in latent passes: install a C++ compiler and ninja to have it",
+            stacklevel=2,
+        )
+        return None
+
+
+def _kernel_for(q: Tensor, cache: LayerCache) -> ModuleType | None:
+    rows = q.shape[1] // cache.keys.shape[1] * q.shape[2]
+    return _extension() if rows <= SHORT_ROWS else None
+
+
+def _flash_mask(cache: LayerCache, start: int, length: int, dtype: torch.dtype) -> dict:
+    """The segment's visible keys as the arguments of PyTorch's kernel, which skips half the work where causal."""
+    end = start + length
+    if start == 0:
+        return {"is_causal": True, "attn_mask": cache.mask.bias(dtype)[:, None, None, :end].expand(-1, 1, length, -1)}
+    return {"is_causal": False, "attn_mask": cache.mask.segment_bias(start, end, dtype)}
+
+
+def forward(q: Tensor, cache: LayerCache, start: int, scale: float) -> tuple[Tensor, Tensor]:
+    """q (B, H, S, D) -> out (B, H, S, D), and lse (B, H, S)."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    if kernel := _kernel_for(q, cache):
+        return kernel.forward(q, cache.keys, cache.values, cache.mask.bias(dtype), start, scale)
+    end = start + q.shape[2]
+    mask = _flash_mask(cache, start, q.shape[2], dtype)
+    return _flash(q, cache.keys[:, :, :end], cache.values[:, :, :end], 0.0, scale=scale, **mask)
+
+
+def backward(
+    grad_out: Tensor, q: Tensor, out: Tensor, lse: Tensor, cache: LayerCache, start: int, scale: float
+) -> Tensor:
+    """Adds dK and dV to the cache's gradient buffers; returns dq (B, H, S, D)."""
+    if kernel := _kernel_for(q, cache):
+        bias = cache.mask.bias(lse.dtype)
+        keys, values = cache.keys, cache.values
+        return kernel.backward(grad_out, q, out, lse, keys, values, bias, start, scale, *cache.gradients())
+    end = start + q.shape[2]
+    mask = _flash_mask(cache, start, q.shape[2], lse.dtype)
+    keys, values = cache.keys[:, :, :end], cache.values[:, :, :end]
+    grad_q, grad_keys, grad_values = _flash_backward(grad_out, q, keys, values, out, lse, 0.0, scale=scale, **mask)
+    cache.accumulate(grad_keys, grad_values)
+    return grad_q

@@ -1,0 +1,122 @@
+"""Append-and-attend as one differentiable operator: the cache's bookkeeping around any implementation.
+
+Backward adds a segment's dK and dV to the cache's buffers for [0, end). Later segments have run their backward by
+then (the chain of handles orders them), so the slice [start, end) is complete and is this segment's dk, dv.
+Saved for backward: q, out and lse, never K or V.
+"""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from multicoco_kernels import cpu, reference
+from multicoco_kernels.cache import LayerCache
+
+KERNELS = ("auto", "reference", "cpu")
+
+
+def first_handle(device: torch.device) -> Tensor:
+    """The handle for a layer's first segment: a scalar that starts the chain through all of its segments."""
+    return _mark(torch.zeros((), device=device, requires_grad=True), None, 0)
+
+
+def _mark(handle: Tensor, cache: LayerCache | None, end: int) -> Tensor:
+    """Notes on a handle which cache it belongs to (a first one to any) and where the next segment starts."""
+    handle.cache, handle.end = cache, end
+    return handle
+
+
+def cached_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    handle: Tensor,
+    cache: LayerCache,
+    start: int,
+    scale: float,
+    kernel: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Writes a segment's keys and values into the cache and attends from it to everything up to its end.
+
+    Causal, with padded keys (`cache.mask`) left out; softmax in at least fp32. A query that sees no key gets 0.
+    Backward may run once, in the reverse order of the segments, which the handles enforce.
+
+    Args:
+        q: (B, H, S, D), H a multiple of H_kv.
+        k, v: (B, H_kv, S, D), this segment's.
+        handle: scalar, `first_handle` or what the call for the segment before, on this cache, returned.
+        cache: the layer's buffers, of length L >= start + S, filled up to start.
+        start: the segment's first column.
+        scale: factor on q k^T, usually D ** -0.5.
+        kernel: which implementation, one of KERNELS; `auto` takes the fastest for the device.
+
+    Returns:
+        out: (B, H, S, D), and the handle for the next segment.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or a handle that do not fit each other or the cache.
+        RuntimeError: on a second backward, or a cache whose backward is over.
+    """
+    if cache.is_released:
+        raise RuntimeError("the backward of this cache's first segment is over: run the forward on a new cache")
+    length, capacity = q.shape[2], cache.keys.shape[2]
+    if start < 0 or start + length > capacity:
+        raise ValueError(f"segment [{start}, {start + length}) does not fit a cache of {capacity} columns")
+    expected = (cache.keys.shape[0], cache.keys.shape[1], length, cache.keys.shape[3])
+    if k.shape != expected or v.shape != expected:
+        raise ValueError(f"k {tuple(k.shape)} and v {tuple(v.shape)} must both be {expected} for this cache")
+    if (q.shape[0], q.shape[3]) != (expected[0], expected[3]) or q.shape[1] % expected[1]:
+        raise ValueError(
+            f"q {tuple(q.shape)} does not fit keys {expected}: same batch and head size, H a multiple of H_kv"
+        )
+    kinds = {(x.dtype, x.device) for x in (q, k, v, cache.keys)}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"q {tuple(q.shape)}, k, v {expected} and the cache {tuple(cache.keys.shape)} must share one dtype and "
+            f"device, got {sorted(map(str, kinds))}"
+        )
+    if handle.end != start or handle.cache not in (None, cache):
+        whose = "this" if handle.cache in (None, cache) else "another"
+        raise ValueError(
+            f"stale handle: of {whose} cache, for a segment that starts at column {handle.end}; this one is "
+            f"[{start}, {start + length}), q {tuple(q.shape)}"
+        )
+    out, handle = _CachedAttention.apply(q, k, v, handle, cache, start, scale, _implementation(kernel, q.device))
+    return out, _mark(handle, cache, start + length)
+
+
+def _implementation(kernel: str, device: torch.device) -> ModuleType:
+    on_cpu = device.type == "cpu"
+    if kernel == "cpu" and not on_cpu:
+        raise ValueError(f"kernel 'cpu' cannot run on {device}: use 'auto'")
+    return cpu if kernel == "cpu" or (kernel == "auto" and on_cpu) else reference
+
+
+class _CachedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, handle, cache, start, scale, implementation):
+        cache.write(start, k, v)
+        out, lse = implementation.forward(q, cache, start, scale)
+        ctx.save_for_backward(q, out, lse)
+        ctx.cache, ctx.start, ctx.scale, ctx.implementation = cache, start, scale, implementation
+        return out, handle.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out, grad_handle):
+        q, out, lse = ctx.saved_tensors
+        cache, start, end = ctx.cache, ctx.start, ctx.start + q.shape[2]
+        if cache is None:
+            raise RuntimeError(
+                f"cached_attention of q {tuple(q.shape)} at column {start} ran backward a second time: the gradients "
+                "in its cache are already used; run the forward again instead of retain_graph=True"
+            )
+        ctx.cache = None
+        grad_q = ctx.implementation.backward(grad_out, q, out, lse, cache, start, ctx.scale)
+        # copies: the buffers are another step's soon
+        grad_k, grad_v = (x[:, :, start:end].to(q.dtype, copy=True) for x in (cache.grad_keys, cache.grad_values))
+        if start == 0:
+            cache.release()
+        return grad_q, grad_k, grad_v, grad_handle, None, None, None, None
