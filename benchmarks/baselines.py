@@ -1,0 +1,122 @@
+"""A whole training step against two plain ways to write it: no cache at all, and a DynamicCache that is sliced."""
+
+import json
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from common import LATENT, Geometry, goal, in_new_process, in_turn, parser, peak_above, report
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from multicoco import LatentReasoner
+
+
+def full_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+
+
+def recompute_loss(model: PreTrainedModel, geometry: Geometry, input_ids, attention_mask, labels) -> Tensor:
+    """Everything before a latent token again, for each of them; logits of the last pass only."""
+    embeds = model.get_input_embeddings()(input_ids)
+    for column in range(geometry.prefix, geometry.prefix + geometry.latents):
+        hidden = model.model(inputs_embeds=embeds[:, :column], use_cache=False).last_hidden_state
+        embeds = torch.cat([embeds[:, :column], hidden[:, -1:], embeds[:, column + 1 :]], dim=1)
+    return full_cross_entropy(model(inputs_embeds=embeds, use_cache=False).logits, labels)
+
+
+def dynamic_cache_loss(model: PreTrainedModel, geometry: Geometry, input_ids, attention_mask, labels) -> Tensor:
+    """Pass by pass with transformers' cache, cut to what came before, and the logits of every pass."""
+    embeds = model.get_input_embeddings()(input_ids)
+    starts = [0, *range(geometry.prefix, geometry.prefix + geometry.latents)]
+    layers, hidden, logits = [], None, []
+    for start, end in zip(starts, [*starts[1:], input_ids.shape[1]], strict=True):
+        part = embeds[:, start:end]
+        if start:
+            part = torch.cat([hidden[:, -1:], part[:, 1:]], dim=1)
+        past = DynamicCache([(keys[:, :, :start], values[:, :, :start]) for keys, values in layers])
+        output = model(
+            inputs_embeds=part,
+            attention_mask=attention_mask[:, :end],
+            past_key_values=past,
+            use_cache=True,
+            output_hidden_states=True,
+        )
+        layers = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        hidden = output.hidden_states[-1]
+        logits.append(output.logits)
+    return full_cross_entropy(torch.cat(logits, dim=1), labels)
+
+
+def sides(geometry: Geometry) -> dict:
+    """How to build each way: its model, always of the same weights, and its loss."""
+
+    def ours(kernel: str, checkpointing: bool):
+        model = geometry.model()
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        reasoner = LatentReasoner(model.train(), LATENT, kernel)
+        return model, lambda inputs: reasoner(**inputs).loss
+
+    def plain(loss):
+        model = geometry.model().train()
+        return model, lambda inputs: loss(model, geometry, **inputs)
+
+    return {
+        "multicoco": lambda: ours("auto", False),
+        "multicoco, checkpointing": lambda: ours("auto", True),
+        "multicoco, reference kernel": lambda: ours("reference", False),
+        "no cache": lambda: plain(recompute_loss),
+        "dynamic cache": lambda: plain(dynamic_cache_loss),
+    }
+
+
+def make_step(model: PreTrainedModel, loss_of: Callable[[dict], Tensor], inputs: dict):
+    """A step to be timed, and the list of the losses it will have had."""
+    losses = []
+
+    def step():
+        model.zero_grad()
+        loss = loss_of(inputs)
+        loss.backward()
+        losses.append(loss.item())
+
+    return step, losses
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--memory-of", help="print the peak memory of one step of this side alone")
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
+    geometry = Geometry(**args.geometry)
+    inputs = geometry.inputs()
+    if args.memory_of:
+        model, loss_of = sides(geometry)[args.memory_of]()
+        step, _ = make_step(model, loss_of, inputs)
+        step()
+        model.zero_grad()  # gradients count, weights do not
+        print(json.dumps({"peak": peak_above(step)}))
+        return
+    steps = {name: make_step(*build(), inputs) for name, build in sides(geometry).items()}
+    seconds = in_turn({name: step for name, (step, _) in steps.items()}, args.repeats)
+    rows = []
+    for name, (_, losses) in steps.items():
+        alone = in_new_process(__file__, "--geometry", json.dumps(args.geometry), "--memory-of", name)
+        rows.append(
+            {"way": name, "loss": f"{losses[0]:.6f}", "step_s": seconds[name], "peak_mib": alone["peak"] / 2**20}
+        )
+    other = rows[-1]
+    for row in rows:
+        row["speed_up"] = other["step_s"] / row["step_s"]
+        row["memory_ratio"] = row["peak_mib"] / other["peak_mib"]
+    fast, small = rows[0]["speed_up"], rows[1]["memory_ratio"]
+    goals = [
+        goal("speed against the dynamic cache", ">= 1.9", fast, fast >= 1.9),
+        goal("peak memory with checkpointing, of the dynamic cache's", "<= 0.4", small, small <= 0.4),
+    ]
+    report("baselines", rows, goals, geometry, args.out)
+
+
+if __name__ == "__main__":
+    main()

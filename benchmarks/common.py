@@ -1,0 +1,139 @@
+"""What the benchmarks share: the model and batch they measure, fair timing, peak memory, and their reports."""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+import transformers
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+LATENT, WORD, EOS = 1, 2, 0  # ids
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass
+class Geometry:
+    """A random Qwen2 and a batch of one length: prefix, latent tokens, suffix. Labels are on the suffix."""
+
+    layers: int = 8
+    hidden: int = 512
+    intermediate: int = 2048
+    heads: int = 8
+    kv_heads: int = 2
+    vocabulary: int = 32_000
+    batch: int = 4
+    prefix: int = 512
+    latents: int = 6
+    suffix: int = 64
+
+    def model(self) -> Qwen2ForCausalLM:
+        torch.manual_seed(0)
+        config = Qwen2Config(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            bos_token_id=None,
+            eos_token_id=EOS,
+            pad_token_id=EOS,
+        )
+        return Qwen2ForCausalLM(config)
+
+    def inputs(self, latents: int | None = None) -> dict[str, torch.Tensor]:
+        """ids, mask and labels (B, T); of the latent columns, the first `latents` (default all) are latent."""
+        rng = torch.Generator().manual_seed(1)
+        length = self.prefix + self.latents + self.suffix
+        ids = torch.randint(WORD, self.vocabulary, (self.batch, length), generator=rng)
+        latents = self.latents if latents is None else latents
+        ids[:, self.prefix : self.prefix + latents] = LATENT
+        labels = ids.clone()
+        labels[:, : self.prefix + self.latents] = -100
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Options of every benchmark; those of Geometry replace single values of it."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--repeats", type=int, default=7, help="timed runs of each side, taken in turn")
+    options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    options.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON")
+    options.add_argument("--geometry", type=json.loads, default={}, help='JSON, for example {"layers": 2}')
+    return options
+
+
+def in_turn(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each side. They take turns, so that a slow phase of the machine meets all of them."""
+    seconds = {name: [] for name in sides}
+    for run in range(repeats + 1):  # the first is a warm-up
+        for name, side in sides.items():
+            gc.collect()
+            started = perf_counter()
+            side()
+            if run:
+                seconds[name].append(perf_counter() - started)
+    return {name: median(times) for name, times in seconds.items()}
+
+
+def peak_above(run: Callable[[], object]) -> int:
+    """Bytes of resident memory that a run needs at its peak beyond what was held before it. Linux."""
+    gc.collect()
+
+    def status(key: str) -> int:
+        [line] = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key)]
+        return int(line.split()[1]) * 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
+    before = status("VmRSS")
+    run()
+    return status("VmHWM") - before
+
+
+def in_new_process(script: str, *arguments: str) -> dict:
+    """What a benchmark prints as JSON when run for one side alone; freed memory goes back to the system at once."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def machine() -> dict[str, str | int]:
+    """What a result depends on beside the code."""
+    models = [x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def report(name: str, rows: list[dict], goals: list[dict], geometry: Geometry | dict, out: Path) -> None:
+    """Prints the rows and goals as tables, and writes them as JSON."""
+    settings = geometry if isinstance(geometry, dict) else asdict(geometry)
+    for table in filter(None, (rows, goals)):
+        texts = [list(table[0])] + [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in r.values()] for r in table]
+        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+        print("\n" + "\n".join("  ".join(t.rjust(w) for t, w in zip(r, widths, strict=True)) for r in texts))
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.json"
+    content = {"machine": machine(), "settings": settings, "rows": rows, "goals": goals}
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"\nwrote {path}")
+
+
+def goal(what: str, aim: str, measured: float, met: bool) -> dict:
+    return {"goal": what, "aim": aim, "measured": round(measured, 3), "met": "yes" if met else "no"}
