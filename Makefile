@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 $(READY): constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,11 @@ demo: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest
+
+BENCHMARKS := latent_overhead baselines cached_attention generation
+
+bench: $(READY)
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
 
 lint: $(READY)
 	$(BIN)/ruff check .

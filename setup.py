@@ -1,18 +1,44 @@
 """Package definition: `multicoco` and, one level down in kernels/, `multicoco_kernels`."""
 
+import os
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def compiled_kernel() -> dict:
+    """The C++ kernel for this machine's instruction set, with MULTICOCO_BUILD_OPS=1; else it compiles on first use."""
+    if os.environ.get("MULTICOCO_BUILD_OPS") != "1":
+        return {}
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
+        sys.exit("MULTICOCO_BUILD_OPS=1 needs torch at build time: install it, then pip install --no-build-isolation .")
+    sys.path.insert(0, str(ROOT / "kernels"))
+    from multicoco_kernels import cpu
+
+    extension = CppExtension(
+        f"multicoco_kernels.{cpu.extension_name()}",
+        [str(cpu.SOURCE.relative_to(ROOT.resolve()))],
+        extra_compile_args=cpu.compile_flags(),
+        extra_link_args=["-fopenmp"],
+    )
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+
 
 setup(
     name="multicoco",
     version="0.1.0",
     description="Training engine for latent reasoning (Coconut) in vision-language models, on DeepSpeed",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=[*find_packages(include=["multicoco", "multicoco.*"]), "multicoco_kernels"],
     package_dir={"multicoco_kernels": "kernels/multicoco_kernels"},
+    package_data={"multicoco_kernels": ["csrc/*.cpp"]},
     install_requires=[
         "torch>=2.8",
         "deepspeed>=0.19",
@@ -33,4 +59,5 @@ setup(
         "test": ["pytest", "hypothesis", "ruff"],
     },
     entry_points={"console_scripts": ["multicoco = multicoco.cli:main"]},
+    **compiled_kernel(),
 )

@@ -108,7 +108,9 @@ class RunConfig(Section):
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     freeze: Freeze = Freeze()
     activation_checkpointing: bool = Field(False, description="recompute activations in backward: less memory")
-    kernel: Literal["auto", "reference"] = Field("auto", description="implementation of the cached attention")
+    kernel: Literal["auto", "reference", "cpu"] = Field(
+        "auto", description="implementation of the cached attention: auto takes `cpu` there and `reference` on GPUs"
+    )
 
     data_dir: str = Field(".", description="folder that train_path and val_path are relative to")
     image_dir: OptionalStr = Field(None, description="folder of the images; null: data_dir")

@@ -19,7 +19,7 @@ from torch import Tensor
 from multicoco_kernels.cache import LayerCache
 
 SOURCE = Path(__file__).resolve().parent / "csrc" / "cached_attention.cpp"
-SHORT_ROWS = 16  # query rows per key/value head up to which C++ is the faster one: benchmarks/kernels.py
+SHORT_ROWS = 16  # query rows per key/value head up to which C++ is the faster one: benchmarks/cached_attention.py
 
 _INSTRUCTIONS = {
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"],

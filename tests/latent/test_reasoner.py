@@ -74,14 +74,14 @@ def batches(draw, image: bool):
 
 @pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=12, deadline=None)
-@given(data=st.data(), checkpointing=st.booleans())
-def test_loss_and_gradients_equal_recomputation(name, data, checkpointing):
+@given(data=st.data(), checkpointing=st.booleans(), kernel=st.sampled_from(["reference", "cpu"]))
+def test_loss_and_gradients_equal_recomputation(name, data, checkpointing, kernel):
     batch = data.draw(batches(image=name == "internvl"))
     expected = MODELS[name]().double()
     loss = coconut_loss(expected, **batch)
     loss.backward()
 
-    reasoner = LatentReasoner(MODELS[name]().double(), LATENT).train()
+    reasoner = LatentReasoner(MODELS[name]().double(), LATENT, kernel).train()
     if checkpointing:
         reasoner.model.activation_checkpointing_enable({"use_reentrant": False})
     output = reasoner(**batch)
@@ -276,8 +276,41 @@ def test_a_model_whose_attention_never_sees_the_segment_fails_rather_than_going_
 
 
 def test_an_unknown_kernel_is_refused():
-    with pytest.raises(ValueError, match="'fast' is not one of reference, auto"):
+    with pytest.raises(ValueError, match="'fast' is not one of auto, reference, cpu"):
         LatentReasoner(qwen2(), LATENT, kernel="fast")
+
+
+def test_bytes_saved_for_backward_grow_with_the_columns_and_not_with_the_passes():
+    """The same sequence cut into more passes: K and V must not be saved once per pass."""
+
+    def saved_bytes(n_passes: int) -> int:
+        reasoner, storages = LatentReasoner(qwen2(), LATENT), {}
+        weights = {parameter.untyped_storage().data_ptr() for parameter in reasoner.parameters()}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        ids = torch.arange(96)[None] % 50
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = reasoner(ids, torch.ones_like(ids), labels=ids, n_passes=n_passes)
+        assert output.loss.grad_fn is not None
+        return sum(storages.values())
+
+    one, many = saved_bytes(1), saved_bytes(17)
+    keys_and_values = 3 * 2 * 96 * 2 * 8 * 4  # layers, K and V, columns, heads, head size, fp32
+    assert many - one < keys_and_values  # copies at 16 more passes would be 16 times that
+
+
+def test_a_step_after_generating_in_inference_mode_can_train():
+    reasoner = LatentReasoner(qwen2(), LATENT)
+    ids = torch.arange(8)[None]
+    with torch.inference_mode():
+        reasoner(ids, torch.ones_like(ids))
+    reasoner(ids, torch.ones_like(ids), labels=ids).loss.backward()
+    assert reasoner.decoder.layers[0].self_attn.k_proj.weight.grad.abs().sum() > 0
 
 
 class TestGenerate:

@@ -1,0 +1,48 @@
+"""The benchmarks run, at a size that measures nothing, and what they compare are the same computations."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {"layers": 2, "hidden": 32, "intermediate": 48, "heads": 4, "vocabulary": 50, "batch": 2, "prefix": 9}
+
+
+def run(name: str, out: Path, *arguments: str, geometry: dict = TINY) -> dict:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--repeats", "1", "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "kernels")))}
+    done = subprocess.run(
+        [*command, "--geometry", json.dumps(geometry), *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((out / f"{name}.json").read_text()) | {"printed": done.stdout}
+
+
+def test_latent_overhead(tmp_path):
+    result = run("latent_overhead", tmp_path)
+    assert [row["K"] for row in result["rows"]] == [0, 1, 2, 4, 6, 12]
+    assert result["goals"][0]["measured"] == pytest.approx(result["rows"][4]["ratio"], abs=1e-3)
+    assert result["machine"]["torch"] and result["settings"]["prefix"] == 9
+
+
+def test_baselines_compute_the_same_loss(tmp_path):
+    rows = run("baselines", tmp_path)["rows"]
+    losses = [float(row["loss"]) for row in rows]
+    assert max(losses) - min(losses) < 1e-5  # fp32, printed to six digits
+    assert all(row["peak_mib"] >= 0 for row in rows)
+
+
+def test_generation_gives_the_same_tokens(tmp_path):
+    assert "are the same both ways" in run("generation", tmp_path, "--new-tokens", "3")["printed"]
+
+
+def test_cached_attention(tmp_path):
+    rows = run("cached_attention", tmp_path, "--lengths", "40", "200", geometry={})["rows"]
+    saved = {(row["length"], row["way"]): row["saved_kib"] for row in rows}
+    for kernel in ("cpu", "reference"):
+        assert saved[40, kernel] == saved[200, kernel]  # nothing that grows with the cache
+    assert saved[200, "concatenate + sdpa"] > 4 * saved[40, "concatenate + sdpa"]
