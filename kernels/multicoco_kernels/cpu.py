@@ -47,7 +47,11 @@ def _extension() -> ModuleType | None:
         return importlib.import_module(f"multicoco_kernels.{name}")
     except ImportError:
         pass
-    from torch.utils import cpp_extension  # slow to import, and not needed where the kernel was built ahead
+    import ninja  # neither is needed where the kernel was built ahead
+    from torch.utils import cpp_extension
+
+    # PyTorch looks for the program on the path, where it is not if the virtual environment is not activated
+    os.environ["PATH"] = os.pathsep.join((os.environ["PATH"], ninja.BIN_DIR))
 
     if os.environ.get("LOCAL_RANK", "0") == "0" and not os.path.exists(
         os.path.join(cpp_extension._get_build_directory(name, verbose=False), f"{name}.so")
