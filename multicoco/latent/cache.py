@@ -6,6 +6,9 @@ travels as a keyword argument, not as `past_key_values`, so activation checkpoin
 only what a recompute may see again: explicit columns, and handles that are written once.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
@@ -83,6 +86,34 @@ def _attention_forward(
 
 AttentionInterface.register(ATTENTION_NAME, _attention_forward)
 AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+
+
+@contextmanager
+def rotary_tables(decoder: nn.Module, embeds: Tensor, position_ids: Tensor) -> Iterator[Callable[[int, int], None]]:
+    """Inside, the decoder's rotary embedding gives slices of tables that are made once, for (B, T) positions.
+
+    Yields: a function to be called with a pass's first and end column before it. Decoders without a `rotary_emb`
+    are left as they are.
+    """
+    rotary = getattr(decoder, "rotary_emb", None)
+    if rotary is None:
+        yield lambda start, end: None
+        return
+    tables, columns = rotary(embeds, position_ids), slice(0)
+
+    def choose(start: int, end: int) -> None:
+        nonlocal columns
+        columns = slice(start, end)
+
+    original = rotary.__dict__.get("forward")  # an instance's own, if another library has put one there
+    rotary.forward = lambda x, position_ids: tuple(table[:, columns] for table in tables)
+    try:
+        yield choose
+    finally:
+        if original is None:
+            del rotary.forward
+        else:
+            rotary.forward = original
 
 
 def no_mask(inputs_embeds: Tensor) -> Tensor:

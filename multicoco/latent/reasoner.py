@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from multicoco.curriculum import IGNORE_INDEX
-from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask
+from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask, rotary_tables
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco_kernels import KERNELS, BufferPool
 
@@ -204,25 +204,27 @@ class LatentReasoner(nn.Module):
         mask = no_mask(embeds)
 
         segment, hidden, inputs, thoughts = None, [], [], []
-        for start, end in zip(starts, [*starts[1:], input_ids.shape[1]], strict=True):
-            segment_embeds = embeds[:, start:end]
-            if start in latent_columns:
-                here = is_latent[:, start, None]  # [B, 1]
-                thought = hidden[-1][:, -1]  # [B, D], after the model's last norm
-                thoughts.append(thought.masked_fill(~here, 0))
-                first = torch.where(here, thought, segment_embeds[:, 0])
-                segment_embeds = torch.cat([first[:, None], segment_embeds[:, 1:]], dim=1)
-            segment = Segment(cache, start, previous=segment)
-            hidden.append(
-                self.decoder(
-                    inputs_embeds=segment_embeds,
-                    attention_mask=mask,
-                    position_ids=position_ids[:, start:end],
-                    use_cache=False,
-                    segment=segment,
-                ).last_hidden_state
-            )
-            inputs.append(segment_embeds)
+        with rotary_tables(self.decoder, embeds, position_ids) as choose_columns:
+            for start, end in zip(starts, [*starts[1:], input_ids.shape[1]], strict=True):
+                segment_embeds = embeds[:, start:end]
+                if start in latent_columns:
+                    here = is_latent[:, start, None]  # [B, 1]
+                    thought = hidden[-1][:, -1]  # [B, D], after the model's last norm
+                    thoughts.append(thought.masked_fill(~here, 0))
+                    first = torch.where(here, thought, segment_embeds[:, 0])
+                    segment_embeds = torch.cat([first[:, None], segment_embeds[:, 1:]], dim=1)
+                segment = Segment(cache, start, previous=segment)
+                choose_columns(start, end)
+                hidden.append(
+                    self.decoder(
+                        inputs_embeds=segment_embeds,
+                        attention_mask=mask,
+                        position_ids=position_ids[:, start:end],
+                        use_cache=False,
+                        segment=segment,
+                    ).last_hidden_state
+                )
+                inputs.append(segment_embeds)
         thoughts = torch.stack(thoughts, dim=1) if thoughts else embeds[:, :0]
         return _Passes(torch.cat(hidden, dim=1), torch.cat(inputs, dim=1), thoughts, cache)
 

@@ -313,6 +313,19 @@ def test_a_step_after_generating_in_inference_mode_can_train():
     assert reasoner.decoder.layers[0].self_attn.k_proj.weight.grad.abs().sum() > 0
 
 
+def test_rotary_tables_are_made_once_a_step_and_the_model_is_left_as_it_was():
+    reasoner = LatentReasoner(qwen2(), LATENT)
+    rotary, calls = reasoner.decoder.rotary_emb, []
+    ids = torch.tensor([[5, LATENT, LATENT, 6, 7]])
+    expected = reasoner(ids, torch.ones_like(ids), return_logits=True).logits
+    assert "forward" not in rotary.__dict__
+    forward = rotary.forward
+    rotary.forward = lambda x, position_ids: calls.append(position_ids.shape) or forward(x, position_ids)
+    wrapped = rotary.forward
+    torch.testing.assert_close(reasoner(ids, torch.ones_like(ids), return_logits=True).logits, expected)
+    assert calls == [(1, 5)] and rotary.forward is wrapped
+
+
 class TestGenerate:
     """Against greedy decoding that computes the whole sequence again for every new token."""
 
