@@ -43,7 +43,7 @@ class KeyMask:
     def bias(self, dtype: torch.dtype) -> Tensor:
         """(B, L), 0 at keys and minus infinity at padding."""
         if dtype not in self._forms:
-            zeros = torch.zeros_like(self.valid, dtype=dtype)
+            zeros = torch.zeros(self.valid.shape, dtype=dtype, device=self.valid.device)  # contiguous, as kernels need
             self._forms[dtype] = zeros.masked_fill_(~self.valid, -torch.inf)
         return self._forms[dtype]
 

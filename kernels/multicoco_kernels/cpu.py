@@ -6,9 +6,12 @@ install .`), once for each instruction set, so that hosts of different ages can 
 """
 
 import functools
-import importlib
+import hashlib
+import importlib.util
 import os
 import sys
+import sysconfig
+import tempfile
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -41,24 +44,13 @@ def compile_flags() -> list[str]:
 
 @functools.cache
 def _extension() -> ModuleType | None:
-    """The compiled kernel: built ahead, in the user's cache of extensions, or built now; None, with one warning."""
-    name = extension_name()
+    """The compiled kernel: built ahead, kept from an earlier run, or built now; None, with one warning, without it."""
     try:
-        return importlib.import_module(f"multicoco_kernels.{name}")
+        return importlib.import_module(f"multicoco_kernels.{extension_name()}")
     except ImportError:
         pass
-    import ninja  # neither is needed where the kernel was built ahead
-    from torch.utils import cpp_extension
-
-    # PyTorch looks for the program on the path, where it is not if the virtual environment is not activated
-    os.environ["PATH"] = os.pathsep.join((os.environ["PATH"], ninja.BIN_DIR))
-
-    if os.environ.get("LOCAL_RANK", "0") == "0" and not os.path.exists(
-        os.path.join(cpp_extension._get_build_directory(name, verbose=False), f"{name}.so")
-    ):
-        print(f"multicoco_kernels: compiling {SOURCE.name} for this machine, once (about a minute)", file=sys.stderr)
     try:
-        return cpp_extension.load(name, [str(SOURCE)], extra_cflags=compile_flags())
+        return _build_or_load()
     except (RuntimeError, OSError, ImportError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         reason = next((line for line in lines if "error:" in line), lines[0])
@@ -68,6 +60,32 @@ def _extension() -> ModuleType | None:
             stacklevel=2,
         )
         return None
+
+
+def _build_or_load() -> ModuleType:
+    """Each process that finds no library compiles in a folder of its own and moves the result into place: unlike
+    PyTorch's lock file, nothing waits for ever for a process that was killed."""
+    import ninja  # neither is needed where the kernel was built ahead
+    from torch.utils import cpp_extension
+
+    name = extension_name()
+    version = hashlib.sha256(SOURCE.read_bytes() + repr((torch.__version__, compile_flags())).encode()).hexdigest()
+    kept = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    library = kept / f"{name}_{version[:16]}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if library.exists():
+        spec = importlib.util.spec_from_file_location(name, library)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"multicoco_kernels: compiling {SOURCE.name} for this machine, once (about a minute)", file=sys.stderr)
+    # PyTorch looks for the program on the path, where it is not if the virtual environment is not activated
+    os.environ["PATH"] = os.pathsep.join((os.environ["PATH"], ninja.BIN_DIR))
+    kept.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept) as folder:  # the same file system, so that the move is atomic
+        module = cpp_extension.load(name, [str(SOURCE)], extra_cflags=compile_flags(), build_directory=folder)
+        os.replace(module.__file__, library)
+    return module
 
 
 def _kernel_for(q: Tensor, cache: LayerCache) -> ModuleType | None:

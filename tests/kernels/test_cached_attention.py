@@ -71,7 +71,7 @@ def test_forward_and_gradients_equal_whole_attention(kernel, data):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_keys_may_be_left_out_anywhere(kernel):
     q, k, v = tensors()
-    key_mask = torch.rand(B, L, generator=torch.Generator().manual_seed(0)) < 0.6
+    key_mask = (torch.rand(L, B, generator=torch.Generator().manual_seed(0)) < 0.6).T  # nor need it be contiguous
     expected = whole_attention(q, k, v, key_mask)
     expected_grads = torch.autograd.grad(expected.sum(), (q, k, v))
     out = segmented(q, k, v, key_mask, [0, 4, 5, 6], kernel)
@@ -244,11 +244,12 @@ def test_stale_handles_and_caches_are_refused():
         cached_attention(q, k, v, handle, cache, 4, 1.0)
 
 
-def test_without_a_compiler_pytorchs_own_kernel_takes_over_with_one_warning(monkeypatch):
+def test_without_a_compiler_pytorchs_own_kernel_takes_over_with_one_warning(monkeypatch, tmp_path):
     def no_compiler(*args, **kwargs):
         raise RuntimeError("no c++ here")
 
     monkeypatch.setattr("torch.utils.cpp_extension.load", no_compiler)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setattr(cpu, "extension_name", lambda: "multicoco_not_built")
     cpu._extension.cache_clear()
     try:
