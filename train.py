@@ -15,6 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # runs from a checkout that i
 
 from multicoco.config import load_config  # noqa: E402
 from multicoco.errors import UserError  # noqa: E402
+from multicoco.process import end_process  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,4 +64,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,13 @@ REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared" / "data"
 BIN = Path(sys.executable).parent
 N_TRAIN, N_VAL = 22, 11  # no multiple of any batch size below
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
 
 LAUNCHERS = {
     "python": [sys.executable],
@@ -59,8 +67,11 @@ deepspeed: {REPO}/ds_configs/zero2.json
 
 def launch(home: Path, *settings: str, launcher: str = "python", config: str = "run.yaml", ok: bool = True):
     overrides = [part for setting in settings for part in ("--set", setting)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
-    command = [*LAUNCHERS[launcher], str(REPO / "train.py"), str(home / config), *overrides]
+    path = f"{BIN}:{os.environ['PATH']}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0", "PATH": path}
+    # a port of its own: other jobs on this machine may have the launchers' default
+    port = [] if launcher == "python" else ["--master_port", str(free_port())]
+    command = [*LAUNCHERS[launcher], *port, str(REPO / "train.py"), str(home / config), *overrides]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=home)
     assert (done.returncode == 0) == ok, done.stdout[-3000:] + done.stderr[-5000:]
     return done
@@ -303,6 +314,7 @@ class TestMistakes:
             (["load_model_path=nowhere"], "'nowhere'"),
             (["deepspeed=nowhere.json"], "nowhere.json"),
             (["resume=true"], "no checkpoint in"),
+            (["kernel=triton"], "needs a GPU, or TRITON_INTERPRET=1"),
             (["coconut.latent_init_token=nonsense", *COCONUT], "latent_init_token"),
         ],
     )
@@ -321,6 +333,24 @@ class TestMistakes:
         assert (done.stdout + done.stderr).count("error: ") == 1
         assert records[3]["question_id"] in done.stderr
         assert not (home / "runs" / "mistake").exists()
+
+    def test_a_port_that_is_taken_is_named(self, home, monkeypatch):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = str(taken.getsockname()[1])
+            meeting = {
+                "RANK": "0",
+                "LOCAL_RANK": "0",
+                "WORLD_SIZE": "1",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            for key, value in meeting.items():
+                monkeypatch.setenv(key, value)
+            done = launch(home, "name=mistake", ok=False)
+        assert f"error: port {port} of 127.0.0.1 is in use" in done.stderr and "--master_port" in done.stderr
+        assert "Traceback" not in done.stderr
 
     def test_a_clash_with_the_ds_config_names_both(self, home):
         (home / "clash.json").write_text('{"gradient_clipping": 0.5}')

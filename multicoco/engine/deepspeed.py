@@ -1,6 +1,5 @@
 """The DeepSpeed engine around a LatentReasoner: process group, initialisation, whole weights out of ZeRO's shards."""
 
-import atexit
 import os
 import socket
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from multicoco.config import RunConfig
+from multicoco.engine.builds import prepare_builds
 from multicoco.engine.optimizer import build_optimizer
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
@@ -25,6 +25,9 @@ def init_distributed() -> tuple[int, int]:
     """Joins the process group that `deepspeed` or `torchrun` describes, or makes one of this process alone.
 
     Returns: (rank, world size).
+
+    Raises:
+        UserError: the port to meet at is taken; on rank 0, which opens it.
     """
     if "RANK" not in os.environ:
         with socket.socket() as free:
@@ -35,8 +38,16 @@ def init_distributed() -> tuple[int, int]:
     if "OMP_NUM_THREADS" not in os.environ:  # DeepSpeed's launcher would give every rank all cores
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
-    deepspeed.init_distributed(verbose=False)
-    atexit.register(dist.destroy_process_group)  # or else its threads can abort the interpreter's own exit
+    prepare_builds()
+    try:
+        deepspeed.init_distributed(verbose=False)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"port {os.environ['MASTER_PORT']} of {os.environ['MASTER_ADDR']} is in use, perhaps by another run there: "
+            "give the launcher another with --master_port"
+        ) from error
     return dist.get_rank(), dist.get_world_size()
 
 

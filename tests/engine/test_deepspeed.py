@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from multicoco.engine.deepspeed import agree, init_distributed
 from multicoco.errors import UserError
+from multicoco.process import end_process
 
 rank, world_size = init_distributed()
 said = [f"value {agree(lambda: rank * 10)} {agree(lambda: rank + 7, only_rank_0=True)}"]
@@ -28,6 +29,7 @@ for only_rank_0 in (False, True):
     except UserError as error:
         said.append(f"error {error}")
 Path(sys.argv[1], f"rank_{rank}").write_text("\\n".join(said))
+end_process(0)
 """
 
 

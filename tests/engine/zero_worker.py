@@ -14,6 +14,7 @@ from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.engine.optimizer import reset_optimizer_state, start_schedule
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import freeze
+from multicoco.process import end_process
 
 
 def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
@@ -55,3 +56,4 @@ if __name__ == "__main__":
     if rank == 0:
         torch.save(results, folder / "results.pt")
     dist.barrier()
+    end_process(0)

@@ -1,0 +1,38 @@
+"""Where C++ extensions are compiled on first use (DeepSpeed's operators, the attention kernel).
+
+PyTorch guards a build with a file that a killed process leaves behind, and the next one waits for it for ever. Hosts
+often share a home folder, but their processors need not be alike and none sees the others' processes. So every host
+compiles in a folder of its own, where a guard that no living process holds open can be taken away.
+"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.cpp_extension import get_default_build_root
+
+
+def prepare_builds() -> None:
+    """Points TORCH_EXTENSIONS_DIR at this host's own folder, below what it was, and removes abandoned guards there."""
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    version = f"py{sys.version_info.major}{sys.version_info.minor}_torch{torch.__version__}"
+    own = Path(socket.gethostname(), version)
+    if root.parts[-2:] != own.parts:
+        root /= own
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(root)
+    for guard in root.glob("*/lock"):
+        if not _is_open_somewhere(guard):
+            guard.unlink(missing_ok=True)
+
+
+def _is_open_somewhere(path: Path) -> bool:
+    """Whether any process of this host and user has a file open. Linux."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if descriptor.samefile(path):
+                return True
+        except OSError:  # that process or file has just gone, or belongs to another user
+            continue
+    return False
