@@ -56,7 +56,8 @@ setup(
         "wandb>=0.31",
     ],
     extras_require={
-        "test": ["pytest", "hypothesis", "ruff"],
+        "test": ["pytest", "hypothesis", "ruff", "triton; sys_platform == 'linux'"],
+        "flash": ["flash-attn"],
     },
     entry_points={"console_scripts": ["multicoco = multicoco.cli:main"]},
     **compiled_kernel(),

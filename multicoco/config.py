@@ -108,8 +108,8 @@ class RunConfig(Section):
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     freeze: Freeze = Freeze()
     activation_checkpointing: bool = Field(False, description="recompute activations in backward: less memory")
-    kernel: Literal["auto", "reference", "cpu"] = Field(
-        "auto", description="implementation of the cached attention: auto takes `cpu` there and `reference` on GPUs"
+    kernel: Literal["auto", "reference", "cpu", "triton", "flash"] = Field(
+        "auto", description="implementation of the cached attention: auto is `cpu` on CPUs, `triton` or `flash` on GPUs"
     )
 
     data_dir: str = Field(".", description="folder that train_path and val_path are relative to")

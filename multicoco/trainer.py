@@ -30,6 +30,7 @@ from multicoco.evaluation.evaluate import LatentBudget, evaluate
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import Backbone, add_latent_tokens, freeze, load_backbone
 from multicoco.tracking import Tracker
+from multicoco_kernels import implementation
 
 # neither is the user's to act on, and both come once a process
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\..*` is deprecated", category=FutureWarning)
@@ -158,6 +159,10 @@ class Trainer:
 
     def _load_model(self) -> tuple[Backbone, LatentReasoner]:
         config = self.config
+        try:
+            implementation(config.kernel, self.device)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         source, chosen = find_weights(config.load_model_path) if config.load_model_path else (config.model_id, None)
         if chosen and self.rank == 0:
             print(f"weights: {chosen}", flush=True)

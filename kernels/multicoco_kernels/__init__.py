@@ -4,6 +4,6 @@ Knows nothing of MultiCoCo: usable wherever a sequence is computed segment by se
 """
 
 from multicoco_kernels.cache import BufferPool, KeyMask, LayerCache
-from multicoco_kernels.operator import KERNELS, cached_attention, first_handle
+from multicoco_kernels.operator import KERNELS, cached_attention, first_handle, implementation
 
-__all__ = ["KERNELS", "BufferPool", "KeyMask", "LayerCache", "cached_attention", "first_handle"]
+__all__ = ["KERNELS", "BufferPool", "KeyMask", "LayerCache", "cached_attention", "first_handle", "implementation"]

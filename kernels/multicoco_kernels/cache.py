@@ -3,6 +3,7 @@
 import weakref
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -38,7 +39,7 @@ class KeyMask:
 
     def __init__(self, valid: Tensor):
         self.valid = valid
-        self._forms: dict[tuple, Tensor] = {}
+        self._forms: dict = {}
 
     def bias(self, dtype: torch.dtype) -> Tensor:
         """(B, L), 0 at keys and minus infinity at padding."""
@@ -60,6 +61,15 @@ class KeyMask:
             visible = self.visible(start, end)
             self._forms[start, end, dtype] = torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)
         return self._forms[start, end, dtype]
+
+    def packed(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """The keys among columns [start, end): (N,) places in the flattened (B, end - start), and (B + 1,) int32
+        offsets of the rows in them. Making it waits for the device."""
+        if ("packed", start, end) not in self._forms:
+            valid = self.valid[:, start:end]
+            offsets = F.pad(valid.sum(1).cumsum(0), (1, 0)).int()
+            self._forms["packed", start, end] = valid.flatten().nonzero()[:, 0], offsets
+        return self._forms["packed", start, end]
 
 
 class LayerCache:

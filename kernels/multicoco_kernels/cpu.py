@@ -1,7 +1,7 @@
-"""Attention over a static cache on the CPU: C++ for short segments, PyTorch's flash kernel for long ones.
+"""Attention over a static cache on the CPU: C++ for short segments, `flash` for long ones.
 
-PyTorch's kernel works on blocks of queries and, for a segment of one column, leaves all but a row of each idle; the
-C++ kernel splits the cache's length instead. It is compiled on first use (or ahead, `MULTICOCO_BUILD_OPS=1 pip
+PyTorch's flash kernel works on blocks of queries and, for a segment of one column, leaves all but a row of each idle;
+the C++ kernel splits the cache's length instead. It is compiled on first use (or ahead, `MULTICOCO_BUILD_OPS=1 pip
 install .`), once for each instruction set, so that hosts of different ages can share a home folder.
 """
 
@@ -19,6 +19,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from multicoco_kernels import flash
 from multicoco_kernels.cache import LayerCache
 
 SOURCE = Path(__file__).resolve().parent / "csrc" / "cached_attention.cpp"
@@ -28,8 +29,6 @@ _INSTRUCTIONS = {
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"],
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
 }
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def extension_name() -> str:
@@ -93,22 +92,12 @@ def _kernel_for(q: Tensor, cache: LayerCache) -> ModuleType | None:
     return _extension() if rows <= SHORT_ROWS else None
 
 
-def _flash_mask(cache: LayerCache, start: int, length: int, dtype: torch.dtype) -> dict:
-    """The segment's visible keys as the arguments of PyTorch's kernel, which skips half the work where causal."""
-    end = start + length
-    if start == 0:
-        return {"is_causal": True, "attn_mask": cache.mask.bias(dtype)[:, None, None, :end].expand(-1, 1, length, -1)}
-    return {"is_causal": False, "attn_mask": cache.mask.segment_bias(start, end, dtype)}
-
-
 def forward(q: Tensor, cache: LayerCache, start: int, scale: float) -> tuple[Tensor, Tensor]:
     """q (B, H, S, D) -> out (B, H, S, D), and lse (B, H, S)."""
-    dtype = torch.promote_types(q.dtype, torch.float32)
     if kernel := _kernel_for(q, cache):
-        return kernel.forward(q, cache.keys, cache.values, cache.mask.bias(dtype), start, scale)
-    end = start + q.shape[2]
-    mask = _flash_mask(cache, start, q.shape[2], dtype)
-    return _flash(q, cache.keys[:, :, :end], cache.values[:, :, :end], 0.0, scale=scale, **mask)
+        bias = cache.mask.bias(torch.promote_types(q.dtype, torch.float32))
+        return kernel.forward(q, cache.keys, cache.values, bias, start, scale)
+    return flash.forward(q, cache, start, scale)
 
 
 def backward(
@@ -119,9 +108,4 @@ def backward(
         bias = cache.mask.bias(lse.dtype)
         keys, values = cache.keys, cache.values
         return kernel.backward(grad_out, q, out, lse, keys, values, bias, start, scale, *cache.gradients())
-    end = start + q.shape[2]
-    mask = _flash_mask(cache, start, q.shape[2], lse.dtype)
-    keys, values = cache.keys[:, :, :end], cache.values[:, :, :end]
-    grad_q, grad_keys, grad_values = _flash_backward(grad_out, q, keys, values, out, lse, 0.0, scale=scale, **mask)
-    cache.accumulate(grad_keys, grad_values)
-    return grad_q
+    return flash.backward(grad_out, q, out, lse, cache, start, scale)

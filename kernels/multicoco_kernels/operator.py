@@ -5,16 +5,19 @@ then (the chain of handles orders them), so the slice [start, end) is complete a
 Saved for backward: q, out and lse, never K or V.
 """
 
+import functools
+import importlib
+import os
 from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from multicoco_kernels import cpu, reference
+from multicoco_kernels import cpu, flash, reference
 from multicoco_kernels.cache import LayerCache
 
-KERNELS = ("auto", "reference", "cpu")
+KERNELS = ("auto", "reference", "cpu", "triton", "flash")
 
 
 def first_handle(device: torch.device) -> Tensor:
@@ -40,7 +43,8 @@ def cached_attention(
 ) -> tuple[Tensor, Tensor]:
     """Writes a segment's keys and values into the cache and attends from it to everything up to its end.
 
-    Causal, with padded keys (`cache.mask`) left out; softmax in at least fp32. A query that sees no key gets 0.
+    Causal, with padded keys (`cache.mask`) left out; softmax in at least fp32. A query that sees no key gets 0; what
+    a query that is padding itself gets is finite and up to the kernel.
     Backward may run once, in the reverse order of the segments, which the handles enforce.
 
     Args:
@@ -50,7 +54,8 @@ def cached_attention(
         cache: the layer's buffers, of length L >= start + S, filled up to start.
         start: the segment's first column.
         scale: factor on q k^T, usually D ** -0.5.
-        kernel: which implementation, one of KERNELS; `auto` takes the fastest for the device.
+        kernel: which implementation, one of KERNELS; `auto` is `cpu` on CPUs, and on GPUs `triton` or, without it,
+            `flash`.
 
     Returns:
         out: (B, H, S, D), and the handle for the next segment.
@@ -83,15 +88,35 @@ def cached_attention(
             f"stale handle: of {whose} cache, for a segment that starts at column {handle.end}; this one is "
             f"[{start}, {start + length}), q {tuple(q.shape)}"
         )
-    out, handle = _CachedAttention.apply(q, k, v, handle, cache, start, scale, _implementation(kernel, q.device))
+    out, handle = _CachedAttention.apply(q, k, v, handle, cache, start, scale, implementation(kernel, q.device))
     return out, _mark(handle, cache, start + length)
 
 
-def _implementation(kernel: str, device: torch.device) -> ModuleType:
+def implementation(kernel: str, device: torch.device) -> ModuleType:
+    """The module that computes a kernel on a device.
+
+    Raises:
+        ValueError: this machine cannot run it there.
+    """
     on_cpu = device.type == "cpu"
+    if kernel == "auto":
+        kernel = "cpu" if on_cpu else "triton" if _triton() else "flash"
     if kernel == "cpu" and not on_cpu:
         raise ValueError(f"kernel 'cpu' cannot run on {device}: use 'auto'")
-    return cpu if kernel == "cpu" or (kernel == "auto" and on_cpu) else reference
+    if kernel == "triton" and not _triton():
+        raise ValueError("kernel 'triton' needs the triton package: install it, or use 'auto'")
+    if kernel == "triton" and on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError("kernel 'triton' needs a GPU, or TRITON_INTERPRET=1 to be tried out on a CPU: use 'auto'")
+    return {"reference": reference, "cpu": cpu, "flash": flash}.get(kernel) or _triton()
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    """The Triton kernels, where Triton is installed; imported on first use."""
+    try:
+        return importlib.import_module("multicoco_kernels.triton")
+    except ImportError:
+        return None
 
 
 class _CachedAttention(torch.autograd.Function):

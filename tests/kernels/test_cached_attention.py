@@ -7,10 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multicoco_kernels import BufferPool, KeyMask, LayerCache, cached_attention, cpu, first_handle
+from multicoco_kernels import (
+    BufferPool,
+    KeyMask,
+    LayerCache,
+    cached_attention,
+    cpu,
+    first_handle,
+    flash,
+    implementation,
+    operator,
+)
 
 B, H, H_KV, L, D = 2, 4, 2, 11, 8
-KERNELS = ("reference", "cpu")
+KERNELS = ("reference", "cpu", "triton", "flash")
 
 
 def new_cache(like, key_mask, pool=None):
@@ -27,7 +37,13 @@ def whole_attention(q, k, v, key_mask):
     return torch.nan_to_num(scores.softmax(-1)) @ v
 
 
+def device_of(kernel):
+    return "cuda" if torch.cuda.is_available() and kernel != "cpu" else "cpu"
+
+
 def segmented(q, k, v, key_mask, starts, kernel="reference", pool=None):
+    """On a GPU where there is one; inputs and result are on the CPU."""
+    q, k, v, key_mask = (x.to(device_of(kernel)) for x in (q, k, v, key_mask))
     cache, handle, outs = new_cache(k, key_mask, pool), first_handle(q.device), []
     for start, end in zip(starts, [*starts[1:], q.shape[2]], strict=True):
         part = slice(start, end)
@@ -35,7 +51,7 @@ def segmented(q, k, v, key_mask, starts, kernel="reference", pool=None):
             q[:, :, part], k[:, :, part], v[:, :, part], handle, cache, start, q.shape[-1] ** -0.5, kernel
         )
         outs.append(out)
-    return torch.cat(outs, 2)
+    return torch.cat(outs, 2).cpu()
 
 
 def tensors(seed=0, heads=H, kv_heads=H_KV, length=L, dim=D, dtype=torch.float64):
@@ -48,11 +64,8 @@ def left_padded(*padding, length=L):
     return torch.arange(length) >= torch.tensor(padding)[:, None]
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_forward_and_gradients_equal_whole_attention(kernel, data):
-    length = data.draw(st.sampled_from([L, 139, 300]))  # 128 is the C++ kernel's block
+def check_against_whole_attention(kernel, data):
+    length = data.draw(st.sampled_from([L, 139, 300]))  # 128 is the C++ and the Triton kernel's split
     cuts = data.draw(st.sets(st.integers(1, length - 1), max_size=12))
     heads = data.draw(st.sampled_from([(4, 4), (4, 2), (4, 1), (6, 2), (14, 2)]))
     dim = data.draw(st.sampled_from([1, 8, 20, 32, 64, 80, 96, 128]))
@@ -68,6 +81,19 @@ def test_forward_and_gradients_equal_whole_attention(kernel, data):
         torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-10)  # fp64, other order of summation
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("kernel", ["reference", "cpu", "flash"])
+def test_forward_and_gradients_equal_whole_attention(kernel, data):
+    check_against_whole_attention(kernel, data)
+
+
+@settings(max_examples=15, deadline=None)  # interpreted, it takes a second for each
+@given(data=st.data())
+def test_forward_and_gradients_of_triton_equal_whole_attention(data):
+    check_against_whole_attention("triton", data)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_keys_may_be_left_out_anywhere(kernel):
     q, k, v = tensors()
@@ -81,7 +107,7 @@ def test_keys_may_be_left_out_anywhere(kernel):
         torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["reference", "cpu", "flash"])  # Triton, interpreted, would take half a minute
 def test_gradients_equal_finite_differences(kernel):
     """What gradcheck does, which itself runs backward through one graph several times."""
     inputs = tensors(heads=2, kv_heads=1, length=5, dim=3)
@@ -227,6 +253,20 @@ def test_bad_arguments_are_refused_with_their_shapes(change, message):
     }
     with pytest.raises(ValueError, match=message):
         cached_attention(**change(arguments))
+
+
+def test_kernels_that_cannot_run_are_refused(monkeypatch):
+    cpu_device, gpu = torch.device("cpu"), torch.device("cuda")
+    assert implementation("auto", cpu_device) is cpu and implementation("auto", gpu).__name__.endswith("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="'triton' needs a GPU"):
+        implementation("triton", cpu_device)
+    with pytest.raises(ValueError, match="'cpu' cannot run on cuda"):
+        implementation("cpu", gpu)
+    monkeypatch.setattr(operator, "_triton", lambda: None)
+    assert implementation("auto", gpu) is flash
+    with pytest.raises(ValueError, match="'triton' needs the triton package"):
+        implementation("triton", gpu)
 
 
 def test_stale_handles_and_caches_are_refused():

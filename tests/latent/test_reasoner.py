@@ -72,23 +72,33 @@ def batches(draw, image: bool):
     return batch
 
 
-@pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=12, deadline=None)
-@given(data=st.data(), checkpointing=st.booleans(), kernel=st.sampled_from(["reference", "cpu"]))
-def test_loss_and_gradients_equal_recomputation(name, data, checkpointing, kernel):
+def check_loss_and_gradients(name, data, kernel):
     batch = data.draw(batches(image=name == "internvl"))
     expected = MODELS[name]().double()
     loss = coconut_loss(expected, **batch)
     loss.backward()
 
     reasoner = LatentReasoner(MODELS[name]().double(), LATENT, kernel).train()
-    if checkpointing:
+    if data.draw(st.booleans()):
         reasoner.model.activation_checkpointing_enable({"use_reentrant": False})
     output = reasoner(**batch)
     output.loss.backward()
 
     torch.testing.assert_close(output.loss, loss, rtol=LOSS_TOLERANCE, atol=0)
     assert_same_gradients(reasoner.model, gradients(expected), GRADIENT_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=12, deadline=None)
+@given(data=st.data(), kernel=st.sampled_from(["reference", "cpu", "flash"]))
+def test_loss_and_gradients_equal_recomputation(name, data, kernel):
+    check_loss_and_gradients(name, data, kernel)
+
+
+@settings(max_examples=3, deadline=None)
+@given(data=st.data())
+def test_loss_and_gradients_with_triton_interpreted_equal_recomputation(data):
+    check_loss_and_gradients("internvl", data, "triton")
 
 
 def fixed_batch(image: bool = True) -> dict[str, torch.Tensor]:
@@ -276,7 +286,7 @@ def test_a_model_whose_attention_never_sees_the_segment_fails_rather_than_going_
 
 
 def test_an_unknown_kernel_is_refused():
-    with pytest.raises(ValueError, match="'fast' is not one of auto, reference, cpu"):
+    with pytest.raises(ValueError, match="'fast' is not one of auto, reference, cpu, triton, flash"):
         LatentReasoner(qwen2(), LATENT, kernel="fast")
 
 
