@@ -17,6 +17,8 @@ from multicoco.config import load_config  # noqa: E402
 from multicoco.errors import UserError  # noqa: E402
 from multicoco.process import end_process  # noqa: E402
 
+PREEMPTED = 128 + 15  # the exit code of a process that SIGTERM has ended
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train or evaluate a MultiCoCo run config.")
@@ -29,6 +31,13 @@ def parse_args() -> argparse.Namespace:
         default=[],
         dest="overrides",
         help="override one key; repeatable",
+    )
+    parser.add_argument(
+        "--allow-change",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="go on from a checkpoint although this key differs from what it was trained with; repeatable",
     )
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
@@ -48,17 +57,25 @@ def main() -> int:
             if is_rank_0:
                 print(config.to_yaml(), end="")
             return 0
-        from multicoco.trainer import Trainer  # imports torch, transformers and deepspeed
+        from multicoco.engine.preemption import Preempted  # imports torch, as the next does transformers and deepspeed
+        from multicoco.trainer import Trainer
 
-        trainer = Trainer(config)
+        trainer = Trainer(config, args.allow_change)
     except UserError as error:  # raised on every rank
         if is_rank_0:
             print(f"error: {error}", file=sys.stderr)
         return 1
     try:
         trainer.run()
-    except UserError as error:  # one rank's own
-        print(f"error on rank {trainer.rank}: {error}", file=sys.stderr)
+    except Preempted:
+        if is_rank_0:
+            print("stopped by a signal, with a checkpoint: the same command goes on from there", file=sys.stderr)
+        return PREEMPTED
+    except UserError as error:
+        if is_rank_0 and error.on_all_ranks:
+            print(f"error: {error}", file=sys.stderr)
+        elif not error.on_all_ranks:
+            print(f"error on rank {trainer.rank}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -96,8 +96,10 @@ class RunConfig(Section):
     output_dir: str = Field("runs", description="folder of all runs")
     use_run_name_in_output_dir: bool = Field(True, description="the run's folder is output_dir/name, not output_dir")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of new weights, data order, stage mixing and sampling")
-    resume: bool | NonNegativeInt = Field(
-        False, description="true: go on from the run folder's latest checkpoint; N: skip the first N epochs"
+    resume: Literal["auto"] | bool | NonNegativeInt = Field(
+        "auto",
+        description="auto: go on from the run folder's newest whole checkpoint if there is one; true: there must be "
+        "one; false: there must be none; N: none, and skip the first N epochs",
     )
 
     model_id: str = Field(min_length=1, description="Hugging Face directory or hub id")
@@ -152,11 +154,20 @@ class RunConfig(Section):
         True, description="start AdamW and the schedule again at each stage; false: one schedule over the whole run"
     )
 
-    save_only_improve: bool = Field(False, description="save only when accuracy improves")
+    save_every_steps: PositiveInt | None = Field(
+        None, description="save within an epoch too, every so many optimizer steps of the run"
+    )
+    save_only_improve: bool = Field(False, description="at the end of an epoch, save only when accuracy improves")
+    on_save_error: Literal["stop", "continue"] = Field(
+        "stop", description="what training does when a checkpoint could not be written"
+    )
+    preemption_grace_seconds: PositiveInt = Field(
+        30, description="time from SIGTERM or SIGUSR1 to the end; a save that took longer is warned of"
+    )
     max_checkpoints_to_keep: PositiveInt = Field(3, description="newest checkpoints that stay")
     keep_best_checkpoints: Annotated[
         NonNegativeInt, BeforeValidator(lambda v: int(v) if isinstance(v, bool) else v)
-    ] = Field(1, description="best checkpoints by accuracy that stay as well; true: 1, false: 0")
+    ] = Field(1, description="best checkpoints by accuracy that stay as well, at least one; true: 1, false: 0")
     eval_every_epochs: PositiveInt = Field(1, description="evaluate after every so many epochs, and after the last")
     log_every_steps: PositiveInt = Field(10, description="optimizer steps between log entries")
 

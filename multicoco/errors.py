@@ -5,4 +5,9 @@ class UserError(Exception):
     """A mistake in what the user gave: a config key, a record, an image, a checkpoint, a ds_config.
 
     The message names the file, record or key, says what is wrong and what to do.
+
+    Attributes:
+        on_all_ranks: every rank has it, so one of them is enough to say so.
     """
+
+    on_all_ranks = False

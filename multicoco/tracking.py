@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
@@ -61,14 +62,18 @@ def write_text(path: Path, text: str) -> None:
 class Tracker:
     """Writes a run's records. Only rank 0's is enabled; the others' do nothing.
 
+    Args:
+        wandb_id: of the W&B run to go on with, None for a new one.
+
     Raises:
         UserError: the run folder cannot be written.
     """
 
-    def __init__(self, run_dir: Path, config: RunConfig, enabled: bool = True):
+    def __init__(self, run_dir: Path, config: RunConfig, wandb_id: str | None = None, enabled: bool = True):
         self.run_dir = run_dir
         self.enabled = enabled
         self.wandb_run = None
+        self.wandb_id = wandb_id
         if not enabled:
             return
         try:
@@ -88,7 +93,8 @@ class Tracker:
         if not self.enabled:
             return
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
-        print(json.dumps({"step": step, "time": time.time(), **finite}), file=self.metrics_file, flush=True)
+        line = json.dumps({"step": step, "time": time.time(), **finite})
+        self._write("metrics.jsonl", lambda: print(line, file=self.metrics_file, flush=True))
         if self.wandb_run is not None:
             self._guarded("log to", lambda: self.wandb_run.log(metrics, step=step))
 
@@ -97,8 +103,8 @@ class Tracker:
         if not self.enabled:
             return
         lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-        write_text(self.run_dir / "samples" / f"{name}_{mode}.jsonl", lines)
-        write_json(self.run_dir / "evaluation" / f"{mode}.json", summary)
+        self._write("samples", lambda: write_text(self.run_dir / "samples" / f"{name}_{mode}.jsonl", lines))
+        self._write("evaluation", lambda: write_json(self.run_dir / "evaluation" / f"{mode}.json", summary))
         low, high = summary["ci95"]
         numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
         self.log({f"eval/{mode}/{key}": value for key, value in numbers.items()}, step)
@@ -146,7 +152,17 @@ class Tracker:
             dir=self.run_dir,
             config=config.model_dump(mode="json"),
             settings=wandb.Settings(silent=True),
+            id=self.wandb_id,
+            resume="allow" if self.wandb_id else None,
         )
+        self.wandb_id = self.wandb_run.id
+
+    def _write(self, what: str, write: Callable[[], object]) -> None:
+        """A full disk must not stop training between two checkpoints: what could not be written is said and lost."""
+        try:
+            write()
+        except OSError as error:
+            logger.warning("%s of %s could not be written: %s", what, self.run_dir, error)
 
     def _guarded(self, action: str, call: Any) -> None:
         """W&B must never stop a run: after its first failure it is left alone."""

@@ -1,11 +1,12 @@
 """A run: stages, epochs and steps on DeepSpeed, an evaluation and a checkpoint after each epoch; or evaluation only."""
 
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import torch
 import torch.distributed as dist
@@ -21,15 +22,18 @@ from multicoco.data.collate import Collator
 from multicoco.data.example import Example
 from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader, train_layout
 from multicoco.data.prompt import PromptBuilder, Reasoning
-from multicoco.engine.checkpoint import Checkpoints, TrainerState, all_checkpoints, find_weights
-from multicoco.engine.deepspeed import agree, build_engine, device, init_distributed
+from multicoco.engine.checkpoint import Checkpoints, TrainerState, all_checkpoints, find_weights, read_state
+from multicoco.engine.deepspeed import build_engine, device, init_distributed
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.engine.optimizer import reset_optimizer_state, start_schedule
+from multicoco.engine.preemption import Preempted, StopSignal
+from multicoco.engine.ranks import agree
+from multicoco.engine.resume import check_unchanged, file_hash, lock_run_folder
 from multicoco.errors import UserError
 from multicoco.evaluation.evaluate import LatentBudget, evaluate
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import Backbone, add_latent_tokens, freeze, load_backbone
-from multicoco.tracking import Tracker
+from multicoco.tracking import Tracker, environment
 from multicoco_kernels import implementation
 
 # neither is the user's to act on, and both come once a process
@@ -91,11 +95,14 @@ class LossWindow:
 class Trainer:
     """Everything one run needs, built from its config; `run` does it.
 
+    Args:
+        allow_change: config keys that may differ from those of the checkpoint the run goes on from.
+
     Raises:
         UserError: data, model, checkpoint or ds_config do not fit; on every rank, before anything is written.
     """
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, allow_change: Collection[str] = ()):
         self.config = config
         transformers_logging.disable_progress_bar()  # one bar of its own is enough
         self.rank, self.world_size = init_distributed()
@@ -126,14 +133,23 @@ class Trainer:
             self.engine = build_engine(self.reasoner, config, self.ds_config)
         else:
             self.reasoner.to(self.device)
+        self.run_lock = agree(lambda: lock_run_folder(config.run_dir) if self.rank == 0 else None)
         set_seed(config.seed + self.rank)
-        self.first_epoch, self.stage, self.step, self.best_accuracy = 0, None, 0, None
+        self.first_epoch, self.epoch_step, self.stage, self.step = 0, 0, None, 0
+        self.best_accuracy, wandb_id = None, None
         if self.training:
-            self._find_start()
-        self.tracker = agree(lambda: Tracker(config.run_dir, config, enabled=self.rank == 0))
+            self.stop = StopSignal()
+            self.slowest_save = 0.0
+            wandb_id = self._find_start(allow_change)
+        self.tracker = agree(lambda: Tracker(config.run_dir, config, wandb_id, enabled=self.rank == 0))
 
     def run(self) -> None:
-        """Trains and evaluates, or only evaluates."""
+        """Trains and evaluates, or only evaluates.
+
+        Raises:
+            Preempted: a rank was signalled to end; a checkpoint was written first.
+            UserError: a checkpoint could not be written, and `on_save_error` is to stop.
+        """
         if self.training:
             self._train()
         else:
@@ -149,11 +165,13 @@ class Trainer:
         )
 
     def _check_run_folder(self) -> None:
-        if self.config.resume is True:
-            self.checkpoints.latest_state()  # must be there
-        elif all_checkpoints(self.checkpoints.root):
+        """Before the long part of the start; what is found is checked again when the folder is this run's own."""
+        resume, exist = self.config.resume, all_checkpoints(self.checkpoints.root)
+        if resume is True and not exist:
+            raise UserError(f"no checkpoint in {self.checkpoints.root}: set resume: auto to start from the beginning")
+        if resume not in (True, "auto") and exist:
             raise UserError(
-                f"{self.config.run_dir} already holds checkpoints: set resume: true to go on with that run, "
+                f"{self.config.run_dir} already holds checkpoints: set resume: auto to go on with that run, "
                 "or another name"
             )
 
@@ -178,32 +196,58 @@ class Trainer:
         except ValueError as error:
             raise UserError(f"model {source!r}: {error}") from error
 
-    def _find_start(self) -> None:
-        """Where training starts: at the beginning, after the skipped epochs, or where the latest checkpoint stands."""
+    def _find_start(self, allow_change: Collection[str]) -> str | None:
+        """Where training starts: at the beginning, after the skipped epochs, or where a checkpoint stands.
+
+        Returns: the id of the W&B run to go on with.
+        """
         config = self.config
-        global_batch = config.batch_size * config.gradient_accumulation_steps * self.world_size
-        self.steps_per_epoch = -(-len(self.train_examples) // global_batch)
-        if config.resume is True:
-            state = self.checkpoints.latest_state()
-            self._start_schedule(state.stage)  # DeepSpeed then puts it where it was
-            agree(lambda: self.checkpoints.load(self.engine))
-            self.first_epoch, self.stage, self.step = state.epoch, state.stage, state.step
-            self.best_accuracy = self.checkpoints.best_accuracy()
-        else:
+        self.global_batch = config.batch_size * config.gradient_accumulation_steps * self.world_size
+        self.steps_per_epoch = -(-len(self.train_examples) // self.global_batch)
+        self.data = agree(self._hash_data, only_rank_0=True)
+        if config.resume not in (True, "auto"):
             self.first_epoch = int(config.resume)
+            return None
+        path = self.checkpoints.newest_whole()
+        if path is None:
+            return None
+        state = agree(lambda: read_state(path), only_rank_0=True)
+        changes = agree(
+            lambda: check_unchanged(path, state, config, self.data, self.global_batch, allow_change), only_rank_0=True
+        )
+        if self.rank == 0:
+            print(f"going on from {path}", *(f"  changed: {change}" for change in changes), sep="\n", flush=True)
+        self._start_schedule(state.stage)  # DeepSpeed then puts it where it was
+        agree(lambda: self.checkpoints.load(self.engine, path))
+        self.first_epoch, self.epoch_step = state.epoch, state.epoch_step
+        self.stage, self.step, self.best_accuracy = state.stage, state.step, state.best_accuracy
+        return state.wandb_id
+
+    def _hash_data(self) -> dict[str, str]:
+        paths = {"train_path": self.config.train_path, "val_path": self.config.val_path}
+        return {key: file_hash(Path(self.config.data_dir) / path) for key, path in paths.items() if path}
 
     def _train(self) -> None:
         config = self.config
-        remaining = (config.num_epochs - self.first_epoch) * self.steps_per_epoch
+        remaining = (config.num_epochs - self.first_epoch) * self.steps_per_epoch - self.epoch_step
         with self.tracker.progress(remaining, "training") as progress:
             for epoch in range(self.first_epoch, config.num_epochs):
                 self._enter_stage(self.schedule.stage(epoch))
-                self._train_epoch(epoch, progress)
-                is_last = epoch + 1 == config.num_epochs
                 accuracy = None
-                if self.val_examples and (is_last or (epoch + 1) % config.eval_every_epochs == 0):
-                    accuracy = self._evaluate(f"epoch_{epoch + 1:04d}", self.stage)
-                self._save(TrainerState(epoch + 1, self.stage, self.step, accuracy))
+                try:
+                    self._train_epoch(epoch, progress)
+                    is_last = epoch + 1 == config.num_epochs
+                    if self.val_examples and (is_last or (epoch + 1) % config.eval_every_epochs == 0):
+                        accuracy = self._evaluate(f"epoch_{epoch + 1:04d}", self.stage)
+                except Preempted:
+                    self._save(epoch)
+                    raise
+                self.epoch_step = 0
+                improved = accuracy is not None and (self.best_accuracy is None or accuracy > self.best_accuracy)
+                if improved:
+                    self.best_accuracy = accuracy
+                if improved or not config.save_only_improve:
+                    self._save(epoch + 1, accuracy)
 
     def _enter_stage(self, stage: int) -> None:
         """At a transition the optimizer and the schedule start again; without `reset_optimizer` they go on."""
@@ -224,24 +268,30 @@ class Trainer:
         start_schedule(self.engine, self.config, lr, len(spanned) * self.steps_per_epoch)
 
     def _train_epoch(self, epoch: int, progress: tqdm) -> None:
+        """Trains what is left of an epoch."""
         config, stage, started = self.config, self.stage, perf_counter()
         progress.set_description(f"stage {stage} epoch {epoch + 1}/{config.num_epochs}")
         window = LossWindow(self.device)
-        for n_steps, micro_batches in enumerate(self._optimizer_steps(epoch), start=1):
+        for micro_batches in self._optimizer_steps(epoch):
             window.add(*self._train_step(micro_batches))
             self.step += 1
+            self.epoch_step += 1
             progress.update()
-            if self.step % config.log_every_steps == 0 or n_steps == self.steps_per_epoch:
+            is_last = self.epoch_step == self.steps_per_epoch
+            if self.step % config.log_every_steps == 0 or is_last:
                 metrics = window.read()
                 throughput = f"{metrics['train/tokens_per_s']:.0f}"
                 progress.set_postfix(loss=f"{metrics['train/loss']:.4f}", tokens_s=throughput, refresh=False)
                 learning_rate = self.engine.lr_scheduler.get_last_lr()[0]
                 where = {"train/stage": stage, "train/epoch": epoch + 1, "train/lr": learning_rate}
                 self.tracker.log(metrics | where, self.step)
+            self.stop.check(self.device)
+            if config.save_every_steps and self.step % config.save_every_steps == 0 and not is_last:
+                self._save(epoch)
         self.tracker.log({"train/epoch_seconds": perf_counter() - started, "train/epoch": epoch + 1}, self.step)
 
     def _optimizer_steps(self, epoch: int) -> Iterator[list[dict]]:
-        """This rank's micro-batches of each optimizer step of an epoch."""
+        """This rank's micro-batches of each optimizer step that is left of an epoch."""
         config, latent = self.config, self.backbone.latent_tokens
         arrange = partial(train_layout, schedule=self.schedule, stage=self.stage, epoch=epoch, latent_tokens=latent)
         dataset = ReasoningDataset(
@@ -258,6 +308,7 @@ class Trainer:
             self.world_size,
             config.gradient_accumulation_steps,
             seed=f"{config.seed}/{epoch}",
+            done=self.epoch_step,
         )
         collator = Collator(self.backbone.tokenizer.pad_token_id, latent and latent.latent, min_length=self._n_passes)
         loader = iter(make_loader(dataset, batches, collator, config.num_workers))
@@ -293,12 +344,40 @@ class Trainer:
             share += loss.detach() / (self.world_size * len(micro_batches))
         return share, counts
 
-    def _save(self, state: TrainerState) -> None:
-        improved = state.accuracy is not None and (self.best_accuracy is None or state.accuracy > self.best_accuracy)
-        if improved:
-            self.best_accuracy = state.accuracy
-        if improved or not self.config.save_only_improve:
-            self.checkpoints.save(self.engine, self.backbone, state)
+    def _save(self, epoch: int, accuracy: float | None = None) -> None:
+        """A checkpoint after so many epochs and `self.epoch_step` steps of the next."""
+        config, started = self.config, monotonic()
+        state = TrainerState(
+            epoch,
+            self.stage,
+            self.step,
+            self.epoch_step,
+            accuracy,
+            self.best_accuracy,
+            self.global_batch,
+            self.world_size,
+            self.ds_config["zero_optimization"]["stage"],
+            self.data,
+            self.tracker.wandb_id,
+            environment(),
+        )
+        try:
+            self.checkpoints.save(self.engine, self.backbone, state, config.to_yaml())
+        except UserError as error:
+            if config.on_save_error == "stop":
+                raise
+            if self.rank == 0:
+                tqdm.write(f"error: {error}; training goes on (on_save_error: continue)", file=sys.stderr)
+            return
+        seconds = monotonic() - started
+        self.tracker.log({"save/seconds": seconds}, self.step)
+        if seconds > max(config.preemption_grace_seconds, self.slowest_save) and self.rank == 0:
+            tqdm.write(
+                f"a save took {seconds:.0f} s, preemption_grace_seconds is {config.preemption_grace_seconds}: when "
+                "preempted, this run may have to go on from an earlier checkpoint; set save_every_steps",
+                file=sys.stderr,
+            )
+        self.slowest_save = max(self.slowest_save, seconds)
 
     def _evaluate(self, name: str, stage: int) -> float | None:
         """Evaluates in the config's modes, by default the trained one.
@@ -320,6 +399,7 @@ class Trainer:
                 budget,
                 self.tracker,
                 sharded_weights=self.training and self.ds_config["zero_optimization"]["stage"] == 3,
+                before_batch=partial(self.stop.check, self.device) if self.training else None,
             )
             self.tracker.log_evaluation(name, mode, summary, samples, self.step)
             accuracies[mode] = summary["accuracy"]

@@ -154,7 +154,7 @@ class TestErrors:
             ("wandb=online", "wandb (--set wandb=online): "),
             ("lr=.inf", "lr (--set lr=.inf): must be a finite number"),
             ("betas=[0.9]", "betas (--set betas=[0.9]): "),
-            ("resume=yesterday", "resume (--set resume=yesterday): must be a valid boolean or must be a valid integer"),
+            ("resume=yesterday", "resume (--set resume=yesterday): must be 'auto' or must be a valid boolean or"),
             ("coconut.epochs_per_stage=[]", "coconut.epochs_per_stage (--set "),
             ("coconut={c_thought: x}", "coconut.c_thought (--set coconut={c_thought: x}): must be a valid integer"),
             ("cococnut.enabled=true", "did you mean coconut?"),

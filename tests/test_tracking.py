@@ -122,10 +122,17 @@ class TestWandb:
 
             return record
 
-        run = SimpleNamespace(log=call("log"), finish=call("finish"))
+        run = SimpleNamespace(log=call("log"), finish=call("finish"), id="abc")
         module = SimpleNamespace(init=call("init"), login=lambda **_: bool(logins), Settings=lambda **_: None)
         monkeypatch.setitem(sys.modules, "wandb", module)
         return SimpleNamespace(calls=calls, failing=failing, logins=logins)
+
+    def test_a_resumed_run_goes_on_in_the_same_wandb_run(self, tmp_path, fake):
+        config = run_config(wandb=Wandb(mode="offline"))
+        tracker = Tracker(tmp_path, config)
+        assert tracker.wandb_id == "abc" and fake.calls[-1][2]["id"] is None
+        Tracker(tmp_path, config, tracker.wandb_id)
+        assert (fake.calls[-1][2]["id"], fake.calls[-1][2]["resume"]) == ("abc", "allow")
 
     def run(self, tmp_path, mode) -> list[dict]:
         tracker = Tracker(tmp_path, run_config(wandb=Wandb(mode=mode, tags=["t"])))
@@ -169,3 +176,12 @@ class TestWandb:
         pytest.importorskip("wandb")
         self.run(tmp_path, mode)
         assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_full_disk_costs_lines_but_not_the_run(tmp_path, caplog):
+    tracker = Tracker(tmp_path, run_config())
+    tracker.metrics_file.close()
+    tracker.metrics_file = open("/dev/full", "w")
+    with caplog.at_level(logging.WARNING):
+        tracker.log({"a": 1}, step=1)
+    assert "metrics.jsonl" in caplog.text and "No space left" in caplog.text

@@ -65,8 +65,16 @@ deepspeed: {REPO}/ds_configs/zero2.json
     return home
 
 
-def launch(home: Path, *settings: str, launcher: str = "python", config: str = "run.yaml", ok: bool = True):
+def launch(
+    home: Path,
+    *settings: str,
+    launcher: str = "python",
+    config: str = "run.yaml",
+    allow_change: str | None = None,
+    ok: bool = True,
+):
     overrides = [part for setting in settings for part in ("--set", setting)]
+    overrides += ["--allow-change", allow_change] if allow_change else []
     path = f"{BIN}:{os.environ['PATH']}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0", "PATH": path}
     # a port of its own: other jobs on this machine may have the launchers' default
@@ -151,13 +159,15 @@ class TestCot:
 
     def test_an_existing_run_is_not_overwritten(self, home, cot_run):
         before = {p: p.stat().st_mtime_ns for p in cot_run.rglob("*")}
-        done = launch(home, "name=cot", "num_epochs=2", ok=False)
-        assert "already holds checkpoints: set resume: true" in done.stderr and "Traceback" not in done.stderr
+        done = launch(home, "name=cot", "num_epochs=2", "resume=false", ok=False)
+        assert "already holds checkpoints: set resume: auto" in done.stderr and "Traceback" not in done.stderr
         assert {p: p.stat().st_mtime_ns for p in cot_run.rglob("*")} == before
 
     def test_a_resumed_run_goes_on_like_the_unbroken_one(self, home, cot_run):
         launch(home, "name=broken", "num_epochs=1")
-        launch(home, "name=broken", "num_epochs=2", "resume=true")
+        refused = launch(home, "name=broken", "num_epochs=2", ok=False)
+        assert "num_epochs: 1 -> 2" in refused.stderr and "--allow-change" in refused.stderr
+        launch(home, "name=broken", "num_epochs=2", allow_change="num_epochs")
         broken = home / "runs" / "broken"
         assert metrics(broken, "train/loss") == metrics(cot_run, "train/loss")
         for name in ("epoch_0001", "epoch_0002"):

@@ -34,6 +34,7 @@ class RankBatches:
     Args:
         n: examples in the data set.
         seed: of the epoch's permutation; None keeps the order (evaluation).
+        done: global batches to leave out, because an interrupted epoch has had them.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class RankBatches:
         world_size: int,
         accumulation: int = 1,
         seed: str | None = None,
+        done: int = 0,
     ):
         order = list(range(n))
         if seed is not None:
@@ -52,7 +54,7 @@ class RankBatches:
         pieces = range(rank, world_size * accumulation, world_size)
         self.batches = [
             batch[piece * batch_size : (piece + 1) * batch_size]
-            for batch in epoch_batches(n, batch_size * world_size * accumulation, order)
+            for batch in epoch_batches(n, batch_size * world_size * accumulation, order)[done:]
             for piece in pieces
         ]
 

@@ -1,100 +1,264 @@
-"""Checkpoints of a run: written whole, found again, pruned.
+"""Checkpoints of a run: written whole or not at all, checked, found again, pruned.
 
-<run folder>/checkpoints/epoch_0003/
+<run folder>/checkpoints/epoch_0003/                 the state after three epochs
+<run folder>/checkpoints/epoch_0003_step_00000120/   within the fourth, after 120 optimizer steps in all
     model/          weights (safetensors), tokenizer and image processor, for `from_pretrained`
     deepspeed/      DeepSpeed's sharded state, for resuming
-    trainer.json    epoch, stage, step, accuracy
+    random/         the state of every rank's random number generators
+    trainer.json    where the run stands (`TrainerState`)
+    config.yaml     the run's config
+    manifest.json   size and hash of all of these; written last
 <run folder>/checkpoints/latest    the name of the newest one
 """
 
 import json
+import pickle
+import random
+import re
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch.distributed as dist
+import numpy as np
+import torch
 from deepspeed import DeepSpeedEngine
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+from safetensors import SafetensorError
 
 from multicoco.engine.deepspeed import whole_state_dict
+from multicoco.engine.manifest import damage, flush, seal
+from multicoco.engine.ranks import agree, rank
 from multicoco.errors import UserError
 from multicoco.models.backbone import Backbone
 from multicoco.tracking import write_json, write_text
 
 _DEEPSPEED_TAG = "state"
+# what DeepSpeed's files hold beside tensors and plain data
+_LOADABLE = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
 
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where a run stands at the end of an epoch. accuracy: of the evaluation after it, None without one."""
+    """Where a run stands.
+
+    Attributes:
+        epoch: finished epochs.
+        stage: the one trained last.
+        step: optimizer steps of the whole run.
+        epoch_step: optimizer steps into the epoch after the finished ones.
+        accuracy: of the evaluation after the last epoch; None without one, or within an epoch.
+        best_accuracy: of the run so far.
+        global_batch, world_size, zero_stage: with which it was written.
+        data: SHA-256 of the files the records came from.
+        wandb_id: of the W&B run, to go on with it.
+        versions: of the software that wrote it.
+    """
 
     epoch: int
     stage: int
     step: int
-    accuracy: float | None
+    epoch_step: int = 0
+    accuracy: float | None = None
+    best_accuracy: float | None = None
+    global_batch: int | None = None
+    world_size: int | None = None
+    zero_stage: int | None = None
+    data: dict[str, str] = field(default_factory=dict)
+    wandb_id: str | None = None
+    versions: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"epoch_{self.epoch:04d}" + (f"_step_{self.step:08d}" if self.epoch_step else "")
+
+
+class FileCheckpointEngine(CheckpointEngine):
+    """How DeepSpeed writes and reads its files: a rank that cannot write notes why and goes on, since the others wait
+    for it in the next collective; and no file is trusted to hold more than tensors and plain data."""
+
+    def __init__(self):
+        super().__init__()
+        self.error: Exception | None = None
+
+    def create(self, info: CheckpointCommitInfo) -> None:
+        self.error = None
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        self._note(lambda: Path(path).mkdir(parents=True, exist_ok=exist_ok))
+
+    def save(self, state_dict: dict, path: str) -> None:
+        self._note(lambda: torch.save(state_dict, path))
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        try:
+            with torch.serialization.safe_globals(_LOADABLE):
+                return torch.load(path, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            what = found[1] if found else "something"
+            raise UserError(f"{path} holds {what}, which is no plain data and could run code: not loaded") from error
+
+    def commit(self, info: CheckpointCommitInfo) -> bool:
+        return self.error is None
+
+    def _note(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
+            self.error = error
 
 
 class Checkpoints:
     """The checkpoints of one run folder.
 
     Args:
-        keep: how many of the newest stay; the best `keep_best` by accuracy stay besides.
+        keep: how many of the newest stay; the best `keep_best` by accuracy, and always the very best, stay besides.
     """
 
     def __init__(self, run_dir: Path, keep: int, keep_best: int):
+        self.run_dir = run_dir
         self.root = run_dir / "checkpoints"
         self.keep = keep
         self.keep_best = keep_best
 
-    def save(self, engine: DeepSpeedEngine, backbone: Backbone, state: TrainerState) -> None:
-        """Writes a checkpoint beside the others, names it when it is whole, then prunes. All ranks call it."""
-        path = self.root / f"epoch_{state.epoch:04d}"
-        unfinished = path.with_suffix(".unfinished")
-        rank = dist.get_rank()
-        if rank == 0:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-        dist.barrier()
-        engine.save_checkpoint(str(unfinished / "deepspeed"), tag=_DEEPSPEED_TAG)
-        weights = whole_state_dict(backbone.model)
-        if rank == 0:
-            backbone.save_pretrained(unfinished / "model", weights)
-            write_json(unfinished / "trainer.json", asdict(state))
-            shutil.rmtree(path, ignore_errors=True)
-            unfinished.rename(path)
-            write_text(self.root / "latest", path.name)
-            self.prune()
-        dist.barrier()
-
-    def load(self, engine: DeepSpeedEngine) -> None:
-        """Puts the latest checkpoint into the engine, its learning-rate schedule included. All ranks call it.
+    def save(self, engine: DeepSpeedEngine, backbone: Backbone, state: TrainerState, config: str) -> None:
+        """Writes a checkpoint beside the others, names it when it is whole and on disk, then prunes. All ranks call it.
 
         Raises:
-            UserError: there is none, or DeepSpeed cannot load it.
+            UserError: it could not be written; on all ranks. Nothing of it is left, the earlier ones are as before.
         """
-        path = latest(self.root)
+        path = self.root / state.name
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        try:
+            self._write(engine, backbone, state, config, unfinished)
+        except UserError:
+            if rank() == 0:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        agree(lambda: _or_user_error(path, lambda: self._publish(unfinished, path)), only_rank_0=True)
+
+    def _write(
+        self, engine: DeepSpeedEngine, backbone: Backbone, state: TrainerState, config: str, folder: Path
+    ) -> None:
+        def prepare() -> None:
+            self.remove_leftovers()
+            if not self.run_dir.is_dir():
+                raise OSError(f"the run folder {self.run_dir} is gone")
+            (folder / "random").mkdir(parents=True)
+
+        agree(lambda: _or_user_error(folder, prepare), only_rank_0=True)
+        files = engine.checkpoint_engine = FileCheckpointEngine()
+        engine._copy_recovery_script = lambda folder: None  # rank 0 would fail alone; the weights are written below
+        engine.save_checkpoint(str(folder / "deepspeed"), tag=_DEEPSPEED_TAG, save_latest=False)
+        weights = whole_state_dict(backbone.model)
+
+        def write_own_part() -> None:
+            if files.error is not None:
+                raise files.error
+            torch.save(_random_state(), folder / "random" / f"rank_{rank()}.pt")
+            if weights is not None:
+                backbone.save_pretrained(folder / "model", weights)
+                write_json(folder / "trainer.json", asdict(state))
+                write_text(folder / "config.yaml", config)
+
+        agree(lambda: _or_user_error(folder, write_own_part))
+        agree(lambda: _or_user_error(folder, lambda: seal(folder)))
+
+    def _publish(self, unfinished: Path, path: Path) -> None:
+        if path.exists():  # of a damaged or unused earlier attempt
+            path.rename(path.with_name(f"{path.name}.removed"))
+        unfinished.rename(path)
+        flush(self.root)
+        write_text(self.root / "latest", path.name)
+        self.prune()
+
+    def load(self, engine: DeepSpeedEngine, path: Path) -> None:
+        """Puts a checkpoint into the engine, its learning-rate schedule and random states included. All ranks call it.
+
+        Raises:
+            UserError: DeepSpeed cannot load it.
+        """
+        engine.checkpoint_engine = FileCheckpointEngine()
         try:
             loaded, _ = engine.load_checkpoint(str(path / "deepspeed"), tag=_DEEPSPEED_TAG)
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(f"checkpoint {path} does not fit this run: {error}") from error
         if loaded is None:
             raise UserError(f"checkpoint {path} holds no DeepSpeed state; start from its weights with load_model_path")
+        own = path / "random" / f"rank_{rank()}.pt"
+        if own.exists():  # a rank that was not there then keeps its seed
+            _set_random_state(torch.load(own, weights_only=True))
 
-    def latest_state(self) -> TrainerState:
-        """Raises UserError when the run has no checkpoint."""
-        return read_state(latest(self.root))
+    def newest_whole(self) -> Path | None:
+        """The newest checkpoint without damage, None if there is no checkpoint at all. Collective.
 
-    def best_accuracy(self) -> float | None:
-        return max((a for p in all_checkpoints(self.root) if (a := read_state(p).accuracy) is not None), default=None)
+        Damaged ones are named, and put aside as <name>.damaged.
+
+        Raises:
+            UserError: all of them are damaged.
+        """
+        paths = agree(lambda: sorted(all_checkpoints(self.root), key=_age_key, reverse=True), only_rank_0=True)
+        for path in paths:
+            problems = damage(path)
+            if not problems:
+                return path
+            if rank() == 0:
+                print(f"checkpoint {path} is damaged and put aside: {'; '.join(problems)}", flush=True)
+                path.rename(path.with_name(f"{path.name}.damaged"))
+            agree(lambda: None)  # nobody looks for the next before it is aside
+        if paths:
+            raise UserError(f"every checkpoint in {self.root} is damaged: start again under another name")
+        return None
 
     def prune(self) -> None:
-        """Removes all but the newest `keep` and the best `keep_best`."""
+        """Removes all but the newest `keep` and the best `keep_best`; a crash in between leaves whole checkpoints."""
         states = {path: read_state(path) for path in all_checkpoints(self.root)}
-        newest = sorted(states, key=lambda path: states[path].epoch, reverse=True)
+        newest = sorted(states, key=_age_key, reverse=True)
         evaluated = [path for path in states if states[path].accuracy is not None]
         best = sorted(evaluated, key=lambda path: rank_key(states[path]), reverse=True)
-        kept = {*newest[: self.keep], *best[: self.keep_best]}
+        kept = {*newest[: self.keep], *best[: max(1, self.keep_best)]}
         for path in states.keys() - kept:
-            shutil.rmtree(path)
+            path.rename(path.with_name(f"{path.name}.removed"))
+        self.remove_leftovers()
+
+    def remove_leftovers(self) -> None:
+        """What a crash in the middle of saving or pruning has left."""
+        for pattern in ("*.unfinished", "*.removed"):
+            for path in self.root.glob(pattern):
+                shutil.rmtree(path)
+
+
+def _or_user_error(path: Path, write: Callable[[], None]) -> None:
+    try:
+        write()
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"checkpoint {path.name.removesuffix('.unfinished')} could not be written to {path.parent} (rank "
+            f"{rank()}: {error}); the ones before it are untouched"
+        ) from error
+
+
+def _random_state() -> dict[str, Any]:
+    _, keys, *rest = np.random.get_state()
+    state = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": (keys.tolist(), *rest)}
+    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def all_checkpoints(root: Path) -> list[Path]:
@@ -102,7 +266,16 @@ def all_checkpoints(root: Path) -> list[Path]:
 
 
 def read_state(path: Path) -> TrainerState:
-    return TrainerState(**json.loads((path / "trainer.json").read_text()))
+    """Raises UserError when the file is not what this version writes."""
+    try:
+        return TrainerState(**json.loads((path / "trainer.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path / 'trainer.json'} cannot be read: {error}") from error
+
+
+def _age_key(path: Path) -> tuple[int, ...]:
+    """From the name, since the files may be damaged: (epochs, steps)."""
+    return tuple(int(part) for part in path.name.split("_") if part.isdigit())
 
 
 def rank_key(state: TrainerState) -> tuple[float, int]:
@@ -110,30 +283,30 @@ def rank_key(state: TrainerState) -> tuple[float, int]:
     return (state.accuracy, state.epoch)
 
 
-def latest(root: Path) -> Path:
-    """Raises UserError when the run has no checkpoint."""
-    marker = root / "latest"
-    if not marker.exists():
-        raise UserError(f"no checkpoint in {root}: set resume: false to start from the beginning")
-    return root / marker.read_text().strip()
-
-
 def find_weights(load_model_path: str) -> tuple[str, str]:
     """What to load for `load_model_path`, and how it was chosen, for the log.
 
     A run folder gives its best checkpoint by accuracy, or the latest where none was evaluated; a checkpoint folder its
-    weights; anything else is left to transformers (a Hugging Face directory or a hub id).
+    weights; anything else is left to transformers (a Hugging Face directory or a hub id). Collective.
+
+    Raises:
+        UserError: the weights are damaged.
     """
-    path = Path(load_model_path)
-    if (path / "trainer.json").exists():
-        return str(path / "model"), f"checkpoint {path}"
-    checkpoints = all_checkpoints(path / "checkpoints")
-    if not checkpoints:
+    chosen, how = agree(lambda: _choose_weights(Path(load_model_path)), only_rank_0=True)
+    if chosen is None:
         return load_model_path, load_model_path
-    best = max(
-        (p for p in checkpoints if read_state(p).accuracy is not None),
-        key=lambda p: rank_key(read_state(p)),
-        default=None,
-    )
-    chosen, why = (best, "best") if best else (latest(path / "checkpoints"), "latest")
-    return str(chosen / "model"), f"{why} checkpoint of {path}: {chosen.name}"
+    if problems := damage(chosen, below="model/"):
+        raise UserError(f"the weights of {how} are damaged: {'; '.join(problems)}; load another checkpoint")
+    return str(chosen / "model"), how
+
+
+def _choose_weights(path: Path) -> tuple[Path | None, str]:
+    if (path / "trainer.json").exists():
+        return path, f"checkpoint {path}"
+    states = {checkpoint: read_state(checkpoint) for checkpoint in all_checkpoints(path / "checkpoints")}
+    if not states:
+        return None, str(path)
+    evaluated = [checkpoint for checkpoint in states if states[checkpoint].accuracy is not None]
+    best = max(evaluated, key=lambda checkpoint: rank_key(states[checkpoint]), default=None)
+    chosen, why = (best, "best") if best else (max(states, key=_age_key), "latest")
+    return chosen, f"{why} checkpoint of {path}: {chosen.name}"

@@ -2,8 +2,6 @@
 
 import os
 import socket
-from collections.abc import Callable
-from typing import TypeVar
 
 import deepspeed
 import torch
@@ -17,8 +15,6 @@ from multicoco.engine.builds import prepare_builds
 from multicoco.engine.optimizer import build_optimizer
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
-
-T = TypeVar("T")
 
 
 def init_distributed() -> tuple[int, int]:
@@ -49,28 +45,6 @@ def init_distributed() -> tuple[int, int]:
             "give the launcher another with --master_port"
         ) from error
     return dist.get_rank(), dist.get_world_size()
-
-
-def agree(function: Callable[[], T], only_rank_0: bool = False) -> T:
-    """Calls a function on every rank, or on rank 0 for all of them; a UserError of any rank is raised on every one.
-
-    So no rank waits for another that has given up, and the message can be printed once.
-    """
-    result, error = None, None
-    if dist.get_rank() == 0 or not only_rank_0:
-        try:
-            result = function()
-        except UserError as caught:
-            error = caught
-    errors: list[UserError | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    for error in filter(None, errors):
-        raise error
-    if only_rank_0:
-        holder = [result]
-        dist.broadcast_object_list(holder, src=0)
-        [result] = holder
-    return result
 
 
 def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -> DeepSpeedEngine:

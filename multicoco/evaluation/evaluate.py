@@ -1,7 +1,7 @@
 """Evaluation in a mode (vanilla, cot, coconut): batched generation over all ranks, every example counted once."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,11 +53,13 @@ def evaluate(
     budget: LatentBudget,
     tracker: Tracker,
     sharded_weights: bool = False,
+    before_batch: Callable[[], None] | None = None,
 ) -> tuple[dict, list[dict]]:
     """Generates an answer to every example and marks it. All ranks call it and get the same result.
 
     Args:
         sharded_weights: ZeRO-3 holds the weights, so ranks must run the same number of decoding steps.
+        before_batch: called before every batch, on all ranks; may raise to end the evaluation.
 
     Returns:
         The summary (`metrics.summarize`, with mode and seconds) and the samples in the order of `examples`.
@@ -90,6 +92,8 @@ def evaluate(
     with torch.random.fork_rng(), tracker.progress(len(batches), f"evaluating {mode}") as progress:
         torch.manual_seed(config.seed + dist.get_rank())
         for batch in make_loader(dataset, batches, collator, config.num_workers):
+            if before_batch is not None:
+                before_batch()
             pixel_values = batch["pixel_values"]
             tokens = reasoner.generate(
                 batch["input_ids"].to(device),

@@ -1,12 +1,22 @@
 import json
+import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicoco.engine.checkpoint import Checkpoints, TrainerState, find_weights, latest
+from multicoco.engine.checkpoint import (
+    Checkpoints,
+    FileCheckpointEngine,
+    TrainerState,
+    all_checkpoints,
+    find_weights,
+)
+from multicoco.engine.manifest import MANIFEST, damage, seal
 from multicoco.errors import UserError
 
 
@@ -15,7 +25,11 @@ def make_run(run: Path, accuracies: list[float | None]) -> Path:
     for epoch, accuracy in enumerate(accuracies, start=1):
         folder = run / "checkpoints" / f"epoch_{epoch:04d}"
         folder.mkdir(parents=True)
-        (folder / "trainer.json").write_text(json.dumps(asdict(TrainerState(epoch, 0, epoch, accuracy))))
+        state = TrainerState(epoch, 0, step=epoch, accuracy=accuracy)
+        (folder / "trainer.json").write_text(json.dumps(asdict(state)))
+        (folder / "model").mkdir()
+        (folder / "model" / "model.safetensors").write_bytes(bytes([epoch]) * 1000)
+        seal(folder)
     (run / "checkpoints" / "latest").write_text(f"epoch_{len(accuracies):04d}")
     return run
 
@@ -34,7 +48,7 @@ def test_the_newest_and_the_best_stay_and_nothing_else(tmp_path_factory, accurac
     Checkpoints(run, keep, keep_best).prune()
     epochs = range(1, len(accuracies) + 1)
     evaluated = [epoch for epoch in epochs if accuracies[epoch - 1] is not None]
-    best = sorted(evaluated, key=lambda epoch: (accuracies[epoch - 1], epoch), reverse=True)[:keep_best]
+    best = sorted(evaluated, key=lambda epoch: (accuracies[epoch - 1], epoch), reverse=True)[: max(1, keep_best)]
     assert names(run) == {f"epoch_{epoch:04d}" for epoch in {*epochs[-keep:], *best}}
 
 
@@ -63,6 +77,103 @@ def test_an_unfinished_checkpoint_does_not_count(tmp_path):
     assert find_weights(str(run))[0].endswith("epoch_0001/model")
 
 
-def test_no_checkpoint_is_a_clear_error(tmp_path):
-    with pytest.raises(UserError, match="no checkpoint in"):
-        latest(tmp_path / "checkpoints")
+def within_an_epoch(run: Path, epoch: int, step: int) -> Path:
+    folder = run / "checkpoints" / TrainerState(epoch, 0, step, epoch_step=1).name
+    folder.mkdir(parents=True)
+    (folder / "trainer.json").write_text(json.dumps(asdict(TrainerState(epoch, 0, step, epoch_step=1))))
+    seal(folder)
+    return folder
+
+
+def test_the_newest_is_the_one_with_most_epochs_and_then_steps(tmp_path):
+    run = make_run(tmp_path, [0.1] * 10)
+    checkpoints = Checkpoints(run, keep=3, keep_best=1)
+    assert checkpoints.newest_whole().name == "epoch_0010"
+    newest = [within_an_epoch(run, 10, step) for step in (9, 120)][-1]
+    assert checkpoints.newest_whole() == newest
+    checkpoints.prune()
+    assert names(run) == {"epoch_0010", "epoch_0010_step_00000009", "epoch_0010_step_00000120"}
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda path: flip_a_bit(path / "model" / "model.safetensors"), "model.safetensors: changed since"),
+        (lambda path: (path / "model" / "model.safetensors").write_bytes(b"ab"), "2 bytes, not 1000"),
+        (lambda path: (path / "model" / "model.safetensors").unlink(), "model.safetensors: missing"),
+        (lambda path: (path / "trainer.json").write_text("{"), "trainer.json: 1 bytes"),
+        (lambda path: (path / MANIFEST).unlink(), MANIFEST),
+        (lambda path: (path / MANIFEST).write_text("[]"), MANIFEST),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, capsys, harm, message):
+    run = make_run(tmp_path, [0.1, 0.2, 0.3])
+    harm(run / "checkpoints" / "epoch_0003")
+    assert Checkpoints(run, 3, 1).newest_whole().name == "epoch_0002"
+    said = capsys.readouterr().out
+    assert "epoch_0003 is damaged" in said and message in said
+    assert names(run) == {"epoch_0001", "epoch_0002", "epoch_0003.damaged"}  # kept, but counted no more
+
+
+def test_when_all_are_damaged_nothing_is_trained_over_them(tmp_path):
+    run = make_run(tmp_path, [0.1, 0.2])
+    for epoch in (1, 2):
+        flip_a_bit(run / "checkpoints" / f"epoch_000{epoch}" / "model" / "model.safetensors")
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
+        Checkpoints(run, 3, 1).newest_whole()
+    assert Checkpoints(tmp_path / "none", 3, 1).newest_whole() is None
+
+
+def test_damaged_weights_are_not_loaded(tmp_path):
+    run = make_run(tmp_path, [0.1, 0.2])
+    flip_a_bit(run / "checkpoints" / "epoch_0002" / "model" / "model.safetensors")
+    with pytest.raises(UserError, match=r"best checkpoint of .*epoch_0002 are damaged: model.safetensors"):
+        find_weights(str(run))
+
+
+def test_a_manifest_covers_every_file(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    files = [tmp_path / "x", tmp_path / "a" / "y", tmp_path / "a" / "b" / "z"]
+    for path in files:
+        path.write_text(path.name)
+    seal(tmp_path)
+    assert damage(tmp_path) == []
+    for path in files:
+        path.write_text("?")
+        assert damage(tmp_path) == [f"{path.name}: changed since it was written (SHA-256)"]
+        path.write_text(path.name)
+
+
+@pytest.mark.parametrize("crash_at", ["rename", "rmtree"])
+def test_a_crash_while_pruning_leaves_whole_checkpoints(tmp_path, monkeypatch, crash_at):
+    run, calls = make_run(tmp_path, [None] * 5), []
+
+    def crash(*args, **kwargs):
+        calls.append(args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil if crash_at == "rmtree" else Path, crash_at, crash)
+        Checkpoints(run, keep=1, keep_best=0).prune()
+    assert calls and Checkpoints(run, 1, 0).newest_whole().name == "epoch_0005"
+    assert all(damage(path) == [] for path in all_checkpoints(run / "checkpoints"))
+    Checkpoints(run, keep=1, keep_best=0).prune()
+    assert names(run) == {"epoch_0005"}
+
+
+class Burglar:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/burgled",)
+
+
+def test_a_pickle_with_code_is_refused_by_name(tmp_path):
+    torch.save({"module": Burglar()}, tmp_path / "states.pt")
+    with pytest.raises(UserError, match=r"states.pt holds \w+.system, which is no plain data"):
+        FileCheckpointEngine().load(str(tmp_path / "states.pt"))
+    assert not Path("/tmp/burgled").exists()

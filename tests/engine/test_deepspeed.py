@@ -11,7 +11,8 @@ from multicoco.errors import UserError
 AGREEMENT = """
 import sys
 from pathlib import Path
-from multicoco.engine.deepspeed import agree, init_distributed
+from multicoco.engine.deepspeed import init_distributed
+from multicoco.engine.ranks import agree
 from multicoco.errors import UserError
 from multicoco.process import end_process
 

@@ -1,0 +1,124 @@
+"""What must be the same when a run goes on: its config, its data, its global batch."""
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from multicoco.config import RunConfig
+from multicoco.engine.checkpoint import TrainerState
+from multicoco.errors import UserError
+
+# keys, or sections, that change how a run is watched, kept or computed, but not what is computed
+_HARMLESS = {
+    *("project", "name", "output_dir", "use_run_name_in_output_dir", "wandb", "log_every_steps"),
+    *("resume", "max_checkpoints_to_keep", "keep_best_checkpoints", "save_only_improve", "save_every_steps"),
+    *("on_save_error", "preemption_grace_seconds"),
+    *("val_path", "max_val_samples", "eval_batch_size", "eval_every_epochs", "eval_config", "generation"),
+    *("num_workers", "kernel", "activation_checkpointing", "deepspeed"),
+    *("batch_size", "gradient_accumulation_steps"),  # the global batch they make is checked instead
+    *("model_id", "load_model_path", "trust_remote_code"),  # the weights come from the checkpoint
+}
+_MISSING = object()
+
+
+def config_changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(key, "old -> new") for every key at which two configs differ; sections key by key."""
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key, _MISSING), new.get(key, _MISSING)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from config_changes(before, after, f"{prefix}{key}.")
+        elif before != after:
+            texts = ["(absent)" if value is _MISSING else json.dumps(value) for value in (before, after)]
+            yield f"{prefix}{key}", " -> ".join(texts)
+
+
+def check_unchanged(
+    checkpoint: Path,
+    state: TrainerState,
+    config: RunConfig,
+    data: dict[str, str],
+    global_batch: int,
+    allowed: Collection[str],
+) -> list[str]:
+    """Compares a run with the checkpoint it is to go on from.
+
+    Args:
+        data: SHA-256 of its data files, by the config's key.
+        allowed: keys that may change although they change the mathematics.
+
+    Returns:
+        The differences that apply, one line each.
+
+    Raises:
+        UserError: others, all of them listed.
+    """
+    old = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))
+    new = yaml.safe_load(config.to_yaml())
+    changes = dict(config_changes(old, new))
+    for key in ("train_path", "val_path"):
+        if key not in changes and state.data.get(key) != data.get(key):
+            changes[key] = "same name, but the file has changed"
+    refused = [
+        f"{key}: {change}"
+        for key, change in changes.items()
+        if key.split(".")[0] not in _HARMLESS and key not in allowed and key.split(".")[0] not in allowed
+    ]
+    if state.global_batch != global_batch and "batch_size" not in allowed:
+        refused.append(
+            f"batch_size: {state.global_batch} -> {global_batch} examples in a global batch (batch_size x "
+            "gradient_accumulation_steps x ranks)"
+        )
+    if refused:
+        raise UserError(
+            f"{checkpoint} was trained otherwise, going on would not be the same run:\n  "
+            + "\n  ".join(refused)
+            + "\nundo the change, give this run another name, or accept it with --allow-change KEY"
+        )
+    return [f"{key}: {change}" for key, change in changes.items()]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def lock_run_folder(run_dir: Path) -> IO[str]:
+    """Makes this process the owner of a run folder as long as the returned file is open; the system lets go of it
+    when the process ends, however it ends.
+
+    Raises:
+        UserError: another process owns it, or it cannot be written.
+    """
+    path = run_dir / ".lock"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"run folder {run_dir} cannot be written ({error}): set another output_dir or name") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        raise UserError(
+            f"run folder {run_dir} is in use by {file.read().strip() or 'another run'}: wait for it or stop it, or "
+            "give this run another name"
+        ) from None
+    file.truncate(0)
+    print(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}", file=file, flush=True)
+    return file

@@ -1,0 +1,94 @@
+"""An interrupted run that is started again ends like the one that was not: the same losses and weights, bit by bit."""
+
+import json
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from fault_runs import ROOT
+
+
+def losses(run: Path) -> dict[int, float]:
+    """By step; a step that was trained again after a crash must have had the same loss."""
+    found: dict[int, float] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        if "train/loss" in entry:
+            assert found.setdefault(entry["step"], entry["train/loss"]) == entry["train/loss"]
+    return found
+
+
+def weights(run: Path) -> bytes:
+    newest = run / "checkpoints" / (run / "checkpoints" / "latest").read_text()
+    return (newest / "model" / "model.safetensors").read_bytes()
+
+
+def zero(stage: int) -> str:
+    return f"deepspeed={ROOT}/ds_configs/zero{stage}.json"
+
+
+@pytest.fixture(scope="module")
+def unbroken(runs):
+    """The run folder of a run without interruption, for a ZeRO stage and a number of ranks; made once for each."""
+    made = {}
+
+    def run(stage: int, ranks: int) -> Path:
+        if (stage, ranks) not in made:
+            name = f"unbroken_{stage}_{ranks}"
+            codes, said = runs(name, zero(stage), ranks=ranks)
+            assert codes == [0] * ranks, said
+            made[stage, ranks] = runs.home / "runs" / name
+        return made[stage, ranks]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "number"), [(1, 2, signal.SIGTERM), (2, 1, signal.SIGUSR1), (3, 2, signal.SIGUSR1)]
+)
+def test_a_preempted_run_goes_on_bit_by_bit(runs, unbroken, stage, ranks, number):
+    expected = unbroken(stage, ranks)
+    name, dice = f"preempted_{stage}_{ranks}_{number}", random.Random(f"{stage} {number}")
+    preempted = 0
+    for _ in range(3):
+        kill = {"since": "step", "after": dice.uniform(0, 0.8), "signal": number, "ranks": [dice.randrange(ranks)]}
+        codes, said = runs(name, zero(stage), ranks=ranks, kill=kill)
+        assert codes in ([0] * ranks, [143] * ranks), said
+        preempted += codes[0] == 143
+        assert codes[0] == 0 or "the same command goes on from there" in said
+    codes, said = runs(name, zero(stage), ranks=ranks)
+    assert codes == [0] * ranks and "going on from" in said, said
+    assert preempted > 0
+    run = runs.home / "runs" / name
+    assert losses(run) == losses(expected)
+    assert weights(run) == weights(expected)
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(2, 1), (3, 2)])
+def test_a_run_killed_again_and_again_loses_nothing(runs, unbroken, stage, ranks):
+    """kill -9 of one rank or of all, 16 times at random moments of a run that saves after every step."""
+    expected = unbroken(stage, ranks)
+    name, dice, kills = f"killed_{stage}_{ranks}", random.Random(stage), 0
+    run = runs.home / "runs" / name
+    while kills < 16:
+        since = dice.choice(["start", "step", "step"])
+        kill = {
+            "since": since,
+            "after": dice.uniform(0, 2.0 if since == "start" else 0.5),
+            "signal": signal.SIGKILL,
+            "ranks": dice.choice([[0], [ranks - 1], list(range(ranks))]),
+        }
+        codes, said = runs(name, zero(stage), "save_every_steps=1", ranks=ranks, kill=kill)
+        kills += runs.killed
+        if codes == [0] * ranks:  # it has come to its end: once more from the start
+            assert weights(run) == weights(expected)
+            shutil.rmtree(run)
+        else:
+            assert set(codes) <= {0, -signal.SIGKILL}, said
+    codes, said = runs(name, zero(stage), "save_every_steps=1", ranks=ranks)
+    assert codes == [0] * ranks, said
+    assert losses(run) == losses(expected)
+    assert weights(run) == weights(expected)
+    assert not [*run.glob("checkpoints/*.unfinished"), *run.glob("checkpoints/*.removed")]
