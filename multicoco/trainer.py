@@ -218,7 +218,7 @@ class Trainer:
         if self.rank == 0:
             print(f"going on from {path}", *(f"  changed: {change}" for change in changes), sep="\n", flush=True)
         self._start_schedule(state.stage)  # DeepSpeed then puts it where it was
-        agree(lambda: self.checkpoints.load(self.engine, path))
+        agree(lambda: self.checkpoints.load(self.engine, path, state))
         self.first_epoch, self.epoch_step = state.epoch, state.epoch_step
         self.stage, self.step, self.best_accuracy = state.stage, state.step, state.best_accuracy
         return state.wandb_id

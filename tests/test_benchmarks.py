@@ -46,3 +46,9 @@ def test_cached_attention(tmp_path):
     for kernel in ("cpu", "reference"):
         assert saved[40, kernel] == saved[200, kernel]  # nothing that grows with the cache
     assert saved[200, "concatenate + sdpa"] > 4 * saved[40, "concatenate + sdpa"]
+
+
+def test_checkpointing(tmp_path):
+    rows = run("checkpointing", tmp_path, geometry={"hidden_size": 32, "text_layers": 1})["rows"]
+    assert [row["way"] for row in rows] == ["deepspeed alone", "multicoco"]
+    assert rows[1]["mib"] > rows[0]["mib"] > 0  # the weights once more

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -181,7 +182,7 @@ class TestWandb:
 def test_a_full_disk_costs_lines_but_not_the_run(tmp_path, caplog):
     tracker = Tracker(tmp_path, run_config())
     tracker.metrics_file.close()
-    tracker.metrics_file = open("/dev/full", "w")
+    tracker.metrics_file = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
     with caplog.at_level(logging.WARNING):
         tracker.log({"a": 1}, step=1)
     assert "metrics.jsonl" in caplog.text and "No space left" in caplog.text

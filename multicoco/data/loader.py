@@ -4,6 +4,7 @@ Every example of an epoch is seen exactly once, on any number of ranks. Where th
 rows (an example again, without labels) keep all ranks at the same number of equal batches.
 """
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -130,6 +131,13 @@ def prompt_layout(
     return layout(ExampleTokens(tokens.prompt), n_replaced=0, latent_block=block)
 
 
+def _leave_signals_to_the_rank(worker_id: int) -> None:
+    """A scheduler's notice goes to all processes of a job; a worker that died of it would take its rank along before
+    the rank could save. Workers end with their rank."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def make_loader(
     dataset: ReasoningDataset, batches: RankBatches, collator: Collator, num_workers: int
 ) -> StatefulDataLoader:
@@ -140,4 +148,5 @@ def make_loader(
         collate_fn=collator,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_the_rank,
     )

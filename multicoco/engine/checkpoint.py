@@ -11,12 +11,16 @@
 <run folder>/checkpoints/latest    the name of the newest one
 """
 
+import io
 import json
+import os
 import pickle
 import random
 import re
 import shutil
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from deepspeed import DeepSpeedEngine
+from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -32,7 +37,7 @@ from safetensors import SafetensorError
 
 from multicoco.engine.deepspeed import whole_state_dict
 from multicoco.engine.manifest import damage, flush, seal
-from multicoco.engine.ranks import agree, rank
+from multicoco.engine.ranks import agree, rank, world_size
 from multicoco.errors import UserError
 from multicoco.models.backbone import Backbone
 from multicoco.tracking import write_json, write_text
@@ -177,15 +182,27 @@ class Checkpoints:
         write_text(self.root / "latest", path.name)
         self.prune()
 
-    def load(self, engine: DeepSpeedEngine, path: Path) -> None:
+    def load(self, engine: DeepSpeedEngine, path: Path, state: TrainerState) -> None:
         """Puts a checkpoint into the engine, its learning-rate schedule and random states included. All ranks call it.
+
+        For another number of ranks or ZeRO stage it goes by way of DeepSpeed's universal checkpoint.
 
         Raises:
             UserError: DeepSpeed cannot load it.
         """
         engine.checkpoint_engine = FileCheckpointEngine()
+        stage = engine.zero_optimization_stage()
+        fits = state.zero_stage == stage and (stage == 0 or state.world_size == world_size())
+        if not fits and 0 in (state.zero_stage, stage):
+            raise UserError(
+                f"checkpoint {path} is of ZeRO stage {state.zero_stage}, this run of stage {stage}: DeepSpeed converts "
+                "between 1, 2 and 3 only"
+            )
         try:
-            loaded, _ = engine.load_checkpoint(str(path / "deepspeed"), tag=_DEEPSPEED_TAG)
+            if fits:
+                loaded, _ = engine.load_checkpoint(str(path / "deepspeed"), tag=_DEEPSPEED_TAG)
+            else:
+                loaded = self._load_universal(engine, path)
         except UserError:
             raise
         except Exception as error:
@@ -195,6 +212,18 @@ class Checkpoints:
         own = path / "random" / f"rank_{rank()}.pt"
         if own.exists():  # a rank that was not there then keeps its seed
             _set_random_state(torch.load(own, weights_only=True))
+
+    def _load_universal(self, engine: DeepSpeedEngine, path: Path) -> str | None:
+        converted = self.root / f"{path.name}.removed"  # a leftover, should this process be killed
+        with _plain_data_only():
+            agree(lambda: _to_universal(path / "deepspeed" / _DEEPSPEED_TAG, converted), only_rank_0=True)
+            engine._config.load_universal_checkpoint = True
+            try:
+                loaded, _ = engine.load_checkpoint(str(converted), tag=_DEEPSPEED_TAG)
+            finally:
+                engine._config.load_universal_checkpoint = False
+        agree(lambda: shutil.rmtree(converted), only_rank_0=True)
+        return loaded
 
     def newest_whole(self) -> Path | None:
         """The newest checkpoint without damage, None if there is no checkpoint at all. Collective.
@@ -233,6 +262,34 @@ class Checkpoints:
         for pattern in ("*.unfinished", "*.removed"):
             for path in self.root.glob(pattern):
                 shutil.rmtree(path)
+
+
+@contextmanager
+def _plain_data_only() -> Iterator[None]:
+    """Inside, no torch.load runs code, not even DeepSpeed's own, which ask for it."""
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        with torch.serialization.safe_globals(_LOADABLE):
+            yield
+    finally:
+        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+
+
+def _to_universal(source: Path, target: Path) -> None:
+    """DeepSpeed's conversion, by which a checkpoint becomes independent of ranks and ZeRO stage."""
+    shutil.rmtree(target, ignore_errors=True)
+    (target / _DEEPSPEED_TAG).mkdir(parents=True)
+    options = Namespace(
+        input_folder=str(source),
+        output_folder=str(target / _DEEPSPEED_TAG),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with redirect_stdout(io.StringIO()):
+        ds_to_universal.main(options)
 
 
 def _or_user_error(path: Path, write: Callable[[], None]) -> None:

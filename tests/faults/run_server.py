@@ -23,6 +23,7 @@ from multicoco.process import end_process  # noqa: E402
 
 
 def become_rank(rank: int, request: dict, port: int) -> None:
+    os.setpgid(0, 0)  # a kill reaches the workers that load its data too
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -72,7 +73,7 @@ def serve(request: dict) -> dict:
             killed = True
             for pid, rank in pids.items():
                 if pid in running and rank in kill["ranks"]:
-                    os.kill(pid, kill["signal"])
+                    os.killpg(pid, kill["signal"])
         time.sleep(0.005)
     return {"codes": [codes[rank] for rank in sorted(codes)], "killed": killed}
 

@@ -46,15 +46,16 @@ def unbroken(runs):
 
 
 @pytest.mark.parametrize(
-    ("stage", "ranks", "number"), [(1, 2, signal.SIGTERM), (2, 1, signal.SIGUSR1), (3, 2, signal.SIGUSR1)]
+    ("stage", "ranks", "number", "workers"),
+    [(1, 2, signal.SIGTERM, 0), (2, 1, signal.SIGTERM, 1), (3, 2, signal.SIGUSR1, 1)],
 )
-def test_a_preempted_run_goes_on_bit_by_bit(runs, unbroken, stage, ranks, number):
+def test_a_preempted_run_goes_on_bit_by_bit(runs, unbroken, stage, ranks, number, workers):
     expected = unbroken(stage, ranks)
     name, dice = f"preempted_{stage}_{ranks}_{number}", random.Random(f"{stage} {number}")
     preempted = 0
     for _ in range(3):
         kill = {"since": "step", "after": dice.uniform(0, 0.8), "signal": number, "ranks": [dice.randrange(ranks)]}
-        codes, said = runs(name, zero(stage), ranks=ranks, kill=kill)
+        codes, said = runs(name, zero(stage), f"num_workers={workers}", ranks=ranks, kill=kill)
         assert codes in ([0] * ranks, [143] * ranks), said
         preempted += codes[0] == 143
         assert codes[0] == 0 or "the same command goes on from there" in said
@@ -92,3 +93,21 @@ def test_a_run_killed_again_and_again_loses_nothing(runs, unbroken, stage, ranks
     assert losses(run) == losses(expected)
     assert weights(run) == weights(expected)
     assert not [*run.glob("checkpoints/*.unfinished"), *run.glob("checkpoints/*.removed")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((1, 2), (2, 1)), ((2, 1), (3, 2)), ((3, 2), (3, 1)), ((3, 2), (1, 1)), ((2, 2), (2, 1))]
+)
+def test_a_run_goes_on_with_other_ranks_and_another_zero_stage(runs, unbroken, before, after):
+    """From within an epoch, with the same global batch; ranks sum in another order, so to fp32 rounding."""
+    (stage, ranks), name = before, f"elastic_{before}_{after}".replace(" ", "")
+    batch = lambda ranks: ("batch_size=1", f"gradient_accumulation_steps={8 // ranks}")  # noqa: E731
+    kill = {"since": "step", "after": 0.1, "signal": signal.SIGTERM, "ranks": [0]}
+    codes, said = runs(name, zero(stage), *batch(ranks), ranks=ranks, kill=kill)
+    assert codes == [143] * ranks, said
+    stage, ranks = after
+    codes, said = runs(name, zero(stage), *batch(ranks), ranks=ranks)
+    assert codes == [0] * ranks and "going on from" in said, said
+    found, expected = losses(runs.home / "runs" / name), losses(unbroken(1, 2))
+    assert found.keys() == expected.keys()
+    assert list(found.values()) == pytest.approx(list(expected.values()), rel=1e-4)

@@ -1,0 +1,100 @@
+"""What a checkpoint costs: the time that training stands still for it, and to go on from it, against DeepSpeed's alone.
+
+MultiCoCo also writes the weights for `from_pretrained`, flushes every file to disk, hashes it, and checks the hashes
+before it goes on.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from common import goal, in_turn, parser, report
+from deepspeed import DeepSpeedEngine
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+from multicoco.config import RunConfig
+from multicoco.engine.checkpoint import Checkpoints, TrainerState
+from multicoco.engine.deepspeed import build_engine, init_distributed
+from multicoco.engine.ds_config import resolve_ds_config
+from multicoco.latent.reasoner import LatentReasoner
+from multicoco.models.backbone import Backbone, load_backbone
+from multicoco.models.tiny import build_tiny_internvl
+from multicoco.process import end_process
+
+
+def build(folder: Path, settings: dict) -> tuple[DeepSpeedEngine, Backbone, RunConfig]:
+    """An engine with optimizer state, and its model."""
+    source = build_tiny_internvl(["start at red"], folder / "model", **settings)
+    backbone = load_backbone(str(source))
+    config = RunConfig(mode="vanilla_train", name="cost", model_id=str(source), train_path="none.json")
+    path = folder / "ds_config.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    ds_config = resolve_ds_config(path, config, world_size=1, hidden_size=settings["hidden_size"])
+    engine = build_engine(LatentReasoner(backbone.model, latent_token_id=-1), config, ds_config)
+    ids = torch.arange(1, 65)[None]
+    engine.backward(engine(ids, torch.ones_like(ids), labels=ids).loss)
+    engine.step()
+    return engine, backbone, config
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument(
+        "--epoch-seconds", type=float, default=3600, help="length of the epoch that a save is a share of"
+    )
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
+    init_distributed()
+    settings = {"hidden_size": 768, "text_layers": 8, **args.geometry}
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:  # a disk, where /tmp may be memory
+        folder = Path(folder)
+        engine, backbone, config = build(folder, settings)
+        state = TrainerState(epoch=1, stage=0, step=1, world_size=1, zero_stage=2)
+        (folder / "run").mkdir()
+        checkpoints = Checkpoints(folder / "run", keep=1, keep_best=0)
+
+        def plain_save() -> None:
+            shutil.rmtree(folder / "plain", ignore_errors=True)
+            engine.checkpoint_engine = TorchCheckpointEngine()
+            engine.save_checkpoint(str(folder / "plain"), tag="state")
+
+        def own_save() -> None:
+            checkpoints.save(engine, backbone, state, config.to_yaml())
+
+        def plain_load() -> None:
+            engine.checkpoint_engine = TorchCheckpointEngine()
+            engine.load_checkpoint(str(folder / "plain"), tag="state")
+
+        saves = in_turn({"deepspeed alone": plain_save, "multicoco": own_save}, args.repeats)
+        loads = in_turn(
+            {
+                "deepspeed alone": plain_load,
+                "multicoco": lambda: checkpoints.load(engine, checkpoints.newest_whole(), state),
+            },
+            args.repeats,
+        )
+        bytes_of = {
+            "deepspeed alone": folder / "plain",
+            "multicoco": checkpoints.root,
+        }
+        rows = [
+            {
+                "way": name,
+                "save_s": saves[name],
+                "load_s": loads[name],
+                "mib": sum(p.stat().st_size for p in bytes_of[name].rglob("*") if p.is_file()) / 2**20,
+                "save_ratio": saves[name] / saves["deepspeed alone"],
+                "share_of_epoch": saves[name] / args.epoch_seconds,
+            }
+            for name in saves
+        ]
+    share = rows[-1]["share_of_epoch"]
+    goals = [goal(f"share of an epoch of {args.epoch_seconds:.0f} s", "<= 0.01", share, share <= 0.01)]
+    report("checkpointing", rows, goals, settings, args.out)
+
+
+if __name__ == "__main__":
+    main()
+    end_process(0)
