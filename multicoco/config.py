@@ -105,7 +105,8 @@ class RunConfig(Section):
     model_id: str = Field(min_length=1, description="Hugging Face directory or hub id")
     load_model_path: OptionalStr = Field(
         None,
-        description="weights to start from: a run folder (its best checkpoint), a checkpoint, or a model directory",
+        description="weights to start from: a run folder (its best checkpoint), a checkpoint, a model directory, "
+        "a hub id, or a state dict file of the original Coconut (`base_causallm.*`), for the model of model_id",
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     freeze: Freeze = Freeze()

@@ -32,7 +32,7 @@ from multicoco.engine.resume import check_unchanged, file_hash, lock_run_folder
 from multicoco.errors import UserError
 from multicoco.evaluation.evaluate import LatentBudget, evaluate
 from multicoco.latent.reasoner import LatentReasoner
-from multicoco.models.backbone import Backbone, add_latent_tokens, freeze, load_backbone
+from multicoco.models.backbone import Backbone, add_latent_tokens, freeze, load_authors_weights, load_backbone
 from multicoco.tracking import Tracker, environment
 from multicoco_kernels import implementation
 
@@ -184,8 +184,12 @@ class Trainer:
         source, chosen = find_weights(config.load_model_path) if config.load_model_path else (config.model_id, None)
         if chosen and self.rank == 0:
             print(f"weights: {chosen}", flush=True)
+        authors_file = Path(source) if Path(source).is_file() else None
+        source = config.model_id if authors_file else source
         dtype = torch.bfloat16 if config.bf16 else torch.float32
         backbone = load_backbone(source, dtype, config.max_image_tiles, config.trust_remote_code)
+        if authors_file:
+            load_authors_weights(backbone, authors_file, config.coconut.latent_init_token)
         if config.coconut.enabled:
             add_latent_tokens(backbone, config.coconut.latent_init_token)
         if self.training:
