@@ -350,7 +350,7 @@ def _parse(text: str, source: str) -> tuple[Any, yaml.Node | None]:
         loader = _Loader(text)  # a SafeLoader: tags cannot build objects
         node = loader.get_single_node()
         return None if node is None else loader.construct_document(node), node
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: the 32nd of a month, for one
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 32nd of a month, for one
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise UserError(f"{source}: not valid YAML{where}: {getattr(error, 'problem', None) or error}") from error

@@ -116,7 +116,7 @@ def test_yaml_tags_that_build_objects(folder, monkeypatch, tag):
 
 
 @pytest.mark.parametrize(
-    "override", ["", "=", "name", "=x", "name==[", "a.b.c=1", "name.x=1", "lr=high", "lr=1e999", "seed=-1", "seed=1e99"]
+    "override", ["", "=", "name", "=x", "name=[", "a.b.c=1", "name.x=1", "lr=high", "lr=1e999", "seed=-1", "seed=1e99"]
 )
 def test_overrides(folder, override):
     path = folder / "run.yaml"

@@ -20,7 +20,7 @@ import re
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from multicoco.tracking import write_json, write_text
 
 _DEEPSPEED_TAG = "state"
 # what DeepSpeed's files hold beside tensors and plain data
-_LOADABLE = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
+torch.serialization.add_safe_globals([ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address])
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,7 @@ class FileCheckpointEngine(CheckpointEngine):
 
     def load(self, path: str, map_location: Any = None) -> Any:
         try:
-            with torch.serialization.safe_globals(_LOADABLE):
-                return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:
             found = re.search(r"GLOBAL (\S+)", str(error))
             what = found[1] if found else "something"
@@ -185,18 +184,19 @@ class Checkpoints:
     def load(self, engine: DeepSpeedEngine, path: Path, state: TrainerState) -> None:
         """Puts a checkpoint into the engine, its learning-rate schedule and random states included. All ranks call it.
 
-        For another number of ranks or ZeRO stage it goes by way of DeepSpeed's universal checkpoint.
+        For another number of ranks, or between ZeRO 1 and 2, it goes by way of DeepSpeed's universal checkpoint.
 
         Raises:
-            UserError: DeepSpeed cannot load it.
+            UserError: DeepSpeed cannot load it, or not into this ZeRO stage.
         """
         engine.checkpoint_engine = FileCheckpointEngine()
         stage = engine.zero_optimization_stage()
         fits = state.zero_stage == stage and (stage == 0 or state.world_size == world_size())
-        if not fits and 0 in (state.zero_stage, stage):
+        if not fits and {state.zero_stage, stage} not in ({1}, {2}, {1, 2}, {3}):
             raise UserError(
-                f"checkpoint {path} is of ZeRO stage {state.zero_stage}, this run of stage {stage}: DeepSpeed converts "
-                "between 1, 2 and 3 only"
+                f"checkpoint {path} is of ZeRO stage {state.zero_stage}, this run of stage {stage}: a run can change "
+                "between 1 and 2 only, since DeepSpeed's converted optimizer states differ; go on with the same stage, "
+                "or start a new run from its weights with load_model_path"
             )
         try:
             if fits:
@@ -206,7 +206,7 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"checkpoint {path} does not fit this run: {error}") from error
+            raise UserError(f"checkpoint {path} does not fit this run: {error!r}") from error
         if loaded is None:
             raise UserError(f"checkpoint {path} holds no DeepSpeed state; start from its weights with load_model_path")
         own = path / "random" / f"rank_{rank()}.pt"
@@ -269,8 +269,7 @@ def _plain_data_only() -> Iterator[None]:
     """Inside, no torch.load runs code, not even DeepSpeed's own, which ask for it."""
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
-        with torch.serialization.safe_globals(_LOADABLE):
-            yield
+        yield
     finally:
         del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
 
@@ -279,16 +278,16 @@ def _to_universal(source: Path, target: Path) -> None:
     """DeepSpeed's conversion, by which a checkpoint becomes independent of ranks and ZeRO stage."""
     shutil.rmtree(target, ignore_errors=True)
     (target / _DEEPSPEED_TAG).mkdir(parents=True)
-    options = Namespace(
-        input_folder=str(source),
-        output_folder=str(target / _DEEPSPEED_TAG),
+    options = Namespace(  # relative: it takes a path's brackets and such for patterns
+        input_folder=str(source.relative_to(target.parent)),
+        output_folder=str(Path(target.name, _DEEPSPEED_TAG)),
         num_extract_workers=1,
         num_merge_workers=1,
         keep_temp_folder=False,
         strict=True,
         inject_missing_state=True,
     )
-    with redirect_stdout(io.StringIO()):
+    with chdir(target.parent), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         ds_to_universal.main(options)
 
 

@@ -69,7 +69,7 @@ def resolve_ds_config(path: Path, config: RunConfig, world_size: int, hidden_siz
 def _read(path: Path) -> dict:
     try:
         ds_config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"ds_config {path} cannot be read: {error}") from error
     if not isinstance(ds_config, dict):
         raise UserError(f"ds_config {path} must be a JSON object")
