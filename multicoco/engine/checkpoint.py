@@ -238,10 +238,7 @@ class Checkpoints:
             problems = damage(path)
             if not problems:
                 return path
-            if rank() == 0:
-                print(f"checkpoint {path} is damaged and put aside: {'; '.join(problems)}", flush=True)
-                path.rename(path.with_name(f"{path.name}.damaged"))
-            agree(lambda: None)  # nobody looks for the next before it is aside
+            agree(lambda path=path, problems=problems: _put_aside(path, problems), only_rank_0=True)
         if paths:
             raise UserError(f"every checkpoint in {self.root} is damaged: start again under another name")
         return None
@@ -287,8 +284,19 @@ def _to_universal(source: Path, target: Path) -> None:
         strict=True,
         inject_missing_state=True,
     )
-    with chdir(target.parent), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        ds_to_universal.main(options)
+    try:
+        with chdir(target.parent), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            ds_to_universal.main(options)
+    except Exception as error:  # rank 0 alone has it, so it must become one that `agree` passes on
+        raise UserError(f"{source} cannot be converted for another number of ranks: {error!r}") from error
+
+
+def _put_aside(path: Path, problems: list[str]) -> None:
+    print(f"checkpoint {path} is damaged and put aside: {'; '.join(problems)}", flush=True)
+    try:
+        path.rename(path.with_name(f"{path.name}.damaged"))
+    except OSError as error:
+        raise UserError(f"checkpoint {path} is damaged and cannot be renamed ({error}): move it away") from error
 
 
 def _or_user_error(path: Path, write: Callable[[], None]) -> None:
