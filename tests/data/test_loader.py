@@ -47,6 +47,21 @@ def test_a_step_sees_the_same_examples_on_any_number_of_ranks(n, batch_size, wor
         assert pieces == batch
 
 
+@given(**sizes, done=st.integers(0, 30), other_ranks=st.integers(1, 4))
+def test_what_is_left_of_an_epoch_is_the_same_on_any_number_of_ranks(
+    n, batch_size, world_size, accumulation, seed, done, other_ranks
+):
+    """An epoch begun on some ranks and gone on with on others, with the same global batch, is the whole epoch."""
+    global_batch = batch_size * world_size * accumulation * other_ranks
+    whole = RankBatches(n, global_batch, 0, 1, seed=seed).batches
+    pieces = [
+        RankBatches(n, global_batch // other_ranks, rank, other_ranks, seed=seed, done=done).batches
+        for rank in range(other_ranks)
+    ]
+    left = [[pick for batches in pieces for pick in batches[step]] for step in range(len(pieces[0]))]
+    assert whole[:done] + left == whole
+
+
 def test_order_is_kept_without_a_seed_and_changes_with_the_epoch():
     def flat(seed):
         return [index for batch in RankBatches(50, 1, 0, 1, seed=seed) for index, _ in batch]
