@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import numpy as np
 import torch
 from deepspeed import DeepSpeedEngine
@@ -184,7 +185,7 @@ class Checkpoints:
     def load(self, engine: DeepSpeedEngine, path: Path, state: TrainerState) -> None:
         """Puts a checkpoint into the engine, its learning-rate schedule and random states included. All ranks call it.
 
-        For another number of ranks, or between ZeRO 1 and 2, it goes by way of DeepSpeed's universal checkpoint.
+        For another number of ranks or ZeRO stage it goes by way of DeepSpeed's universal checkpoint.
 
         Raises:
             UserError: DeepSpeed cannot load it, or not into this ZeRO stage.
@@ -192,11 +193,11 @@ class Checkpoints:
         engine.checkpoint_engine = FileCheckpointEngine()
         stage = engine.zero_optimization_stage()
         fits = state.zero_stage == stage and (stage == 0 or state.world_size == world_size())
-        if not fits and {state.zero_stage, stage} not in ({1}, {2}, {1, 2}, {3}):
+        if not fits and 0 in (state.zero_stage, stage):
             raise UserError(
-                f"checkpoint {path} is of ZeRO stage {state.zero_stage}, this run of stage {stage}: a run can change "
-                "between 1 and 2 only, since DeepSpeed's converted optimizer states differ; go on with the same stage, "
-                "or start a new run from its weights with load_model_path"
+                f"checkpoint {path} is of ZeRO stage {state.zero_stage}, this run of stage {stage}: DeepSpeed converts "
+                "between 1, 2 and 3 only; go on with the same stage, or start a new run from its weights with "
+                "load_model_path"
             )
         try:
             if fits:
@@ -287,8 +288,34 @@ def _to_universal(source: Path, target: Path) -> None:
     try:
         with chdir(target.parent), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             ds_to_universal.main(options)
+        _fit_every_stage(source, target / _DEEPSPEED_TAG)
     except Exception as error:  # rank 0 alone has it, so it must become one that `agree` passes on
         raise UserError(f"{source} cannot be converted for another number of ranks: {error!r}") from error
+
+
+def _fit_every_stage(source: Path, target: Path) -> None:
+    """DeepSpeed reads a converted checkpoint at stage 3 only if it was written there, and below only from below: each
+    looks for the same numbers in places and shapes of its own. Here they are put where either looks."""
+    names = {"mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"}  # counters, schedule
+    for missing in [name for name in names if not (target / name).exists()]:
+        [present] = names - {missing}
+        shutil.copy2(source / present, target / missing)
+    path = target / "zero" / "optimizer_state.pt"
+    common = torch.load(path, weights_only=True)
+    parameters = [file.parent for file in path.parent.glob("*/exp_avg.pt")]
+    if "optimizer_state_dict" in common:  # from stage 3: AdamW's step count once
+        step = common["optimizer_state_dict"]["state"][0]["step"]
+        groups = torch.load(target / "zero_pp_rank_0_mp_rank_00_model_states.pt", weights_only=True)["param_shapes"]
+        shapes = {name: shape for group in groups for name, shape in group.items()}
+        for folder in parameters:
+            torch.save(step, folder / "step.pt")
+            for file in (folder / f"{key}.pt" for key in ("fp32", "exp_avg", "exp_avg_sq")):
+                flat = torch.load(file, weights_only=True)
+                torch.save({"param": flat.view(shapes[folder.name])}, file)
+    else:  # with every parameter
+        step = torch.load(parameters[0] / "step.pt", weights_only=True)
+        common["optimizer_state_dict"] = {"state": {0: {"step": step}}, "param_groups": common["param_groups"]}
+    torch.save({"ds_version": deepspeed.__version__} | common, path)
 
 
 def _put_aside(path: Path, problems: list[str]) -> None:
