@@ -134,10 +134,14 @@ class Checkpoints:
     def save(self, engine: DeepSpeedEngine, backbone: Backbone, state: TrainerState, config: str) -> None:
         """Writes a checkpoint beside the others, names it when it is whole and on disk, then prunes. All ranks call it.
 
+        One of this step that is there already, because the run was stopped a second time before the next, stays.
+
         Raises:
             UserError: it could not be written; on all ranks. Nothing of it is left, the earlier ones are as before.
         """
         path = self.root / state.name
+        if agree(path.exists, only_rank_0=True):
+            return
         unfinished = path.with_name(f"{path.name}.unfinished")
         try:
             self._write(engine, backbone, state, config, unfinished)
@@ -175,8 +179,6 @@ class Checkpoints:
         agree(lambda: _or_user_error(folder, lambda: seal(folder)))
 
     def _publish(self, unfinished: Path, path: Path) -> None:
-        if path.exists():  # of a damaged or unused earlier attempt
-            path.rename(path.with_name(f"{path.name}.removed"))
         unfinished.rename(path)
         flush(self.root)
         write_text(self.root / "latest", path.name)
