@@ -166,10 +166,10 @@ class Trainer:
 
     def _check_run_folder(self) -> None:
         """Before the long part of the start; what is found is checked again when the folder is this run's own."""
-        resume, exist = self.config.resume, all_checkpoints(self.checkpoints.root)
-        if resume is True and not exist:
+        exist = all_checkpoints(self.checkpoints.root)
+        if self.config.resume is True and not exist:
             raise UserError(f"no checkpoint in {self.checkpoints.root}: set resume: auto to start from the beginning")
-        if resume not in (True, "auto") and exist:
+        if not self._goes_on and exist:
             raise UserError(
                 f"{self.config.run_dir} already holds checkpoints: set resume: auto to go on with that run, "
                 "or another name"
@@ -200,6 +200,11 @@ class Trainer:
         except ValueError as error:
             raise UserError(f"model {source!r}: {error}") from error
 
+    @property
+    def _goes_on(self) -> bool:
+        """From a checkpoint of its own, if there is one. Not `in`: 1, an epoch to skip, equals True."""
+        return self.config.resume is True or self.config.resume == "auto"
+
     def _find_start(self, allow_change: Collection[str]) -> str | None:
         """Where training starts: at the beginning, after the skipped epochs, or where a checkpoint stands.
 
@@ -209,7 +214,7 @@ class Trainer:
         self.global_batch = config.batch_size * config.gradient_accumulation_steps * self.world_size
         self.steps_per_epoch = -(-len(self.train_examples) // self.global_batch)
         self.data = agree(self._hash_data, only_rank_0=True)
-        if config.resume not in (True, "auto"):
+        if not self._goes_on:
             self.first_epoch = int(config.resume)
             return None
         path = self.checkpoints.newest_whole()
