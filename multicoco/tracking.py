@@ -65,6 +65,9 @@ class Tracker:
     Args:
         wandb_id: of the W&B run to go on with, None for a new one.
 
+    Attributes:
+        environment: what `environment()` gave at the start; empty where disabled.
+
     Raises:
         UserError: the run folder cannot be written.
     """
@@ -74,12 +77,13 @@ class Tracker:
         self.enabled = enabled
         self.wandb_run = None
         self.wandb_id = wandb_id
+        self.environment = environment() if enabled else {}
         if not enabled:
             return
         try:
             self._keep_earlier_config(config.to_yaml())
             write_text(run_dir / "config.yaml", config.to_yaml())
-            write_json(run_dir / "environment.json", environment())
+            write_json(run_dir / "environment.json", self.environment)
             self.metrics_file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         except OSError as error:
             raise UserError(

@@ -33,7 +33,7 @@ from multicoco.errors import UserError
 from multicoco.evaluation.evaluate import LatentBudget, evaluate
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import Backbone, add_latent_tokens, freeze, load_authors_weights, load_backbone
-from multicoco.tracking import Tracker, environment
+from multicoco.tracking import Tracker
 from multicoco_kernels import implementation
 
 # neither is the user's to act on, and both come once a process
@@ -368,7 +368,7 @@ class Trainer:
             self.ds_config["zero_optimization"]["stage"],
             self.data,
             self.tracker.wandb_id,
-            environment(),
+            self.tracker.environment,
         )
         try:
             self.checkpoints.save(self.engine, self.backbone, state, config.to_yaml())

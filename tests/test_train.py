@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from homes import make_home
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from multicoco.data.aokvqa import load_examples
-from multicoco.data.scenes import render_scenes
-from multicoco.models.tiny import build_tiny_internvl, build_tokenizer
+from multicoco.models.tiny import build_tokenizer
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared" / "data"
@@ -40,29 +39,11 @@ LAUNCHERS = {
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """A data set, a tiny model, and a run config over them."""
-    home = tmp_path_factory.mktemp("train")
-    render_scenes(home / "scenes", N_TRAIN, N_VAL, 3, kinds=("tile",))
-    examples = load_examples(home / "scenes" / "aokvqa_v1p0_train.json", home / "scenes")
-    texts = ["\n".join([e.question, *e.choices, *e.steps]) for e in examples]
-    build_tiny_internvl(texts, home / "model", hidden_size=32, text_layers=2)
-    (home / "run.yaml").write_text(f"""
-mode: cot_train
-name: run
-output_dir: {home}/runs
-model_id: {home}/model
-data_dir: {home}/scenes
-train_path: aokvqa_v1p0_train.json
-val_path: aokvqa_v1p0_val.json
-answer_format: text
-num_workers: 0
+    config = """mode: cot_train
 batch_size: 4
-eval_batch_size: 4
-lr: 1e-3
-log_every_steps: 1
-generation: {{max_new_tokens: 8}}
-deepspeed: {REPO}/ds_configs/zero2.json
-""")
-    return home
+generation: {max_new_tokens: 8}
+"""
+    return make_home(tmp_path_factory.mktemp("train"), N_TRAIN, N_VAL, config)
 
 
 def launch(

@@ -25,7 +25,7 @@ def seal(folder: Path) -> None:
     try:
         for path in _share(sorted(_files(folder))):
             flush(path)
-            described[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            described[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     except OSError as caught:
         error = caught
     gathered = gather(described)
@@ -75,11 +75,12 @@ def _difference(path: Path, expected: dict) -> str | None:
         return f"{path.name}: missing"
     if (size := path.stat().st_size) != expected["bytes"]:
         return f"{path.name}: {size} bytes, not {expected['bytes']}"
-    if _sha256(path) != expected["sha256"]:
+    if sha256(path) != expected["sha256"]:
         return f"{path.name}: changed since it was written (SHA-256)"
     return None
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's content, as hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,6 @@
 """What must be the same when a run goes on: its config, its data, its global batch."""
 
 import fcntl
-import hashlib
 import json
 import os
 import socket
@@ -14,6 +13,7 @@ import yaml
 
 from multicoco.config import RunConfig
 from multicoco.engine.checkpoint import TrainerState
+from multicoco.engine.manifest import sha256
 from multicoco.errors import UserError
 
 # keys, or sections, that change how a run is watched, kept or computed, but not what is computed
@@ -92,8 +92,7 @@ def file_hash(path: Path) -> str:
         UserError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 

@@ -1,0 +1,32 @@
+"""A folder to train in: a data set of scenes, a tiny model, and a run config over them."""
+
+from pathlib import Path
+
+from multicoco.data.aokvqa import load_examples
+from multicoco.data.scenes import render_scenes
+from multicoco.models.tiny import build_tiny_internvl
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def make_home(home: Path, n_train: int, n_val: int, config: str) -> Path:
+    """Writes scenes/, model/ and run.yaml, whose keys are those below and the given ones; returns home."""
+    render_scenes(home / "scenes", n_train, n_val, 3, kinds=("tile",))
+    examples = load_examples(home / "scenes" / "aokvqa_v1p0_train.json", home / "scenes")
+    texts = ["\n".join([e.question, *e.choices, *e.steps]) for e in examples]
+    build_tiny_internvl(texts, home / "model", hidden_size=32, text_layers=2)
+    (home / "run.yaml").write_text(f"""
+name: run
+output_dir: {home}/runs
+model_id: {home}/model
+data_dir: {home}/scenes
+train_path: aokvqa_v1p0_train.json
+val_path: aokvqa_v1p0_val.json
+answer_format: text
+num_workers: 0
+eval_batch_size: 4
+lr: 1e-3
+log_every_steps: 1
+deepspeed: {REPO}/ds_configs/zero2.json
+{config}""")
+    return home
