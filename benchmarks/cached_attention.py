@@ -7,6 +7,8 @@ from torch import Tensor
 
 from multicoco_kernels import BufferPool, KeyMask, LayerCache, cached_attention, first_handle
 
+KERNELS = ("cpu", "flash", "reference")  # those that run without a GPU
+
 
 def saved_bytes(run) -> int:
     """Bytes that the graph of a column keeps for backward, beyond the cache it attends to."""
@@ -36,7 +38,7 @@ def main() -> None:
         q = torch.randn(batch, heads, 1, dim, requires_grad=True)
         k, v = (torch.randn(batch, kv_heads, 1, dim, requires_grad=True) for _ in range(2))
         mask = KeyMask(torch.ones(batch, length + 1, dtype=torch.bool))
-        caches = {kernel: LayerCache(k, mask, BufferPool()) for kernel in ("cpu", "reference")}
+        caches = {kernel: LayerCache(k, mask, BufferPool()) for kernel in KERNELS}
         with torch.no_grad():
             queries = q.expand(-1, -1, length, -1)
             handles = {
@@ -52,11 +54,10 @@ def main() -> None:
             return F.scaled_dot_product_attention(qkv[0], keys, values, scale=scale, enable_gqa=True)
 
         forwards = {
-            "cpu": lambda cached=cached: cached("cpu"),
-            "reference": lambda cached=cached: cached("reference"),
+            **{kernel: lambda kernel=kernel, cached=cached: cached(kernel) for kernel in KERNELS},
             "concatenate + sdpa": concatenated,
         }
-        wanted = {"cpu": (q, k, v), "reference": (q, k, v), "concatenate + sdpa": (q, k, v, past_k, past_v)}
+        wanted = dict.fromkeys(KERNELS, (q, k, v)) | {"concatenate + sdpa": (q, k, v, past_k, past_v)}
         sides = {
             name: lambda name=name, forward=forward: torch.autograd.grad(forward().sum(), wanted[name])  # noqa: B023
             for name, forward in forwards.items()

@@ -7,6 +7,8 @@ before it goes on.
 import json
 import shutil
 import tempfile
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -51,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:  # a disk, where /tmp may be memory
         folder = Path(folder)
         engine, backbone, config = build(folder, settings)
-        state = TrainerState(epoch=1, stage=0, step=1, world_size=1, zero_stage=2)
+        state, steps = TrainerState(epoch=1, stage=0, step=0, epoch_step=1, world_size=1, zero_stage=2), count(1)
         (folder / "run").mkdir()
         checkpoints = Checkpoints(folder / "run", keep=1, keep_best=0)
 
@@ -61,7 +63,8 @@ def main() -> None:
             engine.save_checkpoint(str(folder / "plain"), tag="state")
 
         def own_save() -> None:
-            checkpoints.save(engine, backbone, state, config.to_yaml())
+            now = replace(state, step=next(steps))  # a step that has its checkpoint would not write another
+            checkpoints.save(engine, backbone, now, config.to_yaml())
 
         def plain_load() -> None:
             engine.checkpoint_engine = TorchCheckpointEngine()
