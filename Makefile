@@ -36,7 +36,7 @@ demo: $(READY)
 test: lint
 	$(BIN)/python -m pytest
 
-BENCHMARKS := latent_overhead baselines cached_attention generation checkpointing
+BENCHMARKS := latent_overhead baselines cached_attention generation checkpointing gathering
 
 bench: $(READY)
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done

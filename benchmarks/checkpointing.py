@@ -18,7 +18,7 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 from multicoco.config import RunConfig
 from multicoco.engine.checkpoint import Checkpoints, TrainerState
-from multicoco.engine.deepspeed import build_engine, init_distributed
+from multicoco.engine.deepspeed import build_engine, init_distributed, model_shape
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import Backbone, load_backbone
@@ -33,8 +33,9 @@ def build(folder: Path, settings: dict) -> tuple[DeepSpeedEngine, Backbone, RunC
     config = RunConfig(mode="vanilla_train", name="cost", model_id=str(source), train_path="none.json")
     path = folder / "ds_config.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
-    ds_config = resolve_ds_config(path, config, world_size=1, hidden_size=settings["hidden_size"])
-    engine = build_engine(LatentReasoner(backbone.model, latent_token_id=-1), config, ds_config)
+    reasoner = LatentReasoner(backbone.model, latent_token_id=-1)
+    ds_config = resolve_ds_config(path, config, 1, model_shape(reasoner, passes=1))
+    engine = build_engine(reasoner, config, ds_config)
     ids = torch.arange(1, 65)[None]
     engine.backward(engine(ids, torch.ones_like(ids), labels=ids).loss)
     engine.step()

@@ -23,7 +23,7 @@ from multicoco.data.example import Example
 from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader, train_layout
 from multicoco.data.prompt import PromptBuilder, Reasoning
 from multicoco.engine.checkpoint import Checkpoints, TrainerState, all_checkpoints, find_weights, read_state
-from multicoco.engine.deepspeed import build_engine, device, init_distributed
+from multicoco.engine.deepspeed import build_engine, device, forget_trace, init_distributed, model_shape
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.engine.optimizer import reset_optimizer_state, start_schedule
 from multicoco.engine.preemption import Preempted, StopSignal
@@ -127,9 +127,9 @@ class Trainer:
             config.reasoning_instruction,
         )
         if self.training:
-            hidden_size = model_config.get_text_config().hidden_size
-            path = Path(config.deepspeed)
-            self.ds_config = agree(lambda: resolve_ds_config(path, config, self.world_size, hidden_size))
+            most_latents = self.schedule.max_latents(self.schedule.max_latent_stage)
+            path, shape = Path(config.deepspeed), model_shape(self.reasoner, passes=most_latents + 1)
+            self.ds_config = agree(lambda: resolve_ds_config(path, config, self.world_size, shape))
             self.engine = build_engine(self.reasoner, config, self.ds_config)
         else:
             self.reasoner.to(self.device)
@@ -263,6 +263,8 @@ class Trainer:
         if stage == self.stage:
             return
         first, self.stage = self.stage is None, stage
+        if self.ds_config["zero_optimization"]["stage"] == 3:
+            forget_trace(self.engine)
         if self.config.reset_optimizer and not first:
             reset_optimizer_state(self.engine)
         if self.config.reset_optimizer or first:

@@ -18,7 +18,7 @@ from PIL import Image
 from multicoco.cli import main as command_line
 from multicoco.config import RunConfig, Section, load_config
 from multicoco.data.aokvqa import load_examples
-from multicoco.engine.ds_config import resolve_ds_config
+from multicoco.engine.ds_config import ModelShape, resolve_ds_config
 from multicoco.errors import UserError
 
 GOOD_CONFIG = {
@@ -138,7 +138,7 @@ def test_config_files_that_are_none(folder):
 
 def ds_config(path: Path) -> dict:
     config = RunConfig.model_validate(GOOD_CONFIG)
-    return resolve_ds_config(path, config, world_size=2, hidden_size=64)
+    return resolve_ds_config(path, config, 2, ModelShape(64, 1000, 600, 7))
 
 
 @pytest.mark.parametrize(

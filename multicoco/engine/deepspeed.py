@@ -1,5 +1,6 @@
 """The DeepSpeed engine around a LatentReasoner: process group, initialisation, whole weights out of ZeRO's shards."""
 
+import copy
 import os
 import socket
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from multicoco.config import RunConfig
 from multicoco.engine.builds import prepare_builds
+from multicoco.engine.ds_config import ModelShape
 from multicoco.engine.optimizer import build_optimizer
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
@@ -78,6 +80,28 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -
         for parameter in head.parameters(recurse=False):
             deepspeed.zero.register_external_parameter(reasoner.cross_entropy, parameter)
     return engine
+
+
+def model_shape(reasoner: LatentReasoner, passes: int) -> ModelShape:
+    """The sizes that `resolve_ds_config` needs, of a model that is not sharded yet."""
+    decoder = reasoner.decoder
+    return ModelShape(
+        hidden_size=reasoner.model.config.get_text_config().hidden_size,
+        parameters=sum(parameter.numel() for parameter in reasoner.parameters()),
+        decoder_parameters=sum(parameter.numel() for parameter in decoder.parameters())
+        - decoder.get_input_embeddings().weight.numel(),
+        passes=passes,
+    )
+
+
+def forget_trace(engine: DeepSpeedEngine) -> None:
+    """At a stage transition, when the number of passes changes: ZeRO-3 decides anew what it lets go of, and when.
+
+    DeepSpeed 0.19 caches these decisions by coordinator, module and place in the trace, and keeps them when the trace
+    is recorded again; a coordinator that is a copy starts with none.
+    """
+    offload = engine.optimizer.parameter_offload
+    offload.param_coordinator = copy.copy(offload.param_coordinator)
 
 
 def device() -> torch.device:

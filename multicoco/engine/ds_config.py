@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,28 @@ from multicoco.config import RunConfig
 from multicoco.errors import UserError
 
 
-def resolve_ds_config(path: Path, config: RunConfig, world_size: int, hidden_size: int) -> dict:
+@dataclass(frozen=True)
+class ModelShape:
+    """What ZeRO-3's "auto" sizes follow from.
+
+    Attributes:
+        hidden_size: of the language model.
+        parameters: numbers in the whole model.
+        decoder_parameters: numbers in what every latent pass walks through.
+        passes: over the language model, in the stage with the most.
+    """
+
+    hidden_size: int
+    parameters: int
+    decoder_parameters: int
+    passes: int
+
+
+def resolve_ds_config(path: Path, config: RunConfig, world_size: int, shape: ModelShape) -> dict:
     """Loads a ds_config and fills in what the run config decides.
 
     A key of the run config's that is absent counts as "auto": DeepSpeed's own default (gradient clipping at 1.0, for
     one) never applies unseen.
-
-    Args:
-        hidden_size: of the language model; ZeRO-3's "auto" sizes follow from it, as in transformers.
 
     Raises:
         UserError: unreadable, a value that contradicts the run config (both are named), an "auto" that nothing fills.
@@ -54,16 +69,36 @@ def resolve_ds_config(path: Path, config: RunConfig, world_size: int, hidden_siz
         if key not in owned and key != "optimizer.type":
             raise UserError(f"{path}: {key} has no counterpart in the run config and would not take effect: remove it")
 
-    sizes = {
-        "reduce_bucket_size": hidden_size * hidden_size,
-        "stage3_prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
-        "stage3_param_persistence_threshold": 10 * hidden_size,
-    }
     zero = ds_config["zero_optimization"]
+    max_live = zero.get("stage3_max_live_parameters", 10**9)
+    if not isinstance(max_live, int):
+        raise UserError(
+            f"{path}: zero_optimization.stage3_max_live_parameters must be a whole number, not {max_live!r}"
+        )
+    sizes = {  # the first three as in transformers
+        "reduce_bucket_size": shape.hidden_size**2,
+        "stage3_prefetch_bucket_size": int(0.9 * shape.hidden_size**2),
+        "stage3_param_persistence_threshold": 10 * shape.hidden_size,
+        "stage3_max_reuse_distance": _reuse_distance(max_live, shape),
+    }
     zero.update({key: value for key, value in sizes.items() if zero.get(key) == "auto"})
     if unfilled := [key for key, value in _leaves(ds_config) if value == "auto"]:
         raise UserError(f'{path}: "auto" has no value in the run config for {", ".join(unfilled)}: give one')
     return ds_config
+
+
+def _reuse_distance(max_live: int, shape: ModelShape) -> int:
+    """How many numbers ahead ZeRO-3 looks for the next use of a parameter before it lets go of it.
+
+    Where all parameters may live at once: as far as a step reaches, so each is gathered once. Where the language model
+    may: as far as from one latent pass to the next, in a backward pass that recomputes the forward one; then only the
+    vision tower, and layers between forward and backward, are gathered again. Otherwise: no further than may live.
+    """
+    if max_live >= shape.parameters:
+        return 3 * shape.passes * shape.parameters  # forward, recomputed forward, backward
+    if max_live >= shape.decoder_parameters:
+        return 2 * shape.decoder_parameters
+    return max_live
 
 
 def _read(path: Path) -> dict:

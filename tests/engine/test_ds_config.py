@@ -5,9 +5,10 @@ import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 
 from multicoco.config import RunConfig
-from multicoco.engine.ds_config import resolve_ds_config
+from multicoco.engine.ds_config import ModelShape, resolve_ds_config
 from multicoco.errors import UserError
 
+SHAPE = ModelShape(hidden_size=10, parameters=1000, decoder_parameters=600, passes=7)
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 
 
@@ -28,7 +29,7 @@ def run_config(**fields) -> RunConfig:
 def resolve(tmp_path, ds_config, **fields) -> dict:
     path = tmp_path / "ds.json"
     path.write_text(ds_config if isinstance(ds_config, str) else json.dumps(ds_config))
-    return resolve_ds_config(path, run_config(**fields), world_size=3, hidden_size=10)
+    return resolve_ds_config(path, run_config(**fields), 3, SHAPE)
 
 
 def refused(tmp_path, ds_config, **fields) -> str:
@@ -90,11 +91,23 @@ def test_zero3_sizes_follow_the_hidden_size(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("max_live", "expected"),
+    [(1000, 3 * 7 * 1000), (999, 2 * 600), (600, 2 * 600), (599, 599), (0, 0)],
+)
+def test_the_reuse_distance_keeps_what_may_live(tmp_path, max_live, expected):
+    given = {"stage": 3, "stage3_max_live_parameters": max_live, "stage3_max_reuse_distance": "auto"}
+    assert resolve(tmp_path, {"zero_optimization": given})["zero_optimization"]["stage3_max_reuse_distance"] == expected
+    own = {"zero_optimization": given | {"stage3_max_reuse_distance": 5}}
+    assert resolve(tmp_path, own)["zero_optimization"]["stage3_max_reuse_distance"] == 5
+
+
+@pytest.mark.parametrize(
     ("ds_config", "expected"),
     [
         ({"scheduler": {"type": "WarmupLR"}}, "lr_schedule"),
         ({"activation_checkpointing": {}}, "remove it here"),
         ({"optimizer": {"type": "Lamb"}}, "AdamW"),
+        ({"zero_optimization": {"stage3_max_live_parameters": "auto"}}, "must be a whole number, not 'auto'"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4"),
         (
             {"zero_optimization": {"allgather_bucket_size": "auto"}, "steps_per_print": "auto"},
@@ -121,7 +134,7 @@ def test_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(DS_CONFIGS.glob("*.json")), ids=lambda path: path.stem)
 def test_shipped_ds_configs_resolve(path):
-    resolved = resolve_ds_config(path, run_config(), world_size=2, hidden_size=64)
+    resolved = resolve_ds_config(path, run_config(), 2, SHAPE)
     zero = resolved["zero_optimization"]
     assert path.stem == f"zero{zero['stage']}" + ("_offload" if "offload_optimizer" in zero else "")
     assert ("offload_param" in zero) == (path.stem == "zero3_offload")
@@ -130,8 +143,8 @@ def test_shipped_ds_configs_resolve(path):
 
 @pytest.mark.parametrize("path", sorted(DS_CONFIGS.glob("*.json")), ids=lambda path: path.stem)
 def test_deepspeed_reads_the_shipped_ds_configs_as_meant(path):
-    taken = DeepSpeedConfig(resolve_ds_config(path, run_config(bf16=True, max_grad_norm=0.0), 1, hidden_size=64))
+    taken = DeepSpeedConfig(resolve_ds_config(path, run_config(bf16=True, max_grad_norm=0.0), 1, SHAPE))
     assert (taken.train_micro_batch_size_per_gpu, taken.gradient_accumulation_steps) == (4, 2)
     assert (taken.gradient_clipping, taken.bfloat16_config.enabled, taken.float16_config.enabled) == (0.0, True, False)
-    assert taken.zero_config.max_reuse_distance == taken.zero_config.max_live_parameters == 1e9
+    assert taken.zero_config.max_live_parameters == 1e9
     assert (taken.zero_config.offload_optimizer is not None) == ("offload" in path.stem)

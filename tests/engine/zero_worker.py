@@ -9,7 +9,7 @@ import torch.distributed as dist
 from reference import LATENT, internvl
 from zero_cases import CASES, Case, batches, run_config
 
-from multicoco.engine.deepspeed import build_engine, device, init_distributed, whole_state_dict
+from multicoco.engine.deepspeed import build_engine, device, init_distributed, model_shape, whole_state_dict
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.engine.optimizer import reset_optimizer_state, start_schedule
 from multicoco.latent.reasoner import LatentReasoner
@@ -23,8 +23,9 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
     path.write_text(json.dumps({"zero_optimization": case.zero}))
     model = internvl()
     freeze(model, vision_tower=case.frozen)
-    ds_config = resolve_ds_config(path, config, world_size, hidden_size=32)
-    engine = build_engine(LatentReasoner(model, LATENT), config, ds_config)
+    reasoner = LatentReasoner(model, LATENT)
+    ds_config = resolve_ds_config(path, config, world_size, model_shape(reasoner, passes=5))
+    engine = build_engine(reasoner, config, ds_config)
     start_schedule(engine, config, config.lr, total_steps=case.reset_after)
     losses = []
     for step in range(case.steps):

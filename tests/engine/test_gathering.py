@@ -1,0 +1,72 @@
+"""ZeRO-3 gathers each parameter once per step: counted through whole runs of the trainer on 2 ranks.
+
+A step is steady from the third one on after a start, a stage transition or an evaluation: DeepSpeed sees that its
+trace is another, records the new one, and follows it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from homes import make_home
+
+LIMIT = 1.05  # of the model's bytes; the excess over 1 is the padding of shards
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """Rows, and some whole micro-batches, without an image; rows with fewer latents than others; a short last batch."""
+    home = make_home(
+        tmp_path_factory.mktemp("gathering"),
+        n_train=37,
+        n_val=5,
+        config="""
+mode: coconut_train
+num_epochs: 4
+batch_size: 2
+coconut: {enabled: true, c_thought: 2, max_latent_stage: 3, epochs_per_stage: 1, first_stage: 0}
+generation: {max_new_tokens: 4}
+""",
+    )
+    path = home / "scenes" / "aokvqa_v1p0_train.json"
+    records = json.loads(path.read_text())
+    for index in range(0, len(records), 2):  # text only, with one to three steps
+        steps = ["one", "two", "three"][: 1 + index % 3]
+        records[index] = {"question": records[index]["question"], "steps": steps, "answer": "red"}
+    path.write_text(json.dumps(records))
+    return home
+
+
+def count(home: Path, name: str, zero: dict, *overrides: str) -> dict:
+    limits = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": "auto"}
+    (home / f"{name}.json").write_text(json.dumps({"zero_optimization": {"stage": 3, **limits, **zero}}))
+    settings = [f"name={name}", f"deepspeed={home}/{name}.json", *overrides]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    script = [str(Path(__file__).parent / "gathering.py"), str(home / "run.yaml"), str(home / f"{name}.counts")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *script, *settings], capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((home / f"{name}.counts").read_text())
+
+
+def steady_steps(counts: dict) -> list[float]:
+    """Bytes gathered in each steady step, of the model's."""
+    steps, disturbed = counts["steps"], {0, *counts["evaluated_after"]}
+    disturbed |= {i for i in range(1, len(steps)) if steps[i]["stage"] != steps[i - 1]["stage"]}
+    steady = [i for i in range(len(steps)) if not disturbed & {i, i - 1}]
+    assert {step["stage"] for step in steps} == {steps[i]["stage"] for i in steady}
+    return [steps[i]["bytes"] / counts["model_bytes"] for i in steady]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("uniform_prob", "checkpointing"), [(0.0, False), (0.3, True)])
+def test_each_parameter_is_gathered_once_a_step(home, uniform_prob, checkpointing):
+    name = f"once_{uniform_prob}_{checkpointing}"
+    settings = (f"coconut.uniform_prob={uniform_prob}", f"activation_checkpointing={str(checkpointing).lower()}")
+    counts = count(home, name, {"stage3_max_live_parameters": 10**9}, *settings)
+    assert len(counts["evaluated_after"]) == 4 and {step["images"] for step in counts["steps"]} == {0, 1}
+    assert max(steady_steps(counts)) <= LIMIT
+    assert min(steady_steps(counts)) >= 1
