@@ -34,6 +34,15 @@ def summarize(args: argparse.Namespace) -> None:
     print(format_table(write_summary(evaluations, args.trained, args.out)))
 
 
+def doctor(args: argparse.Namespace) -> None:
+    from multicoco.doctor.examine import examine, format_table
+
+    rows = examine(args.config, args.overrides, args.hostfile, args.timeout)
+    print(format_table(rows))
+    if failed := sum(row.result == "FAIL" for row in rows):
+        raise UserError(f"{failed} checks failed, see above")
+
+
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="multicoco", description="Tools around MultiCoCo's train.py.")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
@@ -62,6 +71,13 @@ def parser() -> argparse.ArgumentParser:
     summary.add_argument("--trained", type=Path, nargs="*", default=[], metavar="RUN", help="runs whose time counts")
     summary.add_argument("--out", type=Path, required=True, help="JSON file to write")
     summary.set_defaults(run=summarize)
+
+    checkup = commands.add_parser("doctor", help="check the hosts, the data and the network before a run")
+    checkup.add_argument("config", type=Path, help="run config of the run to be")
+    checkup.add_argument("--hostfile", type=Path, help="DeepSpeed hostfile (default: this machine alone)")
+    checkup.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
+    checkup.add_argument("--timeout", type=int, default=120, help="seconds for the all_reduce (default 120)")
+    checkup.set_defaults(run=doctor)
     return root
 
 

@@ -1,0 +1,62 @@
+"""The real launcher over hosts that are all this machine; every way in which the network can fail names it."""
+
+import shutil
+
+import pytest
+from doctor.fake_cluster import NEVER_ANSWERS, UNREACHABLE, FakeCluster
+
+from multicoco.doctor import launch
+from multicoco.doctor.hosts import Host
+from multicoco.doctor.launch import check_bandwidth, check_master
+from multicoco.doctor.probe import free_port
+
+needs_pdsh = pytest.mark.skipif(shutil.which("pdsh") is None, reason="needs pdsh")
+
+
+def hosts(address: str | None = "127.0.0.1") -> list[Host]:
+    facts = {"address": address, "free_port": free_port()}
+    return [Host(name, 1, is_remote=True, facts=facts) for name in ("one", "two")]
+
+
+@needs_pdsh
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("two", "seconds", "found"),
+    [
+        ("export GLOO_SOCKET_IFNAME=nosuch0", 20, "nosuch0"),
+        # its ranks look for the master where nothing listens, as behind a firewall
+        ("command=$(echo \"$command\" | sed 's/--master_port=[0-9]*/--master_port=9/')", 20, "not done after 20 s"),
+        (NEVER_ANSWERS, 2, "not done after 2 s"),
+    ],
+)
+def test_a_network_that_fails_ends_in_time_with_its_remedy(tmp_path, monkeypatch, two, seconds, found):
+    monkeypatch.setattr(launch, "LAUNCH_SECONDS", seconds)
+    cluster = FakeCluster(tmp_path, one="", two=two)
+    cluster.join(monkeypatch)
+    row = check_bandwidth(hosts(), cluster.hostfile, seconds)
+    assert row.result == "FAIL" and found in row.found
+    for word in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", ".deepspeed_env", "firewall"):
+        assert word in row.remedy
+
+
+def test_without_pdsh_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    row = check_bandwidth(hosts(), tmp_path / "hostfile", seconds=1)
+    assert row.result == "FAIL" and "apt install pdsh" in row.remedy
+
+
+@needs_pdsh
+def test_a_master_without_an_address_is_named(tmp_path):
+    row = check_bandwidth(hosts(address=None), tmp_path / "hostfile", seconds=1)
+    assert row.result == "FAIL" and "`hostname -I` of one" in row.found and "give one an address" in row.remedy
+
+
+def test_a_master_that_plain_ssh_does_not_reach_is_a_warning(tmp_path, monkeypatch):
+    configured = f'case "$options" in *" -F "*) ;; *) {UNREACHABLE} ;; esac'
+    FakeCluster(tmp_path, one=configured).join(monkeypatch)
+    assert list(check_master(hosts())) == []
+    monkeypatch.setenv("PDSH_SSH_ARGS_APPEND", "-F ssh_config")
+    [row] = check_master(hosts())
+    assert row.result == "warning" and "--no_ssh_check --master_addr 127.0.0.1" in row.remedy
+    (tmp_path / "one").write_text("")
+    assert [row.result for row in check_master(hosts())] == ["ok"]
