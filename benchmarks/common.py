@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+import deepspeed.comm
 import torch
 import transformers
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -106,6 +107,30 @@ def in_new_process(script: str, *arguments: str) -> dict:
     command = [sys.executable, script, *arguments]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+class Gathers:
+    """Counts what this rank gathers from now on, at DeepSpeed's communication layer: below all that could ask for it.
+
+    Attributes:
+        calls, bytes: collectives so far, and the size of what came out of them.
+    """
+
+    def __init__(self):
+        self.calls = self.bytes = 0
+        backend = deepspeed.comm.comm.cdb
+        for name in ("all_gather", "all_gather_into_tensor", "all_gather_coalesced"):
+            setattr(backend, name, self._counted(getattr(backend, name)))
+
+    def _counted(self, function: Callable) -> Callable:
+        def counted(*args, **kwargs):
+            outputs = kwargs.get("output_tensor", kwargs.get("output_tensors", args[0] if args else None))
+            self.calls += 1
+            for output in outputs if isinstance(outputs, list | tuple) else [outputs]:
+                self.bytes += output.numel() * output.element_size()
+            return function(*args, **kwargs)
+
+        return counted
 
 
 def machine() -> dict[str, str | int]:

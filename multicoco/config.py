@@ -165,6 +165,9 @@ class RunConfig(Section):
     preemption_grace_seconds: PositiveInt = Field(
         30, description="time from SIGTERM or SIGUSR1 to the end; a save that took longer is warned of"
     )
+    lost_rank_seconds: Annotated[int, Field(ge=10)] = Field(
+        120, description="a rank of which nothing is heard for so long ends the run on all hosts"
+    )
     max_checkpoints_to_keep: PositiveInt = Field(3, description="newest checkpoints that stay")
     keep_best_checkpoints: Annotated[
         NonNegativeInt, BeforeValidator(lambda v: int(v) if isinstance(v, bool) else v)

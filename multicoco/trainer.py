@@ -29,6 +29,7 @@ from multicoco.engine.optimizer import reset_optimizer_state, start_schedule
 from multicoco.engine.preemption import Preempted, StopSignal
 from multicoco.engine.ranks import agree
 from multicoco.engine.resume import check_unchanged, file_hash, lock_run_folder
+from multicoco.engine.watchdog import Watchdog
 from multicoco.errors import UserError
 from multicoco.evaluation.evaluate import LatentBudget, evaluate
 from multicoco.latent.reasoner import LatentReasoner
@@ -106,6 +107,7 @@ class Trainer:
         self.config = config
         transformers_logging.disable_progress_bar()  # one bar of its own is enough
         self.rank, self.world_size = init_distributed()
+        self.watchdog = Watchdog(config.lost_rank_seconds)
         self.device = device()
         self.schedule = build_schedule(config)
         self.training = config.mode != "eval_only"
@@ -150,11 +152,16 @@ class Trainer:
             Preempted: a rank was signalled to end; a checkpoint was written first.
             UserError: a checkpoint could not be written, and `on_save_error` is to stop.
         """
-        if self.training:
-            self._train()
-        else:
-            self._evaluate("final", self.schedule.max_latent_stage)
+        try:
+            if self.training:
+                self._train()
+            else:
+                self._evaluate("final", self.schedule.max_latent_stage)
+        except RuntimeError as error:
+            self.watchdog.explain(error)
+            raise
         self.tracker.close()
+        self.watchdog.stop()
 
     def _load(self, path: str, limit: int | None) -> list[Example]:
         config, root = self.config, Path(self.config.data_dir)

@@ -40,6 +40,11 @@ def resolve_ds_config(path: Path, config: RunConfig, world_size: int, shape: Mod
     for key, instead in (("scheduler", "lr_schedule"), ("activation_checkpointing", "activation_checkpointing")):
         if key in ds_config:
             raise UserError(f"{path}: {key} is decided by {instead} in the run config: remove it here")
+    if "leaf_module" in ds_config.get("zero_optimization", {}):
+        raise UserError(
+            f"{path}: zero_optimization.leaf_module cannot be used with latent passes: DeepSpeed reduces a leaf's "
+            "gradients once for each of its calls, and a step has one call per pass: remove it"
+        )
     stage = ds_config.setdefault("zero_optimization", {}).setdefault("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage is {stage!r}, it must be 0, 1, 2 or 3")

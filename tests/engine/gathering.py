@@ -4,36 +4,17 @@ import json
 import sys
 from pathlib import Path
 
-import deepspeed.comm
 import torch.distributed as dist
+from common import Gathers
 
 from multicoco.config import load_config
 from multicoco.process import end_process
 from multicoco.trainer import Trainer
 
 
-class GatheredBytes:
-    """Counts at DeepSpeed's communication layer, below everything that could ask for a gather."""
-
-    def __init__(self):
-        self.bytes = 0
-        backend = deepspeed.comm.comm.cdb
-        for name in ("all_gather", "all_gather_into_tensor", "all_gather_coalesced"):
-            setattr(backend, name, self._counted(getattr(backend, name)))
-
-    def _counted(self, function):
-        def counted(*args, **kwargs):
-            outputs = kwargs.get("output_tensor", kwargs.get("output_tensors", args[0] if args else None))
-            for output in outputs if isinstance(outputs, list | tuple) else [outputs]:
-                self.bytes += output.numel() * output.element_size()
-            return function(*args, **kwargs)
-
-        return counted
-
-
 def main(config_path: str, out: Path, overrides: list[str]) -> None:
     trainer = Trainer(load_config(config_path, overrides))
-    counter, steps, evaluations = GatheredBytes(), [], []
+    counter, steps, evaluations = Gathers(), [], []
     train_step, evaluate = trainer._train_step, trainer._evaluate
 
     def counted_step(micro_batches: list[dict]):

@@ -1,0 +1,123 @@
+"""A real `deepspeed --hostfile` launch over two hosts: pdsh, ssh, and a network between them that can be cut.
+
+Tolerance on losses, 1e-4 relative: fp32 sums taken in another order, magnified by AdamW's normalisation step by step.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from homes import REPO, make_home
+from two_hosts import TwoHosts, missing, two_hosts
+
+from multicoco.engine.manifest import damage
+
+pytestmark = [pytest.mark.distributed, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
+
+LIMIT = 10  # lost_rank_seconds
+CONFIG = """
+batch_size: 2
+num_epochs: 2
+warmup_steps: 2
+generation: {max_new_tokens: 24}
+lost_rank_seconds: 10
+save_every_steps: 3
+"""
+COCONUT = ("mode=coconut_train", "coconut.enabled=true", "coconut.max_latent_stage=2", "num_epochs=3")
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory) -> TwoHosts:
+    with two_hosts(tmp_path_factory.mktemp("hosts")) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def config(hosts) -> Path:
+    return make_home(hosts.folder, n_train=16, n_val=4, config=CONFIG) / "run.yaml"
+
+
+def settings(*overrides: str) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
+
+
+def metrics(hosts: TwoHosts, name: str, key: str) -> list:
+    lines = (hosts.folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    return [(entry["train/stage"], entry[key]) for entry in map(json.loads, lines) if key in entry]
+
+
+def on_two_hosts(hosts: TwoHosts, config: Path, *overrides: str) -> None:
+    launched = hosts.launch(config, *settings(*overrides))
+    assert launched.wait(timeout=300) == 0, hosts.output()[-4000:]
+
+
+def in_one_process(hosts: TwoHosts, config: Path, *overrides: str) -> None:
+    command = [sys.executable, str(REPO / "train.py"), str(config), *settings(*overrides, "batch_size=4")]
+    done = subprocess.run(command, cwd=hosts.folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def train_both_phases(run: Callable, hosts: TwoHosts, config: Path, name: str, *overrides: str) -> list:
+    """(stage, loss) of every step of CoT, and of Coconut from it."""
+    run(hosts, config, "mode=cot_train", f"name={name}_cot", *overrides)
+    start = f"load_model_path={hosts.folder}/runs/{name}_cot"
+    run(hosts, config, *COCONUT, f"name={name}_coconut", start, *overrides)
+    return [pair for phase in ("cot", "coconut") for pair in metrics(hosts, f"{name}_{phase}", "train/loss")]
+
+
+@pytest.fixture(scope="module")
+def single(hosts, config) -> list:
+    return train_both_phases(in_one_process, hosts, config, "one")
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_both_phases_over_two_hosts_give_the_losses_of_one_process(hosts, config, single, stage):
+    zero = f"deepspeed={REPO}/ds_configs/zero{stage}.json"
+    two = train_both_phases(on_two_hosts, hosts, config, f"two_{stage}", zero)
+    assert [stage for stage, _ in two] == [stage for stage, _ in single]
+    assert {stage for stage, _ in two} == {0, 1, 2, 3}  # CoT, and two transitions
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in single], rel=1e-4)
+    run = hosts.folder / "runs" / f"two_{stage}_coconut"
+    assert json.loads((run / "evaluation" / "coconut.json").read_text())["n"] == 4
+    assert damage(run / "checkpoints" / "epoch_0003") == []
+
+
+def wait_for_step(hosts: TwoHosts, name: str, step: int) -> None:
+    checkpoints, deadline = hosts.folder / "runs" / name / "checkpoints", time.monotonic() + 120
+    while not any(checkpoints.glob(f"*step_{step:08d}/manifest.json")):
+        assert time.monotonic() < deadline, hosts.output()[-3000:]
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("victim", ["process on the second host", "process on the first host", "network"])
+def test_the_loss_of_a_host_ends_the_run_everywhere(hosts, config, victim):
+    name = f"lost_{victim.replace(' ', '_')}"
+    launched = hosts.launch(config, *settings("mode=cot_train", f"name={name}", "num_epochs=1000"))
+    wait_for_step(hosts, name, 3)
+    lost = 0 if "first" in victim else 1
+    started = time.monotonic()
+    if victim == "network":
+        hosts.take_down(1)
+    else:
+        for pid in hosts.trainers(lost):
+            os.kill(pid, signal.SIGKILL)
+    # the watchdog's limit, ssh's own (9 s) and the launcher's 30 s for what ignores its SIGTERM
+    code = launched.wait(timeout=LIMIT + 9 + 30 + 30)
+    seconds = time.monotonic() - started
+    said = [line for line in hosts.output().splitlines() if "has not been heard of" in line]
+    assert code != 0 and len(said) == 1, (code, seconds, hosts.output()[-3000:])
+    assert f"rank {lost} on {hosts.names[lost]} has not been heard of" in said[0]
+    assert "Traceback" not in hosts.output()
+    deadline = time.monotonic() + LIMIT + 10
+    while any(hosts.trainers(host) for host in (0, 1)):
+        assert time.monotonic() < deadline, "a trainer is still running"
+        time.sleep(0.5)
+    checkpoints = (hosts.folder / "runs" / name / "checkpoints").glob("epoch*")
+    whole = [path for path in checkpoints if (path / "manifest.json").exists() and not path.suffix]
+    assert whole and all(damage(path) == [] for path in whole)
