@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from multicoco.errors import UserError
@@ -43,6 +44,37 @@ def doctor(args: argparse.Namespace) -> None:
         raise UserError(f"{failed} checks failed, see above")
 
 
+def make_plan(args: argparse.Namespace) -> None:
+    from multicoco.config import load_config
+    from multicoco.planning.cost import Cluster
+    from multicoco.planning.plan import plan
+    from multicoco.planning.workload import Lengths
+
+    config = load_config(args.config, args.overrides)
+    peak = args.tflops or (989 if config.bf16 or config.fp16 else 67)
+    cluster = Cluster(args.nodes, args.gpus, args.gpu_memory, args.intra_node, args.inter_node, peak)
+    # a cut image comes with a thumbnail of the whole
+    tiles = args.image_tiles or config.max_image_tiles + (config.max_image_tiles > 1)
+    given = {"prompt": args.prompt_tokens, "answer": args.answer_tokens}
+    assumed = {key: value for key, value in given.items() if value is not None}
+    if args.step_tokens is not None:
+        assumed["steps"] = (args.step_tokens,) * config.coconut.max_latent_stage
+    print(plan(config, cluster, tiles, Lengths(**assumed) if assumed else None, args.write))
+
+
+def positive(kind: type) -> Callable[[str], float]:
+    """An argument's type: a number above 0."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not value > 0 or value == float("inf"):
+            raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="multicoco", description="Tools around MultiCoCo's train.py.")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
@@ -78,6 +110,31 @@ def parser() -> argparse.ArgumentParser:
     checkup.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
     checkup.add_argument("--timeout", type=int, default=120, help="seconds for the all_reduce (default 120)")
     checkup.set_defaults(run=doctor)
+
+    planner = commands.add_parser("plan", help="choose a ds_config for a cluster, without a GPU and without weights")
+    planner.add_argument("config", type=Path, help="run config of the run to be; config.json of its model suffices")
+    planner.add_argument("--gpus", type=positive(int), required=True, help="GPUs of a node")
+    planner.add_argument("--nodes", type=positive(int), default=1)
+    planner.add_argument("--gpu-memory", type=positive(float), default=80, metavar="GIB", help="of a GPU (default 80)")
+    planner.add_argument(
+        "--intra-node", type=positive(float), default=450, metavar="GB/S", help="GPU to GPU in a node (default 450)"
+    )
+    planner.add_argument(
+        "--inter-node", type=positive(float), default=400, metavar="GB/S", help="node to node (default 400)"
+    )
+    planner.add_argument(
+        "--tflops", type=positive(float), help="peak of a GPU (default: an H100's, 989 in bf16 and fp16, 67 in fp32)"
+    )
+    planner.add_argument(
+        "--image-tiles", type=positive(int), help="of an example (default: the most the config allows)"
+    )
+    for name, what in (("prompt", "the text of a question"), ("step", "a reasoning step"), ("answer", "an answer")):
+        planner.add_argument(
+            f"--{name}-tokens", type=positive(int), metavar="N", help=f"of {what} (default: measured on the data)"
+        )
+    planner.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
+    planner.add_argument("--write", type=Path, metavar="PATH", help="ds_config to write; its explanation goes to .md")
+    planner.set_defaults(run=make_plan)
     return root
 
 

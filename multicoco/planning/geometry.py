@@ -1,0 +1,138 @@
+"""A model's parts and how many parameters each has, from its config alone; and what a training example is made of."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+
+from multicoco.errors import UserError
+from multicoco.planning.trace import Tracer, meta_model
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters that come and go together.
+
+    Attributes:
+        parameters, trainable: how many.
+        largest: of its tensors, in numbers.
+        copies: layers of this kind.
+    """
+
+    parameters: int
+    trainable: int
+    largest: int
+    copies: int = 1
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A stage's longest examples.
+
+    Attributes:
+        tiles: image tiles of an example; 0 without an image.
+        prompt: columns before the first latent one, image tokens included.
+        latents: latent tokens; passes over the language model are one more.
+        written: columns that carry a loss.
+    """
+
+    tiles: int
+    prompt: int
+    latents: int
+    written: int
+
+    @property
+    def length(self) -> int:
+        return self.prompt + self.latents + self.written
+
+    @property
+    def segments(self) -> list[int]:
+        """Columns of each pass: the prefill, every latent column but the last, the last one with what is written."""
+        if not self.latents:
+            return [self.length]
+        return [self.prompt, *[1] * (self.latents - 1), 1 + self.written]
+
+
+class ModelGeometry:
+    """The parts of a model in the order of the data flow, and traces of its layers.
+
+    Args:
+        config: transformers' config of an InternVL, or of a decoder-only causal language model.
+        dtype: of the parameters.
+        freezing: as in the run config's `freeze`.
+
+    Raises:
+        UserError: `freezing` names a part that the model does not have.
+    """
+
+    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool]):
+        self.config = config
+        self.text = config.get_text_config()
+        self.dtype = dtype
+        self.trace = Tracer(config, dtype, freezing)
+        model = meta_model(config, dtype, freezing)
+        base, decoder = model.base_model, model.get_decoder()
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        self.sees_images = hasattr(config, "vision_config")
+        self.tile_tokens = config.image_seq_length if self.sees_images else 0  # columns of a tile in the language model
+        self.is_tied = head.weight is embedding.weight
+        self.embedding = _part(embedding)
+        self.head = Part(0, 0, 0) if self.is_tied else _part(head)
+        self.decoder_layer = _part(decoder.layers[0], len(decoder.layers))
+        self.vision_layer = self.projector = Part(0, 0, 0, 0)
+        if self.sees_images:
+            layers = max((m for m in base.vision_tower.modules() if isinstance(m, nn.ModuleList)), key=len)
+            self.vision_layer, self.projector = _part(layers[0], len(layers)), _part(base.multi_modal_projector)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self.decoder_parameters = sum(p.numel() for p in decoder.parameters()) - self.embedding.parameters
+        self.largest = max(p.numel() for p in model.parameters() if p.requires_grad)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a parameter."""
+        return self.dtype.itemsize
+
+    @property
+    def cache_numbers(self) -> int:
+        """Numbers in the keys, or the values, of one column of all layers."""
+        head_dim = getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads
+        return self.decoder_layer.copies * self.text.num_key_value_heads * head_dim
+
+    @property
+    def patches(self) -> int:
+        """Columns of one tile in the vision tower."""
+        vision = self.config.vision_config
+        return 1 + (vision.image_size[0] // vision.patch_size[0]) * (vision.image_size[1] // vision.patch_size[1])
+
+    @property
+    def tile_bytes(self) -> int:
+        """Of one tile's pixels, as the image processor gives them."""
+        vision = self.config.vision_config
+        return 4 * vision.num_channels * vision.image_size[0] * vision.image_size[1]
+
+
+def _part(module: nn.Module, copies: int = 1) -> Part:
+    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+    return Part(
+        sum(size for size, _ in sizes),
+        sum(size for size, requires_grad in sizes if requires_grad),
+        max(size for size, _ in sizes),
+        copies,
+    )
+
+
+def read_model_config(model_id: str, trust_remote_code: bool) -> PreTrainedConfig:
+    """transformers' config of a hub id or of a directory, in which config.json suffices.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return AutoConfig.from_pretrained(model_id, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"model_id {model_id!r}: no model config can be read ({str(error).strip().splitlines()[0]}): give a "
+            "directory with config.json, or a hub id that can be reached"
+        ) from error

@@ -1,0 +1,312 @@
+"""Chooses a ds_config for a run config and a cluster, without a GPU and without weights: `multicoco plan`."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multicoco.config import RunConfig
+from multicoco.errors import UserError
+from multicoco.planning.cost import Cluster, Cost, step_cost
+from multicoco.planning.geometry import ModelGeometry, Workload, read_model_config
+from multicoco.planning.memory import Memory, Setting, peak_memory
+from multicoco.planning.workload import Lengths, stage_workloads
+
+GIB = 2**30
+HEADROOM = 0.1  # of a GPU, for what is not modelled: CUDA's context, NCCL's buffers, fragmentation
+SHOWN = 5
+_BUCKET = 500_000_000  # numbers, as in ds_configs/
+_MAX_LIVE = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A setting with its estimates: the memory of the stage that needs most, the cost of the one with most latents."""
+
+    setting: Setting
+    memory: Memory
+    cost: Cost
+
+    def fits(self, cluster: Cluster) -> bool:
+        return self.memory.peak <= (1 - HEADROOM) * cluster.gpu_memory * GIB
+
+    @property
+    def name(self) -> str:
+        offload = {"none": "", "optimizer": ", optimizer on CPU", "all": ", optimizer and parameters on CPU"}
+        return f"ZeRO-{self.setting.stage}{offload[self.setting.offload]}"
+
+    def row(self) -> list[str]:
+        setting, cost = self.setting, self.cost
+        return [
+            self.name,
+            "yes" if setting.checkpointing else "no",
+            f"{setting.micro_batch} x {setting.accumulation}",
+            f"{self.memory.peak / GIB:.1f}",
+            f"{self.memory.offloaded / GIB:.1f}",
+            f"{cost.intra_bytes / 1e9:.1f}",
+            f"{cost.inter_bytes / 1e9:.1f}",
+            f"{cost.seconds:.2f}",
+        ]
+
+
+HEADER = [
+    "ZeRO",
+    "checkpointing",
+    "micro-batch x accumulation",
+    "GiB a GPU",
+    "GiB a rank on CPU",
+    "GB sent a GPU",
+    "GB sent a node",
+    "s a step",
+]
+
+
+def plan(config: RunConfig, cluster: Cluster, tiles: int, assumed: Lengths | None, path: Path | None) -> str:
+    """Chooses a setting and says why; with a path, writes it.
+
+    Args:
+        tiles, assumed: as in `stage_workloads`.
+
+    Raises:
+        UserError: the config does not train, its model's config cannot be read, nothing fits, or a file is in the way.
+    """
+    if config.mode == "eval_only":
+        raise UserError("mode is eval_only: only training is planned")
+    model = ModelGeometry(
+        read_model_config(config.model_id, config.trust_remote_code), model_dtype(config), config.freeze.model_dump()
+    )
+    workloads, source = stage_workloads(config, model, tiles, assumed)
+    found = candidates(config, model, workloads, cluster)
+    chosen = choose(found, cluster)
+    explanation = explain(chosen, model, cluster, workloads)
+    lines = [
+        f"{config.model_id}: {model.parameters / 1e9:.2f} billion parameters, {model.trainable / 1e9:.2f} trained, "
+        f"on {cluster.nodes} x {cluster.gpus} GPUs of {cluster.gpu_memory:g} GiB",
+        *(f"longest example: {_describe(work)}" for work in workloads),
+        f"lengths {source}",
+        "",
+        report(found, chosen, cluster),
+        "",
+        explanation,
+    ]
+    if path is not None:
+        notes = write(path, chosen.setting, explanation)
+        options = " ".join(f"--set {key}={str(value).lower()}" for key, value in overrides(chosen.setting).items())
+        lines += ["", f"wrote {path} and {notes}; train with: --deepspeed_config {path} {options}"]
+    return "\n".join(lines)
+
+
+def _describe(work: Workload) -> str:
+    image = f" with {work.tiles} image tiles" if work.tiles else ""
+    return f"{work.prompt} columns{image}, {work.latents} latent, {work.written} written"
+
+
+def model_dtype(config: RunConfig) -> torch.dtype:
+    return torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32
+
+
+def candidates(
+    config: RunConfig, model: ModelGeometry, workloads: Sequence[Workload], cluster: Cluster
+) -> list[Candidate]:
+    """Every setting that keeps the run config's global batch, with its estimates, the fastest first."""
+    found = []
+    for setting in _settings(config, model, cluster):
+        memories = [peak_memory(model, work, setting) for work in workloads]
+        cost = step_cost(model, workloads[-1], setting, cluster)
+        found.append(Candidate(setting, max(memories, key=lambda memory: memory.peak), cost))
+    return sorted(found, key=lambda candidate: candidate.cost.seconds)
+
+
+def _settings(config: RunConfig, model: ModelGeometry, cluster: Cluster) -> Iterator[Setting]:
+    examples = config.batch_size * config.gradient_accumulation_steps
+    sizes = [2**power for power in range(examples.bit_length()) if examples % 2**power == 0]
+    for stage in range(4):
+        bucket = model.text.hidden_size**2 if stage == 3 else _BUCKET
+        for offload in ["none", *["optimizer"] * (stage > 0), *["all"] * (stage == 3)]:
+            for checkpointing in (False, True):
+                for size in sizes:
+                    yield Setting(
+                        stage, offload, checkpointing, size, examples // size, cluster.ranks, bucket, _MAX_LIVE
+                    )
+
+
+def choose(found: Sequence[Candidate], cluster: Cluster) -> Candidate:
+    """The fastest that fits.
+
+    Raises:
+        UserError: none does; the message says what the smallest is made of, and what would make it smaller.
+    """
+    for candidate in found:
+        if candidate.fits(cluster):
+            return candidate
+    smallest = min(found, key=lambda candidate: candidate.memory.peak)
+    raise UserError(
+        f"nothing fits {cluster.ranks} GPUs of {cluster.gpu_memory:g} GiB, of which {HEADROOM:.0%} stay free. The "
+        f"smallest, {smallest.name}{' with checkpointing' * smallest.setting.checkpointing} and a micro-batch of "
+        f"{smallest.setting.micro_batch}, needs {smallest.memory.peak / GIB:.1f} GiB a GPU: "
+        f"{_kinds(smallest.memory.device)}. {_remedy(smallest)}"
+    )
+
+
+def _kinds(parts: dict[str, int]) -> str:
+    largest_first = sorted(parts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{kind} {nbytes / GIB:.1f}" for kind, nbytes in largest_first if nbytes >= 0.05 * GIB)
+
+
+def _remedy(smallest: Candidate) -> str:
+    largest = max(smallest.memory.device, key=smallest.memory.device.get)
+    if largest == "unfinished gradients":
+        return (
+            "The gradients of the language model are whole on every GPU until the first latent pass has given its "
+            "part, whatever the ZeRO stage: take a smaller model, GPUs with more memory, or freeze.language_model."
+        )
+    if largest in ("activations", "vision activations", "logits", "inputs", "KV cache"):
+        return "Shorten the examples: fewer image tiles (max_image_tiles), or shorter steps."
+    return "Take more GPUs, GPUs with more memory, or a smaller model, or freeze parts of it (freeze)."
+
+
+def report(found: Sequence[Candidate], chosen: Candidate, cluster: Cluster) -> str:
+    """The fastest that fit, what the chosen one's memory is made of, and why the other kinds are out."""
+    fitting = [candidate for candidate in found if candidate.fits(cluster)]
+    lines = [markdown_table(HEADER, [candidate.row() for candidate in fitting[:SHOWN]]), ""]
+    lines.append(f"Chosen: the first. Its peak in GiB: {_kinds(chosen.memory.device)}.")
+    excluded = []
+    kinds = {(c.setting.stage, c.setting.offload, c.setting.checkpointing) for c in found}
+    for kind in sorted(kinds):
+        own = [c for c in found if (c.setting.stage, c.setting.offload, c.setting.checkpointing) == kind]
+        if not any(candidate.fits(cluster) for candidate in own):
+            smallest = min(own, key=lambda candidate: candidate.memory.peak)
+            excluded.append([*smallest.row()[:4], _kinds(smallest.memory.device)])
+    if excluded:
+        lines += ["", "Too large, even with the smallest micro-batch:", ""]
+        lines.append(markdown_table([*HEADER[:4], "made of"], excluded))
+    return "\n".join(lines)
+
+
+def ds_config(setting: Setting) -> dict[str, Any]:
+    """The ds_config of a setting; what the run config decides stays "auto"."""
+    zero: dict[str, Any] = {"stage": setting.stage}
+    if setting.stage == 3:
+        zero |= {
+            "overlap_comm": True,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": "auto",
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto",
+            "stage3_max_live_parameters": setting.max_live,
+            "stage3_max_reuse_distance": "auto",
+        }
+    elif setting.stage:
+        zero |= {
+            "overlap_comm": True,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": setting.reduce_bucket,
+            "allgather_bucket_size": setting.reduce_bucket,
+        }
+    on_cpu = {"device": "cpu", "pin_memory": True}
+    if setting.offload != "none":
+        zero["offload_optimizer"] = on_cpu
+    if setting.offload == "all":
+        zero["offload_param"] = on_cpu
+    auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping")
+    return {
+        **dict.fromkeys(auto, "auto"),
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "zero_optimization": zero,
+    }
+
+
+def overrides(setting: Setting) -> dict[str, Any]:
+    """The keys of the run config that go with a setting's ds_config."""
+    return {
+        "batch_size": setting.micro_batch,
+        "gradient_accumulation_steps": setting.accumulation,
+        "activation_checkpointing": setting.checkpointing,
+    }
+
+
+def explain(chosen: Candidate, model: ModelGeometry, cluster: Cluster, workloads: Sequence[Workload]) -> str:
+    """Each choice, and what it follows from."""
+    setting, memory, cost = chosen.setting, chosen.memory, chosen.cost
+    stage = {
+        0: "everything fits on every GPU, and gradients are reduced once a step",
+        1: "each rank keeps its share of AdamW's state; gradients are reduced once a step",
+        2: "each rank keeps its share of AdamW's state and of the gradients",
+        3: "each rank keeps its share of the parameters too, and gathers the others when they are needed",
+    }[setting.stage]
+    lines = [
+        f"- `zero_optimization.stage` {setting.stage}: {stage}.",
+        f"- `activation_checkpointing` {str(setting.checkpointing).lower()}: activations take "
+        f"{(memory.device.get('activations', 0) + memory.device.get('vision activations', 0)) / GIB:.1f} GiB at the peak.",
+        f"- `batch_size` {setting.micro_batch}, `gradient_accumulation_steps` {setting.accumulation}: the fastest that "
+        f"fit of those that keep the global batch of {setting.micro_batch * setting.accumulation * setting.ranks}.",
+    ]
+    if setting.offload != "none":
+        lines.append(
+            f"- `offload_optimizer`{' and `offload_param`' * (setting.offload == 'all')}: "
+            f"{cluster.gpus * memory.offloaded / GIB:.0f} GiB of each node's CPU memory in exchange for GPU memory."
+        )
+    if setting.stage in (1, 2):
+        lines.append(
+            f"- `reduce_bucket_size` {setting.reduce_bucket}: two buckets, "
+            f"{2 * setting.reduce_bucket * model.width / GIB:.1f} GiB while gradients come in."
+        )
+    if setting.stage == 3:
+        held = "all of them, each gathered once a micro-batch"
+        if model.parameters > setting.max_live:
+            held = f"{setting.max_live / model.parameters:.0%} of the model, the rest is gathered again"
+        lines.append(f"- `stage3_max_live_parameters` {setting.max_live}: {held}.")
+    passes = len(workloads[-1].segments)
+    if passes > 1:
+        lines.append(
+            f"- {passes} latent passes: the language model's gradients are whole on every GPU "
+            f"({model.width * model.decoder_layer.trainable * model.decoder_layer.copies / GIB:.1f} GiB) until the first "
+            "pass has given its part, whatever the ZeRO stage."
+        )
+    lines += [
+        f"- Peak {memory.peak / GIB:.1f} of {cluster.gpu_memory:g} GiB a GPU ({_kinds(memory.device)}).",
+        f"- A step of {cost.seconds:.2f} s: {cost.compute:.2f} computing, {cost.exposed:.2f} waiting for other GPUs, "
+        f"{cost.optimizer:.2f} in AdamW. Estimated, not measured.",
+        f"- While loading, each rank holds the whole model in the CPU's memory: "
+        f"{cluster.gpus * loaded_bytes(model) / GIB:.0f} GiB a node.",
+    ]
+    return "\n".join(lines)
+
+
+def loaded_bytes(model: ModelGeometry) -> int:
+    """Of the whole model as `load_backbone` has it: fp16 runs load fp32."""
+    return model.parameters * (2 if model.dtype == torch.bfloat16 else 4)
+
+
+def write(path: Path, setting: Setting, explanation: str) -> Path:
+    """Writes the ds_config, and beside it the explanation; returns the latter's path.
+
+    Raises:
+        UserError: one of them exists, or they cannot be written.
+    """
+    notes = path.with_suffix(".md")
+    if path == notes:
+        raise UserError(f"{path}: the ds_config is JSON, its explanation goes to the same name with .md: give a .json")
+    for file in (path, notes):
+        if file.exists():
+            raise UserError(f"{file} exists: give another --write, or remove it")
+    try:
+        path.write_text(json.dumps(ds_config(setting), indent=2) + "\n", encoding="utf-8")
+        notes.write_text(explanation + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
+    return notes
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width: a table in Markdown and on a terminal alike."""
+    lines = [list(header), *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    texts = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
+    return "\n".join([texts[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *texts[1:]])

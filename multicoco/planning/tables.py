@@ -1,0 +1,111 @@
+"""The tables of docs/planning.md: InternVL3 in five sizes on clusters of three. `python -m multicoco.planning.tables`."""
+
+import warnings
+from functools import partial
+
+from transformers import InternVLConfig
+
+from multicoco.config import RunConfig
+from multicoco.errors import UserError
+from multicoco.planning.cost import Cluster
+from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.plan import GIB, Candidate, candidates, choose, markdown_table, model_dtype
+
+# the published configs as far as they matter here; embeddings untied, with which the parameters come out as published
+_VISION_300M = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "attention_bias": True,
+}
+_VISION_6B = {
+    "hidden_size": 3200,
+    "num_hidden_layers": 45,
+    "num_attention_heads": 25,
+    "intermediate_size": 12800,
+    "norm_type": "rms_norm",
+    "use_qk_norm": True,
+}
+_QWEN = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+_SIZES = {
+    "InternVL3-1B": (_VISION_300M, (896, 24, 14, 2, 4864)),
+    "InternVL3-2B": (_VISION_300M, (1536, 28, 12, 2, 8960)),
+    "InternVL3-8B": (_VISION_300M, (3584, 28, 28, 4, 18944)),
+    "InternVL3-38B": (_VISION_6B, (5120, 64, 40, 8, 27648)),
+    "InternVL3-78B": (_VISION_6B, (8192, 80, 64, 8, 29568)),
+}
+GPUS, GPUS_PER_NODE, GPU_MEMORY = (8, 64, 512), 8, 80
+GLOBAL_BATCH, TILES, PROMPT, LATENTS, WRITTEN = 512, 1, 128, 6, 64
+
+
+def internvl3(name: str) -> InternVLConfig:
+    """The geometry of one of the InternVL3 models, as far as memory and time depend on it."""
+    vision, text = _SIZES[name]
+    return InternVLConfig(
+        vision_config=vision,
+        text_config={
+            "model_type": "qwen2",
+            "vocab_size": 151674,
+            "tie_word_embeddings": False,
+            **dict(zip(_QWEN, text, strict=True)),
+        },
+        tie_word_embeddings=False,
+    )
+
+
+def _config(examples_per_rank: int) -> RunConfig:
+    return RunConfig(
+        mode="coconut_train",
+        name="table",
+        model_id="table",
+        train_path="table",
+        bf16=True,
+        batch_size=examples_per_rank,
+        coconut={"enabled": True, "max_latent_stage": LATENTS},
+    )
+
+
+def _row(name: str, model: ModelGeometry, n_gpus: int) -> list[str]:
+    cluster = Cluster(n_gpus // GPUS_PER_NODE, GPUS_PER_NODE, GPU_MEMORY)
+    work = Workload(TILES, PROMPT + TILES * model.tile_tokens, LATENTS, WRITTEN)
+    found = candidates(_config(GLOBAL_BATCH // n_gpus), model, [work], cluster)
+    try:
+        best, verdict = choose(found, cluster), ""
+    except UserError:
+        best, verdict = min(found, key=lambda candidate: candidate.memory.peak), "does not fit: "
+    return [name, str(n_gpus), verdict + best.row()[0], *best.row()[1:], _largest(best)]
+
+
+def _largest(candidate: Candidate) -> str:
+    kind, nbytes = max(candidate.memory.device.items(), key=lambda item: item[1])
+    return f"{kind} {nbytes / GIB:.1f}"
+
+
+def tables() -> str:
+    """All of them, as Markdown."""
+    rows = []
+    for name in _SIZES:
+        config = _config(1)
+        model = ModelGeometry(internvl3(name), model_dtype(config), config.freeze.model_dump())
+        size = f"{name} ({model.parameters / 1e9:.2f} B)"
+        rows += map(partial(_row, size, model), GPUS)
+    header = [
+        "model",
+        "GPUs",
+        "ZeRO",
+        "ckpt.",
+        "batch x acc.",
+        "GiB/GPU",
+        "CPU GiB/rank",
+        "GB/GPU",
+        "GB/node",
+        "s/step",
+        "largest part, GiB",
+    ]
+    return markdown_table(header, rows)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    print(tables())

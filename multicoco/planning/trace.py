@@ -1,0 +1,227 @@
+"""What a model's layers keep and need, counted by running them on the meta device: shapes without numbers.
+
+Every operation of forward and backward makes its outputs there as on a GPU, so the bytes alive can be counted op by op
+(`LiveBytes`) for any architecture, precision, freezing and checkpointing. Layers of a kind are alike: models of one and
+of two layers tell what one layer adds. Attention is replaced by a stand-in that saves what the real kernels save.
+"""
+
+import copy
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.masking_utils import sdpa_mask
+
+from multicoco.latent.cache import no_mask
+from multicoco.latent.loss import LabelledCrossEntropy
+from multicoco.models.backbone import freeze
+
+_ATTENTION_NAME = "multicoco_planned"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Bytes of one forward and backward.
+
+    Attributes:
+        saved: what backward finds, left by forward.
+        forward: needed at the worst moment of forward, beyond what is saved at its end.
+        backward: needed at the worst moment of backward, beyond what was saved at its start.
+        forward_kernels, backward_kernels: operations that write memory; each is a kernel launch on a GPU.
+    """
+
+    saved: int
+    forward: int
+    backward: int
+    forward_kernels: int
+    backward_kernels: int
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations have made and that are still alive, and their peak."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = self.kernels = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        for storage in self._unseen((args, kwargs)):  # made before: weights and inputs
+            self._add(storage, 0)
+        outputs = function(*args, **(kwargs or {}))
+        new = self._unseen(outputs)
+        self.kernels += bool(new) or function._schema.is_mutable
+        for storage in new:
+            self._add(storage, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return outputs
+
+    def _unseen(self, tensors) -> list[torch.UntypedStorage]:
+        storages = [x.untyped_storage() for x in tree_leaves(tensors) if isinstance(x, Tensor)]
+        return [storage for storage in storages if storage._cdata not in self._seen]
+
+    def _add(self, storage: torch.UntypedStorage, nbytes: int) -> None:
+        if storage._cdata not in self._seen:  # twice among the inputs
+            self._seen.add(storage._cdata)
+            self.live += nbytes
+            weakref.finalize(storage, self._forget, storage._cdata, nbytes)
+
+    def _forget(self, key: int, nbytes: int) -> None:
+        self._seen.discard(key)
+        self.live -= nbytes
+
+
+class _PlannedAttention(torch.autograd.Function):
+    """Saves q, out and log-sum-exp, and k and v only where no cache holds them; no score matrix, as flash kernels."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, is_cached):
+        out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+        ctx.kv_shape, ctx.is_cached = k.shape, is_cached
+        ctx.save_for_backward(q, out, lse, *(() if is_cached else (k, v)))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        q = ctx.saved_tensors[0]
+        return torch.empty_like(q), q.new_empty(ctx.kv_shape), q.new_empty(ctx.kv_shape), None
+
+
+def _attention_forward(module, query, key, value, attention_mask, segment=None, **kwargs):
+    out = _PlannedAttention.apply(query, key, value, segment is not None)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(_ATTENTION_NAME, _attention_forward)
+AttentionMaskInterface.register(_ATTENTION_NAME, sdpa_mask)
+
+
+def meta_model(config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool]) -> PreTrainedModel:
+    """The model of a config without weights, with what of it is trained.
+
+    Raises:
+        UserError: `freezing` names a part that the model does not have.
+    """
+    auto_model = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto_model.from_config(config, dtype=dtype)
+    model.tie_weights()
+    freeze(model, **freezing)
+    return model.train()
+
+
+class Tracer:
+    """Traces of a model's decoder layers, vision layers and loss, at any size.
+
+    Args:
+        freezing: as in the run config's `freeze`.
+    """
+
+    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool]):
+        self.config = config
+        self.dtype = dtype
+        self.freezing = freezing
+        self.decoder = lru_cache(maxsize=None)(self._decoder)
+        self.vision = lru_cache(maxsize=None)(self._vision)
+        self.loss = lru_cache(maxsize=None)(self._loss)
+        self._models = lru_cache(maxsize=None)(self._model)
+
+    def _model(self, layers: int, checkpointing: bool) -> PreTrainedModel:
+        config = copy.deepcopy(self.config)
+        text = config.get_text_config()
+        text.num_hidden_layers = layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:layers]
+        if hasattr(config, "vision_config"):
+            config.vision_config.num_hidden_layers = layers
+        model = meta_model(config, self.dtype, self.freezing)
+        model.set_attn_implementation(_ATTENTION_NAME)
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # a gradient is counted where the engine keeps it
+                parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        return model
+
+    def _decoder(self, rows: int, columns: int, checkpointing: bool) -> Trace:
+        """One decoder layer on a segment of (rows, columns)."""
+
+        def run(layers: int) -> Trace:
+            model = self._models(layers, checkpointing)
+            width = self.config.get_text_config().hidden_size
+            embeds = torch.empty(rows, columns, width, dtype=self.dtype, device="meta")
+            embeds.requires_grad_(any(p.requires_grad for p in model.parameters()))
+            positions = torch.empty(rows, columns, dtype=torch.long, device="meta")
+            mask = no_mask(embeds)
+            return _trace(
+                lambda: (
+                    model.get_decoder()(
+                        inputs_embeds=embeds,
+                        attention_mask=mask,
+                        position_ids=positions,
+                        use_cache=False,
+                        segment=True,
+                    ).last_hidden_state
+                )
+            )
+
+        return _per_layer(run)
+
+    def _vision(self, tiles: int, checkpointing: bool) -> Trace:
+        """One layer of the vision tower on so many tiles."""
+
+        def run(layers: int) -> Trace:
+            model = self._models(layers, checkpointing)
+            vision = self.config.vision_config
+            pixels = torch.empty(tiles, vision.num_channels, *vision.image_size, dtype=self.dtype, device="meta")
+            return _trace(lambda: model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output)
+
+        return _per_layer(run)
+
+    def _loss(self, positions: int) -> Trace:
+        """Head and cross-entropy on so many labelled positions."""
+        model = self._models(1, False)
+        head = model.get_output_embeddings()
+        width = self.config.get_text_config().hidden_size
+        hidden = torch.empty(positions, width, dtype=self.dtype, device="meta", requires_grad=True)
+        targets = torch.empty(positions, dtype=torch.long, device="meta")
+        return _trace(lambda: LabelledCrossEntropy()(hidden, head, targets))
+
+
+def _drop_gradient(parameter: nn.Parameter) -> None:
+    parameter.grad = None
+
+
+def _trace(forward: Callable[[], Tensor]) -> Trace:
+    with LiveBytes() as bytes_:
+        out = forward()
+        saved, needed, kernels = bytes_.live, bytes_.peak - bytes_.live, bytes_.kernels
+        bytes_.peak = bytes_.live
+        if out.requires_grad:
+            torch.autograd.backward(out, torch.empty_like(out))
+        return Trace(saved, needed, bytes_.peak - saved, kernels, bytes_.kernels - kernels)
+
+
+def _per_layer(run: Callable[[int], Trace]) -> Trace:
+    """What one layer adds; the needs of a moment are those of two layers, with all that surrounds them."""
+    one, two = run(1), run(2)
+    return Trace(
+        two.saved - one.saved,
+        two.forward,
+        two.backward,
+        two.forward_kernels - one.forward_kernels,
+        two.backward_kernels - one.backward_kernels,
+    )
