@@ -151,6 +151,9 @@ class RunConfig(Section):
     )
     bf16: bool = Field(False, description="train in bfloat16 with fp32 master weights")
     fp16: bool = Field(False, description="train in float16 with loss scaling")
+    max_skipped_steps: PositiveInt = Field(
+        20, description="so many steps in a row that were skipped, their gradient not being finite, end training"
+    )
     reset_optimizer: bool = Field(
         True, description="start AdamW and the schedule again at each stage; false: one schedule over the whole run"
     )

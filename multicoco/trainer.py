@@ -1,5 +1,6 @@
 """A run: stages, epochs and steps on DeepSpeed, an evaluation and a checkpoint after each epoch; or evaluation only."""
 
+import math
 import sys
 import warnings
 from collections.abc import Collection, Iterator
@@ -27,7 +28,7 @@ from multicoco.engine.deepspeed import build_engine, device, forget_trace, init_
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.engine.optimizer import reset_optimizer_state, start_schedule
 from multicoco.engine.preemption import Preempted, StopSignal
-from multicoco.engine.ranks import agree
+from multicoco.engine.ranks import agree, gather
 from multicoco.engine.resume import check_unchanged, file_hash, lock_run_folder
 from multicoco.engine.watchdog import Watchdog
 from multicoco.errors import UserError
@@ -78,17 +79,23 @@ class LossWindow:
         self.started, self.steps, self.tokens = perf_counter(), 0, 0
         self.loss = torch.zeros((), device=self.device)
 
-    def add(self, loss_share: Tensor, counts: Tensor) -> None:
-        """One optimizer step: this rank's share of the loss, and the global (labelled, all) token counts."""
-        self.steps += 1
-        self.loss += loss_share
+    def add(self, loss_share: Tensor, counts: Tensor, skipped: bool) -> None:
+        """One optimizer step: this rank's share of the loss, and the global (labelled, all) token counts.
+
+        The loss of a skipped step is not finite, or not worth looking at, and does not count.
+        """
+        if not skipped:
+            self.steps += 1
+            self.loss += loss_share
         self.tokens = self.tokens + counts[1]
 
     def read(self) -> dict[str, float]:
-        """The mean loss per step and tokens per second over all ranks."""
+        """The mean loss per step, unless all were skipped, and tokens per second over all ranks."""
         dist.all_reduce(self.loss)
         seconds = perf_counter() - self.started
-        metrics = {"train/loss": self.loss.item() / self.steps, "train/tokens_per_s": int(self.tokens) / seconds}
+        metrics = {"train/tokens_per_s": int(self.tokens) / seconds}
+        if self.steps:
+            metrics["train/loss"] = self.loss.item() / self.steps
         self._start()
         return metrics
 
@@ -138,7 +145,7 @@ class Trainer:
         self.run_lock = agree(lambda: lock_run_folder(config.run_dir) if self.rank == 0 else None)
         set_seed(config.seed + self.rank)
         self.first_epoch, self.epoch_step, self.stage, self.step = 0, 0, None, 0
-        self.best_accuracy, wandb_id = None, None
+        self.best_accuracy, wandb_id, self.skipped_in_a_row = None, None, 0
         if self.training:
             self.stop = StopSignal()
             self.slowest_save = 0.0
@@ -291,15 +298,24 @@ class Trainer:
         progress.set_description(f"stage {stage} epoch {epoch + 1}/{config.num_epochs}")
         window = LossWindow(self.device)
         for micro_batches in self._optimizer_steps(epoch):
-            window.add(*self._train_step(micro_batches))
+            skipped_before = self.engine.skipped_steps
+            losses, counts = self._train_step(micro_batches)
             self.step += 1
             self.epoch_step += 1
+            skipped = self.engine.skipped_steps > skipped_before
+            window.add(losses.sum(), counts, skipped)
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+            if self.skipped_in_a_row == config.max_skipped_steps:
+                agree(lambda: self._give_up(micro_batches, losses))  # noqa: B023
             progress.update()
             is_last = self.epoch_step == self.steps_per_epoch
             if self.step % config.log_every_steps == 0 or is_last:
                 metrics = window.read()
                 throughput = f"{metrics['train/tokens_per_s']:.0f}"
-                progress.set_postfix(loss=f"{metrics['train/loss']:.4f}", tokens_s=throughput, refresh=False)
+                shown = {"loss": f"{metrics['train/loss']:.4f}" if "train/loss" in metrics else "not finite"}
+                if self.engine.skipped_steps:
+                    metrics["train/skipped_steps"] = shown["skipped"] = self.engine.skipped_steps
+                progress.set_postfix(shown, tokens_s=throughput, refresh=False)
                 learning_rate = self.engine.lr_scheduler.get_last_lr()[0]
                 where = {"train/stage": stage, "train/epoch": epoch + 1, "train/lr": learning_rate}
                 self.tracker.log(metrics | where, self.step)
@@ -341,8 +357,8 @@ class Trainer:
     def _train_step(self, micro_batches: list[dict]) -> tuple[Tensor, Tensor]:
         """One optimizer step. The loss is the mean over the labelled tokens of the global batch, however it is cut up.
 
-        Returns: this rank's share of that mean (the shares of all ranks add up to it), and the global counts of
-        labelled and of all tokens.
+        Returns: this rank's shares of that mean, one per micro-batch (those of all ranks add up to it), and the global
+        counts of labelled and of all tokens.
         """
         labelled = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in micro_batches)
         total = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
@@ -350,7 +366,7 @@ class Trainer:
         dist.all_reduce(counts)
         # DeepSpeed divides by the ranks and by the accumulation steps, whatever each of them holds
         divisor = counts[0] / (self.world_size * len(micro_batches))
-        share = torch.zeros((), device=self.device)
+        shares = []
         for batch in micro_batches:
             inputs = {
                 key: None if batch[key] is None else batch[key].to(self.device, non_blocking=True)
@@ -359,8 +375,24 @@ class Trainer:
             loss = self.engine(**inputs, n_passes=self._n_passes, loss_divisor=divisor).loss
             self.engine.backward(loss)
             self.engine.step()
-            share += loss.detach() / (self.world_size * len(micro_batches))
-        return share, counts
+            shares.append(loss.detach() / (self.world_size * len(micro_batches)))
+        return torch.stack(shares), counts
+
+    def _give_up(self, micro_batches: list[dict], losses: Tensor) -> None:
+        """When too many steps in a row were skipped: every rank tells what it trained on in the last one."""
+        seen = []
+        for batch, loss in zip(micro_batches, losses.tolist(), strict=True):
+            ids = [
+                self.train_examples[i].id for i, counts in zip(batch["index"], batch["counted"], strict=True) if counts
+            ]
+            seen.append(f"rank {self.rank}: {'loss' if math.isfinite(loss) else 'LOSS NOT FINITE'} of {', '.join(ids)}")
+        said = "\n  ".join(line for lines in gather(seen) for line in lines)
+        raise UserError(
+            f"step {self.step} (stage {self.stage}) is number {self.skipped_in_a_row} in a row that was skipped: its "
+            f"gradient is not finite. It was trained on\n  {said}\n"
+            "Lower lr or max_grad_norm, train in bf16 instead of fp16, look at these examples, or go on from an "
+            "earlier checkpoint; max_skipped_steps allows more"
+        )
 
     def _save(self, epoch: int, accuracy: float | None = None) -> None:
         """A checkpoint after so many epochs and `self.epoch_step` steps of the next."""

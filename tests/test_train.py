@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -268,6 +269,22 @@ def test_flattened_aokvqa_trains_and_evaluates_with_stand_in_images(home):
     run = home / "runs" / "aokvqa"
     assert metrics(run, "train/stage") == [0, 0, 1, 1, 2, 2]
     assert summary(run, "coconut")["n"] == 100
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_run_of_steps_that_are_not_finite_ends_with_their_examples(home, stage):
+    (home / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    settings = (f"name=diverged_{stage}", f"deepspeed={home}/ds.json", "lr=1e30", "max_skipped_steps=3", "num_epochs=9")
+    done = launch(home, *settings, "batch_size=2", launcher="deepspeed", ok=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert len(re.findall(r"error: step \d+ \(stage 0\) is number 3 in a row that was skipped", done.stderr)) == 1
+    ids = {record["question_id"] for record in json.loads((home / "scenes" / "aokvqa_v1p0_train.json").read_text())}
+    named = re.findall(r"rank (\d): LOSS NOT FINITE of (.*)", done.stderr)
+    assert {rank for rank, _ in named} == {"0", "1"}
+    assert set(", ".join(examples for _, examples in named).split(", ")) <= ids
+    logged = [json.loads(line) for line in (home / f"runs/diverged_{stage}/metrics.jsonl").read_text().splitlines()]
+    assert [entry["train/skipped_steps"] for entry in logged if "train/skipped_steps" in entry][:2] == [1, 2]
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the ProsQA records are not at hand")

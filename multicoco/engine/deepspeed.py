@@ -72,7 +72,7 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -
     engine, *_ = deepspeed.initialize(
         model=reasoner,
         model_parameters=trainable,
-        optimizer=build_optimizer(trainable, config, offloaded),
+        optimizer=build_optimizer(trainable, config, offloaded, sharded=zero["stage"] > 0),
         config=ds_config,
     )
     if zero["stage"] == 3:

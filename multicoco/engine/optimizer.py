@@ -11,14 +11,36 @@ from torch.optim.lr_scheduler import LambdaLR
 from multicoco.config import RunConfig
 
 
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that leaves a step out when the gradient is not finite, as DeepSpeed's own optimizers do.
+
+    Attributes:
+        overflow: whether the last step was left out; DeepSpeed reads it.
+    """
+
+    overflow = False
+
+    def step(self, closure: None = None) -> None:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self.overflow = not torch.nn.utils.get_total_norm(gradients).isfinite().item()
+        if not self.overflow:
+            super().step(closure)
+
+
 def build_optimizer(
-    parameters: Iterable[torch.nn.Parameter], config: RunConfig, offloaded: bool
+    parameters: Iterable[torch.nn.Parameter], config: RunConfig, offloaded: bool, sharded: bool
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); DeepSpeed's CPU build of it where the optimizer state is offloaded."""
+    """AdamW (Loshchilov and Hutter 2019); DeepSpeed's CPU build of it where the optimizer state is offloaded.
+
+    Args:
+        sharded: ZeRO's optimizer will wrap it, and see to gradients that are not finite.
+    """
     options = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
     if offloaded:
         return DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
-    return torch.optim.AdamW(parameters, **options)
+    if sharded or config.bf16 or config.fp16:
+        return torch.optim.AdamW(parameters, **options)
+    return GuardedAdamW(parameters, **options)
 
 
 def lr_factor(step: int, schedule: str, warmup_steps: int, total_steps: int) -> float:

@@ -2,10 +2,12 @@
 
 Tolerance on losses, 2e-5 relative: fp32 sums taken in another order (measured 1e-6), which AdamW's normalisation
 magnifies step by step. It is tight: forgetting to reset the optimizer, or resetting once too often, moves the
-losses by more than 100 times as much, which is asserted too.
+losses by more than 100 times as much, which is asserted too. In bf16, 3e-2: the reference stays in fp32, and bf16
+holds 8 bits of a number.
 """
 
 import copy
+import math
 import os
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from zero_cases import CASES, Case, batches, run_config
 from multicoco.engine.optimizer import lr_factor
 
 TOLERANCE = 2e-5
+BF16_TOLERANCE = 3e-2
 HERE = Path(__file__).parent
 
 
@@ -44,6 +47,10 @@ def single_process(case: Case, fresh_optimizer_at: int | None) -> tuple[list[flo
             trainable = [p for p in model.parameters() if p.requires_grad]
             optimizer = torch.optim.AdamW(trainable, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
             started = step
+        if step == case.poisoned:  # left out, by the schedule too
+            losses.append(math.nan)
+            started += 1
+            continue
         factor = lr_factor(step - started, config.lr_schedule, config.warmup_steps, case.reset_after)
         optimizer.param_groups[0]["lr"] = config.lr * factor
         [batch] = batches(step, accumulation=1)
@@ -60,11 +67,13 @@ def single_process(case: Case, fresh_optimizer_at: int | None) -> tuple[list[flo
 @pytest.mark.parametrize("name", CASES)
 def test_losses_and_weights_equal_single_process_adamw(two_ranks, name):
     losses, weights = single_process(CASES[name], fresh_optimizer_at=CASES[name].reset_after)
-    assert two_ranks[name]["losses"] == pytest.approx(losses, rel=TOLERANCE)
+    tolerance = BF16_TOLERANCE if CASES[name].bf16 else TOLERANCE
+    assert two_ranks[name]["losses"] == pytest.approx(losses, rel=tolerance, nan_ok=True)
+    assert two_ranks[name]["skipped"] == (CASES[name].poisoned is not None)
     gathered = two_ranks[name]["weights"]
     for key, weight in gathered.items():
         # an entry whose gradient is rounding noise may take AdamW's full step the other way: compare the bulk
-        assert (weight - weights[key]).abs().mean() < 2e-5, key
+        assert (weight - weights[key]).abs().mean() < tolerance, key
     assert set(weights) - set(gathered) <= {"lm_head.weight"}  # tied: it is the embedding
 
 

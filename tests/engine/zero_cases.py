@@ -13,7 +13,8 @@ OFFLOAD = {"device": "cpu"}
 
 @dataclass(frozen=True)
 class Case:
-    """zero: the ds_config's section. Steps 0 .. reset_after - 1 are one stage, the others the next."""
+    """zero: the ds_config's section. Steps 0 .. reset_after - 1 are one stage, the others the next. In the step
+    `poisoned` rank 1's loss is not a number."""
 
     zero: dict = field(default_factory=dict)
     checkpointing: bool = False
@@ -21,6 +22,8 @@ class Case:
     accumulation: int = 1
     steps: int = 6
     reset_after: int = 3
+    poisoned: int | None = None
+    bf16: bool = False
 
 
 CASES = {
@@ -33,6 +36,16 @@ CASES = {
     "zero3_accumulation": Case({"stage": 3}, checkpointing=True, accumulation=2),
     "zero2_frozen": Case({"stage": 2}, checkpointing=True, frozen=True),
     "zero3_frozen": Case({"stage": 3}, checkpointing=True, frozen=True),
+    **{f"zero{stage}_poisoned": Case({"stage": stage}, poisoned=1) for stage in range(4)},
+    "zero2_poisoned_offload": Case({"stage": 2, "offload_optimizer": OFFLOAD}, poisoned=4),
+    **{
+        f"zero{stage}_bf16{'_checkpointing' * checkpointing}": Case({"stage": stage}, checkpointing, bf16=True)
+        for stage in range(4)
+        for checkpointing in (False, True)
+    },
+    "zero2_bf16_offload_frozen": Case({"stage": 2, "offload_optimizer": OFFLOAD}, True, frozen=True, bf16=True),
+    "zero3_bf16_offload": Case({"stage": 3, "offload_optimizer": OFFLOAD, "offload_param": OFFLOAD}, bf16=True),
+    "zero3_offload_frozen": Case({"stage": 3, "offload_optimizer": OFFLOAD}, frozen=True),
     "zero1_offload": Case({"stage": 1, "offload_optimizer": OFFLOAD}),
     "zero2_offload": Case({"stage": 2, "offload_optimizer": OFFLOAD}),
     "zero3_offload": Case({"stage": 3, "offload_optimizer": OFFLOAD, "offload_param": OFFLOAD}, checkpointing=True),
@@ -49,6 +62,7 @@ def run_config(case: Case) -> RunConfig:
         activation_checkpointing=case.checkpointing,
         batch_size=GLOBAL_BATCH // 2 // case.accumulation,
         gradient_accumulation_steps=case.accumulation,
+        bf16=case.bf16,
         lr=1e-2,
         weight_decay=0.1,
         betas=(0.9, 0.95),

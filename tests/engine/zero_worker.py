@@ -21,7 +21,7 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
     config = run_config(case)
     path = folder / f"ds_config_{rank}.json"
     path.write_text(json.dumps({"zero_optimization": case.zero}))
-    model = internvl()
+    model = internvl().to(torch.bfloat16 if case.bf16 else torch.float32)
     freeze(model, vision_tower=case.frozen)
     reasoner = LatentReasoner(model, LATENT)
     ds_config = resolve_ds_config(path, config, world_size, model_shape(reasoner, passes=5))
@@ -39,6 +39,8 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
         for batch in micro_batches:
             inputs = {key: value.to(device()) for key, value in batch.items()}
             divisor = labelled / (world_size * case.accumulation)
+            if step == case.poisoned and rank == 1:
+                divisor = divisor * torch.nan
             loss = engine(**inputs, n_passes=5, loss_divisor=divisor).loss
             engine.backward(loss)
             engine.step()
@@ -46,8 +48,9 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
         dist.all_reduce(share)
         losses.append(float(share))
     weights = whole_state_dict(engine.module.model)
+    skipped = engine.skipped_steps
     engine.destroy()
-    return {"losses": losses, "weights": weights}
+    return {"losses": losses, "weights": weights, "skipped": skipped}
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def test_the_loss_of_a_host_ends_the_run_everywhere(hosts, config, victim):
     lost = 0 if "first" in victim else 1
     started = time.monotonic()
     if victim == "network":
-        hosts.take_down(1)
+        hosts.set_link(1, "down")
     else:
         for pid in hosts.trainers(lost):
             os.kill(pid, signal.SIGKILL)
@@ -118,6 +118,7 @@ def test_the_loss_of_a_host_ends_the_run_everywhere(hosts, config, victim):
     while any(hosts.trainers(host) for host in (0, 1)):
         assert time.monotonic() < deadline, "a trainer is still running"
         time.sleep(0.5)
+    hosts.set_link(1, "up")
     checkpoints = (hosts.folder / "runs" / name / "checkpoints").glob("epoch*")
     whole = [path for path in checkpoints if (path / "manifest.json").exists() and not path.suffix]
     assert whole and all(damage(path) == [] for path in whole)

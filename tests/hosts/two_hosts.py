@@ -116,9 +116,9 @@ class TwoHosts:
         listed = subprocess.run(["ip", "netns", "pids", self.spaces[host]], capture_output=True, text=True, check=True)
         return [pid for pid in map(int, listed.stdout.split()) if _is_trainer(pid)]
 
-    def take_down(self, host: int) -> None:
-        """The host's network is gone, as with a pulled cable."""
-        _call("ip", "-n", self.spaces[host], "link", "set", "eth7", "down")
+    def set_link(self, host: int, state: str) -> None:
+        """`down`: the host's network is gone, as with a pulled cable; `up`: it is back."""
+        _call("ip", "-n", self.spaces[host], "link", "set", "eth7", state)
 
     def stop(self) -> None:
         for space in self.spaces:
