@@ -49,6 +49,14 @@ def resolve_ds_config(path: Path, config: RunConfig, world_size: int, shape: Mod
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage is {stage!r}, it must be 0, 1, 2 or 3")
 
+    for key in ("offload_optimizer", "offload_param"):
+        offload = ds_config["zero_optimization"].get(key, {})
+        if isinstance(offload, dict) and offload.get("device") == "nvme":
+            raise UserError(
+                f"{path}: zero_optimization.{key}.device is nvme, which does not work with latent passes: in trials "
+                "training came to a halt. Use cpu"
+            )
+
     global_batch = config.batch_size * config.gradient_accumulation_steps * world_size
     owned = {
         "train_micro_batch_size_per_gpu": ("batch_size", config.batch_size),

@@ -109,6 +109,10 @@ def test_the_reuse_distance_keeps_what_may_live(tmp_path, max_live, expected):
         ({"optimizer": {"type": "Lamb"}}, "AdamW"),
         ({"zero_optimization": {"stage3_max_live_parameters": "auto"}}, "must be a whole number, not 'auto'"),
         ({"zero_optimization": {"stage": 3, "leaf_module": {}}}, "leaf_module cannot be used with latent passes"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/x"}}},
+            "offload_param.device is nvme, which does not work with latent passes",
+        ),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4"),
         (
             {"zero_optimization": {"allgather_bucket_size": "auto"}, "steps_per_print": "auto"},
