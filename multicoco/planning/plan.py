@@ -232,6 +232,7 @@ def overrides(setting: Setting) -> dict[str, Any]:
 def explain(chosen: Candidate, model: ModelGeometry, cluster: Cluster, workloads: Sequence[Workload]) -> str:
     """Each choice, and what it follows from."""
     setting, memory, cost = chosen.setting, chosen.memory, chosen.cost
+    activations = memory.device.get("activations", 0) + memory.device.get("vision activations", 0)
     stage = {
         0: "everything fits on every GPU, and gradients are reduced once a step",
         1: "each rank keeps its share of AdamW's state; gradients are reduced once a step",
@@ -241,7 +242,7 @@ def explain(chosen: Candidate, model: ModelGeometry, cluster: Cluster, workloads
     lines = [
         f"- `zero_optimization.stage` {setting.stage}: {stage}.",
         f"- `activation_checkpointing` {str(setting.checkpointing).lower()}: activations take "
-        f"{(memory.device.get('activations', 0) + memory.device.get('vision activations', 0)) / GIB:.1f} GiB at the peak.",
+        f"{activations / GIB:.1f} GiB at the peak.",
         f"- `batch_size` {setting.micro_batch}, `gradient_accumulation_steps` {setting.accumulation}: the fastest that "
         f"fit of those that keep the global batch of {setting.micro_batch * setting.accumulation * setting.ranks}.",
     ]
@@ -262,10 +263,10 @@ def explain(chosen: Candidate, model: ModelGeometry, cluster: Cluster, workloads
         lines.append(f"- `stage3_max_live_parameters` {setting.max_live}: {held}.")
     passes = len(workloads[-1].segments)
     if passes > 1:
+        gradients = model.width * model.decoder_layer.trainable * model.decoder_layer.copies
         lines.append(
             f"- {passes} latent passes: the language model's gradients are whole on every GPU "
-            f"({model.width * model.decoder_layer.trainable * model.decoder_layer.copies / GIB:.1f} GiB) until the first "
-            "pass has given its part, whatever the ZeRO stage."
+            f"({gradients / GIB:.1f} GiB) until the first pass has given its part, whatever the ZeRO stage."
         )
     lines += [
         f"- Peak {memory.peak / GIB:.1f} of {cluster.gpu_memory:g} GiB a GPU ({_kinds(memory.device)}).",

@@ -1,4 +1,4 @@
-"""The tables of docs/planning.md: InternVL3 in five sizes on clusters of three. `python -m multicoco.planning.tables`."""
+"""The tables of docs/planning.md, InternVL3 in five sizes on three clusters: `python -m multicoco.planning.tables`."""
 
 import warnings
 from functools import partial
