@@ -206,36 +206,64 @@ esac
 }
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_the_slurm_job_requeues_itself_when_it_is_stopped_and_ends_like_any_other(
-    home, single_node, tmp_path, monkeypatch, number
-):
+@pytest.fixture
+def slurm(home, tmp_path) -> dict[str, str]:
+    """The environment of a job on two nodes, both this machine, its commands stand-ins for Slurm's."""
     for name, text in _STAND_INS.items():
-        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}")
-        (tmp_path / name).chmod(0o755)
-    slurm = {"SLURM_SUBMIT_DIR": home, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": 2, "SLURM_GPUS_ON_NODE": 1}
-    variables = environment(**{key: str(value) for key, value in slurm.items()}, SLURM_JOB_ID="77")
-    variables["PATH"] = f"{tmp_path}:{variables['PATH']}"
+        program(tmp_path / name, text)
     for leftover in ("tasks", "requeued"):
         (home / leftover).unlink(missing_ok=True)
-    name = f"slurm_{number}"
-    command = ["bash", str(SCRIPTS[0]), "run.yaml", "--set", f"name={name}", "--set", "num_workers=0"]
-    started = home / "runs" / name / "metrics.jsonl"
-    job = subprocess.Popen(command, cwd=tmp_path, env=variables, stderr=subprocess.PIPE)
-    while not (started.exists() and started.stat().st_size):
-        assert job.poll() is None, job.stderr.read()
+    job = {"SLURM_SUBMIT_DIR": str(home), "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[1-2]"}
+    nodes = {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1"}
+    return environment(**job, **nodes, PATH=f"{tmp_path}:{os.environ['PATH']}")
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(f"#!/usr/bin/env bash\n{text}")
+    path.chmod(0o755)
+
+
+@pytest.mark.distributed
+def test_a_stopped_slurm_job_saves_requeues_itself_and_goes_on(home, single_node, slurm):
+    command = ["bash", str(SCRIPTS[0]), "run.yaml", "--set", "name=slurm"]
+    job = subprocess.Popen(command, env=slurm, stderr=subprocess.PIPE, text=True)
+    logged = home / "runs" / "slurm" / "metrics.jsonl"
+    while not (logged.exists() and logged.stat().st_size):
+        assert job.poll() is None, job.communicate()
         time.sleep(0.01)
-    job.send_signal(number)
-    said = job.communicate(timeout=200)[1].decode()
+    job.send_signal(signal.SIGUSR1)
+    said = job.communicate(timeout=200)[1]
     assert job.returncode != 0 and "stopped by a signal, with a checkpoint" in said, said
     assert (home / "requeued").read_text() == "77\n"
     (home / "tasks").unlink()
     (home / "requeued").unlink()
-    again = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=200)
+    again = subprocess.run(command, env=slurm, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0 and "going on from" in again.stdout, again.stderr
     assert not (home / "requeued").exists()
-    assert_equal(metrics(home, name), single_node)
+    assert_equal(metrics(home, "slurm"), single_node)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize(("code", "requeued"), [(1, True), (0, False)])  # 0: it had just come to its end
+def test_the_slurm_job_waits_for_its_steps_before_it_requeues(home, tmp_path, slurm, number, code, requeued):
+    log = home / "log"
+    log.write_text("")
+    save = f"sleep 0.2; echo saved >> log; kill $!; exit {code}"
+    program(tmp_path / "torchrun", f"trap '{save}' TERM; echo on >> log; sleep 60 & wait")
+    activate = home / ".venv" / "bin" / "activate"
+    activated = activate.read_text()
+    activate.write_text("")  # it would find the real torchrun first
+    try:
+        job = subprocess.Popen(["bash", str(SCRIPTS[0]), "run.yaml"], env=slurm)
+        while log.read_text().count("on") < 2:
+            assert job.poll() is None
+            time.sleep(0.01)
+        job.send_signal(number)
+        assert job.wait(timeout=30) == code
+    finally:
+        activate.write_text(activated)
+    assert log.read_text().count("saved") == 2
+    assert (home / "requeued").exists() == requeued
 
 
 def test_the_slurm_job_says_how_it_is_used():

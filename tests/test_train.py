@@ -276,7 +276,9 @@ def test_flattened_aokvqa_trains_and_evaluates_with_stand_in_images(home):
 def test_a_run_of_steps_that_are_not_finite_ends_with_their_examples(home, stage):
     (home / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
     settings = (f"name=diverged_{stage}", f"deepspeed={home}/ds.json", "lr=1e30", "max_skipped_steps=3", "num_epochs=9")
+    buffers = set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*"))
     done = launch(home, *settings, "batch_size=2", launcher="deepspeed", ok=False)
+    assert set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*")) <= buffers  # of shared memory, nothing is left
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert len(re.findall(r"error: step \d+ \(stage 0\) is number 3 in a row that was skipped", done.stderr)) == 1
     ids = {record["question_id"] for record in json.loads((home / "scenes" / "aokvqa_v1p0_train.json").read_text())}

@@ -3,6 +3,7 @@
 import copy
 import os
 import socket
+from pathlib import Path
 
 import deepspeed
 import torch
@@ -46,6 +47,10 @@ def init_distributed() -> tuple[int, int]:
             f"port {os.environ['MASTER_PORT']} of {os.environ['MASTER_ADDR']} is in use, perhaps by another run there: "
             "give the launcher another with --master_port"
         ) from error
+    dist.barrier()
+    # on CPUs of one host DeepSpeed maps a file of 66 MiB per rank and never removes it; by now every rank has mapped it
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
+    Path(f"/dev/shm/{name}_{dist.get_rank()}").unlink(missing_ok=True)
     return dist.get_rank(), dist.get_world_size()
 
 

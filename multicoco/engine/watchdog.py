@@ -16,7 +16,7 @@ from time import monotonic, sleep
 import torch.distributed as dist
 
 BEAT_SECONDS = 1.0
-PATIENCE_AFTER_ERROR = 5.0  # a collective has failed already: whoever is silent for so long is the reason
+PATIENCE_AFTER_ERROR = 3.0  # a collective has failed already: whoever is silent for so long is the reason
 
 
 class Watchdog:

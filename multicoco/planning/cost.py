@@ -1,16 +1,19 @@
 """What a training step moves between GPUs, and how long it takes: an estimate, from the machine's figures.
 
-A pass over the language model is as slow as the slowest of computing, reading the weights, and starting kernels: the
-first for the prefill, the others for a single latent column. Latency of collectives is not modelled.
+A pass over the language model is as slow as the slowest of computing, reading the weights, and what Python does to
+start it: the first for the prefill, the others for a single latent column. Latency of collectives is not modelled.
 """
 
 from dataclasses import dataclass
 
 from multicoco.planning.geometry import ModelGeometry, Part, Workload
 from multicoco.planning.memory import Setting, optimizer_share
+from multicoco.planning.trace import Trace
 
 EFFICIENCY = 0.4  # of the peak, in long segments
 KERNEL_SECONDS = 5e-6  # from one launch to the next, where the GPU waits for Python
+# ZeRO-3's hooks around the modules of one layer in one pass; measured on a core of an AMD EPYC, DeepSpeed 0.19
+HOOK_SECONDS = {"forward": 2.4e-3, "backward": 1.0e-3}
 OPTIMIZER_BYTES = 28  # read and written by AdamW for each number: fp32 weight, two moments, gradient
 HOST_LINK = 50e9  # bytes per second between a GPU and the CPU's memory
 HOST_MEMORY = 300e9  # bytes per second of a node's CPU memory, shared by its GPUs
@@ -108,18 +111,19 @@ def _passes(model: ModelGeometry, work: Workload, setting: Setting, cluster: Clu
     rows, recomputed = setting.micro_batch, int(setting.checkpointing)
     flops, bandwidth = cluster.tflops * 1e12 * EFFICIENCY, cluster.gpu_bandwidth * 1e9
 
-    def seconds(operations: float, nbytes: float, kernels: int) -> float:
-        return max(operations / flops, nbytes / bandwidth, kernels * KERNEL_SECONDS)
+    def seconds(operations: float, nbytes: float, part: Part, kernels: int, direction: str) -> float:
+        hooks = HOOK_SECONDS[direction] if setting.stage == 3 else 0
+        return max(operations / flops, nbytes / bandwidth, part.copies * (kernels * KERNEL_SECONDS + hooks))
 
-    def layers(part: Part, columns: int, attended: float, width: int, trace) -> tuple[float, float]:
+    def layers(part: Part, columns: int, attended: float, width: int, trace: Trace) -> tuple[float, float]:
         operations = part.copies * (2 * columns * part.parameters + 4 * columns * attended * width)
         weights = part.copies * part.parameters * model.width
         # gradients of the inputs, and of the weights where they are trained
         factor = (1 + bool(part.trainable) + recomputed) if trace.backward_kernels else 0
-        return (
-            seconds(operations, weights, part.copies * trace.forward_kernels),
-            seconds(factor * operations, factor * weights, part.copies * trace.backward_kernels),
-        )
+        there = seconds(operations, weights, part, trace.forward_kernels, "forward")
+        if not factor:
+            return there, 0
+        return there, seconds(factor * operations, factor * weights, part, trace.backward_kernels, "backward")
 
     forward = backward = hiding = 0.0
     if model.sees_images:

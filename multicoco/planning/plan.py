@@ -160,8 +160,8 @@ def _remedy(smallest: Candidate) -> str:
     largest = max(smallest.memory.device, key=smallest.memory.device.get)
     if largest == "unfinished gradients":
         return (
-            "The gradients of the language model are whole on every GPU until the first latent pass has given its "
-            "part, whatever the ZeRO stage: take a smaller model, GPUs with more memory, or freeze.language_model."
+            "The gradients of the language model are whole on every GPU until backward has been through the first "
+            "pass, whatever the ZeRO stage: take a smaller model, GPUs with more memory, or freeze.language_model."
         )
     if largest in ("activations", "vision activations", "logits", "inputs", "KV cache"):
         return "Shorten the examples: fewer image tiles (max_image_tiles), or shorter steps."
