@@ -63,7 +63,7 @@ class ModelGeometry:
         freezing: as in the run config's `freeze`.
 
     Raises:
-        UserError: `freezing` names a part that the model does not have.
+        UserError: the model is of another kind, or has not the parts that `freezing` names.
     """
 
     def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool]):
@@ -73,6 +73,10 @@ class ModelGeometry:
         self.trace = Tracer(config, dtype, freezing)
         model = meta_model(config, dtype, freezing)
         base, decoder = model.base_model, model.get_decoder()
+        if not hasattr(decoder, "layers"):
+            raise UserError(
+                f"a {config.model_type} model cannot be planned for: its decoder names its layers otherwise"
+            )
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         self.sees_images = hasattr(config, "vision_config")
         self.tile_tokens = config.image_seq_length if self.sees_images else 0  # columns of a tile in the language model

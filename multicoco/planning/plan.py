@@ -14,6 +14,7 @@ from multicoco.planning.cost import Cluster, Cost, step_cost
 from multicoco.planning.geometry import ModelGeometry, Workload, read_model_config
 from multicoco.planning.memory import Memory, Setting, peak_memory
 from multicoco.planning.workload import Lengths, stage_workloads
+from multicoco.tracking import write_text
 
 GIB = 2**30
 HEADROOM = 0.1  # of a GPU, for what is not modelled: CUDA's context, NCCL's buffers, fragmentation
@@ -75,6 +76,7 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int, assumed: Lengths | Non
     """
     if config.mode == "eval_only":
         raise UserError("mode is eval_only: only training is planned")
+    notes = explanation_path(path) if path else None
     model = ModelGeometry(
         read_model_config(config.model_id, config.trust_remote_code), model_dtype(config), config.freeze.model_dump()
     )
@@ -92,8 +94,9 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int, assumed: Lengths | Non
         "",
         explanation,
     ]
-    if path is not None:
-        notes = write(path, chosen.setting, explanation)
+    if path:
+        write_text(path, json.dumps(ds_config(chosen.setting), indent=2) + "\n")
+        write_text(notes, explanation + "\n")
         options = " ".join(f"--set {key}={str(value).lower()}" for key, value in overrides(chosen.setting).items())
         lines += ["", f"wrote {path} and {notes}; train with: --deepspeed_config {path} {options}"]
     return "\n".join(lines)
@@ -283,11 +286,11 @@ def loaded_bytes(model: ModelGeometry) -> int:
     return model.parameters * (2 if model.dtype == torch.bfloat16 else 4)
 
 
-def write(path: Path, setting: Setting, explanation: str) -> Path:
-    """Writes the ds_config, and beside it the explanation; returns the latter's path.
+def explanation_path(path: Path) -> Path:
+    """Where the explanation of a ds_config to be written goes.
 
     Raises:
-        UserError: one of them exists, or they cannot be written.
+        UserError: one of the two files exists, or has no folder to be in.
     """
     notes = path.with_suffix(".md")
     if path == notes:
@@ -295,11 +298,8 @@ def write(path: Path, setting: Setting, explanation: str) -> Path:
     for file in (path, notes):
         if file.exists():
             raise UserError(f"{file} exists: give another --write, or remove it")
-    try:
-        path.write_text(json.dumps(ds_config(setting), indent=2) + "\n", encoding="utf-8")
-        notes.write_text(explanation + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
     return notes
 
 

@@ -1,6 +1,7 @@
 """The tables of docs/planning.md, InternVL3 in five sizes on three clusters: `python -m multicoco.planning.tables`."""
 
 import warnings
+from collections.abc import Iterable
 from functools import partial
 
 from transformers import InternVLConfig
@@ -28,7 +29,7 @@ _VISION_6B = {
     "use_qk_norm": True,
 }
 _QWEN = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
-_SIZES = {
+INTERNVL3 = {
     "InternVL3-1B": (_VISION_300M, (896, 24, 14, 2, 4864)),
     "InternVL3-2B": (_VISION_300M, (1536, 28, 12, 2, 8960)),
     "InternVL3-8B": (_VISION_300M, (3584, 28, 28, 4, 18944)),
@@ -41,7 +42,7 @@ GLOBAL_BATCH, TILES, PROMPT, LATENTS, WRITTEN = 512, 1, 128, 6, 64
 
 def internvl3(name: str) -> InternVLConfig:
     """The geometry of one of the InternVL3 models, as far as memory and time depend on it."""
-    vision, text = _SIZES[name]
+    vision, text = INTERNVL3[name]
     return InternVLConfig(
         vision_config=vision,
         text_config={
@@ -82,10 +83,10 @@ def _largest(candidate: Candidate) -> str:
     return f"{kind} {nbytes / GIB:.1f}"
 
 
-def tables() -> str:
-    """All of them, as Markdown."""
+def tables(names: Iterable[str] = INTERNVL3) -> str:
+    """The models' rows, as Markdown."""
     rows = []
-    for name in _SIZES:
+    for name in names:
         config = _config(1)
         model = ModelGeometry(internvl3(name), model_dtype(config), config.freeze.model_dump())
         size = f"{name} ({model.parameters / 1e9:.2f} B)"

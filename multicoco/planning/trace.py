@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.masking_utils import sdpa_mask
 
+from multicoco.errors import UserError
 from multicoco.latent.cache import no_mask
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.models.backbone import freeze
@@ -113,11 +114,16 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str,
     """The model of a config without weights, with what of it is trained.
 
     Raises:
-        UserError: `freezing` names a part that the model does not have.
+        UserError: no causal or vision-language model has such a config, or not the parts that `freezing` names.
     """
     auto_model = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto_model.from_config(config, dtype=dtype)
+    try:
+        with torch.device("meta"):
+            model = auto_model.from_config(config, dtype=dtype)
+    except ValueError as error:
+        raise UserError(
+            f"a {config.model_type} model cannot be trained here: give a causal language model or InternVL"
+        ) from error
     model.tie_weights()
     freeze(model, **freezing)
     return model.train()

@@ -1,0 +1,275 @@
+"""`multicoco plan`'s peak memory against that of real training steps, under many settings of the engine.
+
+Each case trains in a process of its own, or two, with the ds_config that the planner itself writes for it. What is
+measured is the bytes that PyTorch's allocator has given out, at their peak after the first step: PyTorch's profiler
+notes every allocation, so the figure is the same on a busy machine, and holds nothing of Python, of the libraries'
+code or of oneDNN's scratch space, which a GPU's memory would not hold either. The CPU is both device and host here, so
+what the planner puts on either counts.
+"""
+
+import json
+import tempfile
+from bisect import bisect_left
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from common import EOS, LATENT, goal, in_new_process, parser, report
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity, profile, record_function
+from transformers import InternVLConfig, PreTrainedConfig, Qwen2Config
+
+from multicoco.config import RunConfig
+from multicoco.engine.deepspeed import build_engine, init_distributed, model_shape
+from multicoco.engine.ds_config import resolve_ds_config
+from multicoco.latent.reasoner import LatentReasoner
+from multicoco.models.backbone import freeze
+from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.memory import Setting, peak_memory
+from multicoco.planning.plan import ds_config, model_dtype, overrides
+from multicoco.process import end_process
+
+IMAGE, TILE_TOKENS, TILE_SIZE = 3, 64, 224
+FIRST_STEP = "first step"
+TOLERANCE = 0.15
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, a batch and an engine. Figures without a comment are as in the planner's Setting and Workload."""
+
+    stage: int = 0
+    ranks: int = 1
+    offload: str = "none"
+    checkpointing: bool = False
+    micro_batch: int = 2
+    accumulation: int = 1
+    max_live: int = 10**9
+    latents: int = 4
+    prompt: int = 200  # text alone
+    written: int = 60
+    bf16: bool = False
+    tied: bool = False
+    images: bool = True  # one tile an example
+    frozen: bool = False  # the vision tower
+    layers: int = 6
+    hidden: int = 384
+    vocabulary: int = 8000
+
+    @property
+    def setting(self) -> Setting:
+        bucket = self.hidden**2 if self.stage == 3 else 2_000_000
+        return Setting(
+            self.stage,
+            self.offload,
+            self.checkpointing,
+            self.micro_batch,
+            self.accumulation,
+            self.ranks,
+            bucket,
+            self.max_live,
+            foreach=False,
+        )
+
+    @property
+    def workload(self) -> Workload:
+        tiles = int(self.images)
+        return Workload(tiles, tiles * TILE_TOKENS + self.prompt, self.latents, self.written)
+
+    @property
+    def config(self) -> RunConfig:
+        return RunConfig(
+            mode="coconut_train",
+            name="case",
+            model_id="none",
+            train_path="none.json",
+            bf16=self.bf16,
+            freeze={"vision_tower": self.frozen},
+            coconut={"enabled": True},
+            **overrides(self.setting),
+        )
+
+    @property
+    def model_config(self) -> PreTrainedConfig:
+        text = {
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": 4 * self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": self.tied,
+            "bos_token_id": None,
+            "eos_token_id": EOS,
+            "pad_token_id": EOS,
+        }
+        if not self.images:
+            return Qwen2Config(**text)
+        vision = {
+            "hidden_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 1024,
+            "image_size": (TILE_SIZE, TILE_SIZE),
+            "patch_size": (14, 14),
+        }
+        return InternVLConfig(
+            vision_config=vision,
+            text_config={"model_type": "qwen2", **text},
+            image_token_id=IMAGE,
+            image_seq_length=TILE_TOKENS,
+            tie_word_embeddings=self.tied,
+        )
+
+
+CASES = {
+    "zero0": Case(),
+    "zero0 bf16": Case(bf16=True),
+    "zero0 tied checkpointing K=8": Case(tied=True, checkpointing=True, latents=8, micro_batch=4),
+    "zero0 accumulation": Case(accumulation=2, images=False),
+    "zero1 bf16 accumulation": Case(stage=1, bf16=True, accumulation=2),
+    "zero1 offload": Case(stage=1, offload="optimizer", images=False),
+    "zero2 tied frozen": Case(stage=2, tied=True, frozen=True),
+    "zero2 checkpointing accumulation K=2": Case(stage=2, checkpointing=True, accumulation=2, latents=2),
+    "zero2 text K=0": Case(stage=2, images=False, latents=0, micro_batch=4),
+    "zero2 checkpointing frozen B=8": Case(stage=2, checkpointing=True, frozen=True, micro_batch=8),
+    "zero2 wide vocabulary": Case(stage=2, images=False, vocabulary=32_000, written=200),
+    "zero2 bf16 offload accumulation": Case(stage=2, bf16=True, offload="optimizer", accumulation=2),
+    "zero3 K=1": Case(stage=3, latents=1),
+    "zero0, 2 ranks": Case(ranks=2, latents=1),
+    "zero1 bf16, 2 ranks": Case(stage=1, ranks=2, bf16=True),
+    "zero2 bf16, 2 ranks": Case(stage=2, ranks=2, bf16=True, micro_batch=4),
+    "zero2 checkpointing, 2 ranks": Case(stage=2, ranks=2, checkpointing=True),
+    "zero3 bf16, 2 ranks": Case(stage=3, ranks=2, bf16=True),
+    "zero3 checkpointing K=2, 2 ranks": Case(stage=3, ranks=2, checkpointing=True, latents=2),
+    "zero3 K=0, 2 ranks": Case(stage=3, ranks=2, latents=0),
+    "zero3 few live, 2 ranks": Case(stage=3, ranks=2, max_live=5_000_000),
+    "zero3 bf16 offload, 2 ranks": Case(stage=3, ranks=2, bf16=True, offload="all"),
+}
+
+
+def predict(case: Case) -> int:
+    """Bytes of a rank, on what would be its device and its host."""
+    config = case.config
+    model = ModelGeometry(case.model_config, model_dtype(config), config.freeze.model_dump())
+    memory = peak_memory(model, case.workload, case.setting)
+    return memory.peak + memory.offloaded
+
+
+def measure(case: Case, threads: int) -> int:
+    """Bytes of a rank, in one process or, through torchrun, in several."""
+    arguments = ["--threads", str(threads), "--measure", json.dumps(asdict(case))]
+    if case.ranks == 1:
+        return in_new_process(__file__, *arguments)["peak"]
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", str(case.ranks))
+    return in_new_process("-m", *launcher, __file__, *arguments)["peak"]
+
+
+def batch(case: Case) -> dict[str, torch.Tensor | None]:
+    work, rows = case.workload, case.micro_batch
+    ids = torch.randint(IMAGE + 1, case.vocabulary, (rows, work.length))
+    ids[:, : work.tiles * TILE_TOKENS] = IMAGE
+    ids[:, work.prompt : work.prompt + work.latents] = LATENT
+    labels = ids.clone()
+    labels[:, : work.length - work.written] = -100
+    pixels = torch.randn(rows, 3, TILE_SIZE, TILE_SIZE) if case.images else None
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "pixel_values": pixels}
+
+
+def train(case: Case) -> int:
+    """Trains in this process, one of case.ranks; returns the peak of its steps after the first."""
+    _, world_size = init_distributed()
+    config = case.config
+    auto = {"qwen2": "Qwen2ForCausalLM", "internvl": "InternVLForConditionalGeneration"}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        import transformers
+
+        model = getattr(transformers, auto[case.model_config.model_type])._from_config(
+            case.model_config, dtype=model_dtype(config)
+        )
+        freeze(model.train(), **config.freeze.model_dump())
+        reasoner = LatentReasoner(model, LATENT)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "ds_config.json")
+            path.write_text(json.dumps(ds_config(case.setting)))
+            resolved = resolve_ds_config(path, config, world_size, model_shape(reasoner, case.latents + 1))
+        engine = build_engine(reasoner, config, resolved)
+        inputs = batch(case)
+        for step in range(3 if case.stage == 3 else 2):  # ZeRO-3 knows from the third on what to fetch ahead
+            with record_function(FIRST_STEP if step == 0 else "step"):
+                for _ in range(case.accumulation):
+                    loss = engine(**inputs, n_passes=case.latents + 1).loss
+                    engine.backward(loss)
+                    engine.step()
+                    del loss
+    return allocated_peak(profiler)
+
+
+def allocated_peak(profiler: profile) -> int:
+    """Most bytes that were allocated at a time after the first step.
+
+    gloo's threads free tensors unseen by the profiler. Of memory that is given out again the old tenant must have been
+    freed; with a low MALLOC_MMAP_THRESHOLD_ addresses come round soon.
+    """
+    allocations, pending = [], list(profiler.profiler.kineto_results.experimental_event_tree())
+    while pending:
+        event = pending.pop()
+        pending += event.children
+        if event.tag == _EventType.Allocation:
+            allocations.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
+        elif event.name == FIRST_STEP:
+            warm = event.end_time_ns
+    starts: list[int] = []
+    sizes: dict[int, int] = {}
+    total = peak = 0
+    for moment, address, size in sorted(allocations, key=lambda allocation: allocation[0]):
+        if size < 0:
+            if address in sizes:
+                del starts[bisect_left(starts, address)]
+                total -= sizes.pop(address)
+            continue
+        first = last = bisect_left(starts, address)
+        if first and starts[first - 1] + sizes[starts[first - 1]] > address:
+            first -= 1
+        while last < len(starts) and starts[last] < address + size:
+            last += 1
+        total += size - sum(sizes.pop(start) for start in starts[first:last])
+        starts[first:last] = [address]
+        sizes[address] = size
+        if moment > warm:
+            peak = max(peak, total)
+    return peak
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--cases", nargs="+", default=list(CASES), help="names of cases (default: all)")
+    options.add_argument("--measure", type=json.loads, help="train this case here and print its peak")
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.measure:
+        peak = train(Case(**args.measure))
+        if torch.distributed.get_rank() == 0:
+            print(json.dumps({"peak": peak}), flush=True)
+        torch.distributed.barrier()
+        end_process(0)
+    rows = []
+    for name in args.cases:
+        case = replace(CASES[name], **args.geometry)
+        predicted, measured = predict(case), measure(case, args.threads)
+        rows.append(
+            {
+                "case": name,
+                "predicted_mib": predicted / 2**20,
+                "measured_mib": measured / 2**20,
+                "ratio": predicted / measured,
+            }
+        )
+    worst = max(abs(row["ratio"] - 1) for row in rows)
+    aim = f"within {TOLERANCE:.0%}"
+    goals = [goal("predicted peak memory, largest error of a case", aim, worst, worst <= TOLERANCE)]
+    report("plan_memory", rows, goals, asdict(Case()), args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from homes import REPO
+from reference import internvl, qwen2
+
+from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.memory import Setting, peak_memory
+from multicoco_kernels import BufferPool, KeyMask, LayerCache
+
+NOTHING = dict.fromkeys(("vision_tower", "projector", "language_model"), False)
+WORK = Workload(tiles=1, prompt=20, latents=3, written=8)
+PLAIN = Setting(
+    stage=0,
+    offload="none",
+    checkpointing=False,
+    micro_batch=2,
+    accumulation=1,
+    ranks=1,
+    reduce_bucket=1000,
+    max_live=10**9,
+)
+
+
+def model(dtype=torch.float32, **freezing) -> ModelGeometry:
+    return ModelGeometry(internvl().config, dtype, NOTHING | freezing)
+
+
+@pytest.mark.distributed
+def test_predictions_are_within_15_percent_of_real_training_steps(tmp_path):
+    script, cases = REPO / "benchmarks" / "plan_memory.py", ["zero2 tied frozen", "zero3 bf16, 2 ranks"]
+    smaller = {"layers": 4, "prompt": 100, "written": 40}
+    command = [sys.executable, str(script), "--threads", "1", "--out", str(tmp_path), "--cases", *cases]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(REPO), str(REPO / "kernels")))}
+    done = subprocess.run(
+        [*command, "--geometry", json.dumps(smaller)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "plan_memory.json").read_text())["rows"]
+    assert [row["case"] for row in rows] == cases
+    assert all(row["measured_mib"] > 100 and abs(row["ratio"] - 1) <= 0.15 for row in rows), rows
+
+
+def test_the_cache_is_as_large_as_the_real_one():
+    geometry = ModelGeometry(qwen2().config, torch.bfloat16, NOTHING)
+    text, rows, work = geometry.text, 3, replace(WORK, tiles=0)
+    like = torch.empty(rows, text.num_key_value_heads, 1, text.hidden_size // text.num_attention_heads).bfloat16()
+    cache = LayerCache(like, KeyMask(torch.ones(rows, work.length, dtype=torch.bool)), BufferPool())
+    buffers = [cache.keys, cache.values, *cache.gradients()[:2]]
+    expected = text.num_hidden_layers * sum(buffer.nbytes for buffer in buffers)
+    assert peak_memory(geometry, work, replace(PLAIN, micro_batch=rows)).device["KV cache"] == expected
+
+
+def test_each_stage_shares_more():
+    geometry = model(torch.bfloat16)
+    peaks = [peak_memory(geometry, WORK, replace(PLAIN, stage=stage, ranks=8)).peak for stage in range(4)]
+    assert peaks[0] > peaks[1] >= peaks[2] > peaks[3]
+
+
+def test_gradients_of_latent_passes_are_whole_in_every_stage():
+    config = qwen2().config
+    config.num_hidden_layers, config.intermediate_size, config.layer_types = 24, 8192, 24 * ["full_attention"]
+    geometry = ModelGeometry(config, torch.bfloat16, NOTHING)
+    whole = geometry.width * geometry.decoder_layer.trainable * geometry.decoder_layer.copies
+    for stage in (1, 2, 3):
+        setting = replace(PLAIN, stage=stage, ranks=64, max_live=1, micro_batch=1, checkpointing=True)
+        latent, plain = (peak_memory(geometry, Workload(0, 20, latents, 8), setting) for latents in (3, 0))
+        assert latent.device["unfinished gradients"] == whole
+        assert latent.peak - plain.peak > 0.8 * whole
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_checkpointing_and_smaller_micro_batches_take_less(stage):
+    geometry, setting = model(), replace(PLAIN, stage=stage, micro_batch=8)
+    work = replace(WORK, prompt=200)
+    smaller = replace(setting, micro_batch=4, accumulation=2)
+    peak = peak_memory(geometry, work, setting).peak
+    assert peak_memory(geometry, work, replace(setting, checkpointing=True)).peak < peak
+    assert peak_memory(geometry, work, smaller).peak < peak
+
+
+def test_frozen_parts_have_neither_gradients_nor_optimizer():
+    trained, frozen = model(), model(vision_tower=True)
+    saved = 8 * (trained.trainable - frozen.trainable)
+    assert saved > 0
+    states = [peak_memory(geometry, WORK, PLAIN).device["optimizer"] for geometry in (trained, frozen)]
+    assert states[0] - states[1] == saved
+
+
+def test_offload_moves_states_to_the_host():
+    geometry = model(torch.bfloat16)
+    setting = replace(PLAIN, stage=3, ranks=2)
+    none, optimizer, everything = (
+        peak_memory(geometry, WORK, replace(setting, offload=offload)) for offload in ("none", "optimizer", "all")
+    )
+    assert not none.host and "optimizer" in optimizer.host and "parameters" in everything.host
+    assert none.peak > optimizer.peak > everything.peak

@@ -1,0 +1,124 @@
+import json
+from pathlib import Path
+
+import pytest
+from homes import make_home
+from reference import internvl
+from transformers import GPT2Config, T5Config
+
+from multicoco.cli import main
+from multicoco.config import RunConfig, load_config
+from multicoco.engine.ds_config import ModelShape, resolve_ds_config
+from multicoco.planning.cost import Cluster
+from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.plan import GIB, HEADROOM, candidates, choose, ds_config, model_dtype, overrides
+
+CONFIG = """
+mode: coconut_train
+name: run
+model_id: {model}
+train_path: none.json
+batch_size: 4
+gradient_accumulation_steps: 3
+coconut: {{enabled: true, max_latent_stage: 2}}
+"""
+
+
+@pytest.fixture
+def run_config(tmp_path) -> Path:
+    """A run config whose model is a config.json alone."""
+    internvl().config.save_pretrained(tmp_path / "model")
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG.format(model=tmp_path / "model"))
+    return path
+
+
+def plan(config: Path, *arguments: str) -> int:
+    return main(["plan", str(config), "--gpus", "4", *arguments])
+
+
+def found_for(config: RunConfig, cluster: Cluster) -> list:
+    model = ModelGeometry(internvl().config, model_dtype(config), config.freeze.model_dump())
+    return candidates(config, model, [Workload(tiles=1, prompt=30, latents=2, written=8)], cluster)
+
+
+@pytest.mark.parametrize("gpu_memory", [80, 0.001])
+def test_what_is_chosen_is_the_fastest_that_fits(run_config, gpu_memory):
+    cluster = Cluster(nodes=1, gpus=4, gpu_memory=gpu_memory)
+    found = found_for(load_config(run_config), cluster)
+    chosen = choose(found, cluster)
+    assert chosen.memory.peak <= (1 - HEADROOM) * gpu_memory * GIB
+    faster = [candidate for candidate in found if candidate.cost.seconds < chosen.cost.seconds]
+    assert all(candidate.memory.peak > (1 - HEADROOM) * gpu_memory * GIB for candidate in faster)
+
+
+def test_every_candidate_keeps_the_global_batch_and_is_a_valid_ds_config(run_config, tmp_path):
+    config, shape = load_config(run_config), ModelShape(32, 10**6, 10**6, 3)
+    settings = [candidate.setting for candidate in found_for(config, Cluster(nodes=1, gpus=4, gpu_memory=80))]
+    assert {setting.stage for setting in settings} == {0, 1, 2, 3}
+    assert {setting.offload for setting in settings} == {"none", "optimizer", "all"}
+    assert {setting.micro_batch for setting in settings} == {1, 2, 4}
+    for setting in settings:
+        path = tmp_path / "ds_config.json"
+        path.write_text(json.dumps(ds_config(setting)))
+        trained = config.model_copy(update=overrides(setting))
+        resolved = resolve_ds_config(path, trained, 4, shape)
+        assert resolved["train_batch_size"] == 4 * 3 * 4
+        assert resolved["zero_optimization"]["stage"] == setting.stage
+
+
+def test_the_written_ds_config_is_accepted_with_the_printed_options(run_config, tmp_path, capsys):
+    path = tmp_path / "chosen.json"
+    assert plan(run_config, "--nodes", "2", "--write", str(path)) == 0
+    printed = capsys.readouterr().out
+    options = printed.split(f"--deepspeed_config {path} ")[1].split()
+    assert options[::2] == ["--set"] * 3
+    config = load_config(run_config, options[1::2])
+    resolved = resolve_ds_config(path, config, 8, ModelShape(32, 10**6, 10**6, 3))
+    assert resolved["train_batch_size"] == 4 * 3 * 8
+    notes = path.with_suffix(".md").read_text()
+    assert notes.strip() in printed and f"`zero_optimization.stage` {resolved['zero_optimization']['stage']}" in notes
+
+
+def test_lengths_are_those_of_the_options_or_of_the_data(run_config, tmp_path, capsys):
+    assert plan(run_config) == 0
+    assert "lengths assumed: data or tokenizer are not at hand" in capsys.readouterr().out
+    assert plan(run_config, "--image-tiles", "2", "--prompt-tokens", "7", "--step-tokens", "5") == 0
+    assert "15 columns with 2 image tiles, 0 latent, 26 written" in capsys.readouterr().out  # 2 x 4 + 7; 2 x 5 + 16
+    home = make_home(tmp_path / "home", 8, 2, "mode: cot_train\n")
+    assert plan(home / "run.yaml") == 0
+    assert "lengths measured on the first 8 records of aokvqa_v1p0_train.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--gpu-memory", "0.0001"], "nothing fits 4 GPUs of 0.0001 GiB"),
+        (["--set", "model_id={tmp}"], "model_id '{tmp}'"),
+        (["--set", "model_id={tmp}/t5"], "a t5 model cannot be trained here"),
+        (["--set", "model_id={tmp}/gpt2"], "a gpt2 model cannot be planned for"),
+        (["--set", "mode=eval_only", "--set", "val_path=x", "--set", "eval_config.cot=true"], "mode is eval_only"),
+        (["--write", "{tmp}/there.json"], "{tmp}/there.json exists"),
+        (["--write", "{tmp}/noted.json"], "{tmp}/noted.md exists"),
+        (["--write", "{tmp}/new.md"], "give a .json"),
+        (["--write", "{tmp}/no/folder.json"], "there is no folder {tmp}/no"),
+    ],
+)
+def test_mistakes_get_one_message_and_write_nothing(run_config, tmp_path, capsys, arguments, expected):
+    T5Config().save_pretrained(tmp_path / "t5")
+    GPT2Config().save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "there.json").write_text("mine")
+    (tmp_path / "noted.md").write_text("mine")
+    before = sorted(tmp_path.iterdir())
+    assert plan(run_config, *(argument.format(tmp=tmp_path) for argument in arguments)) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and expected.format(tmp=tmp_path) in message
+    assert sorted(tmp_path.iterdir()) == before
+    assert {(tmp_path / name).read_text() for name in ("there.json", "noted.md")} == {"mine"}
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "inf", "nan"])
+def test_figures_of_the_cluster_must_be_above_zero(run_config, value):
+    with pytest.raises(SystemExit) as stopped:
+        plan(run_config, "--gpu-memory", value)
+    assert stopped.value.code == 2
