@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "deepspeed", "transformers")
 _QUIET_SECONDS = 15  # between lines of a progress bar that goes to a file
+_WANDB_SECONDS = 60  # that a run waits, at its start and at its end, for a W&B server that does not answer
 
 
 def environment() -> dict[str, Any]:
@@ -141,24 +142,38 @@ class Tracker:
     def _start_wandb(self, config: RunConfig) -> None:
         import wandb
 
+        def start(mode: str) -> None:
+            self.wandb_run = wandb.init(
+                project=config.project,
+                name=config.name,
+                entity=config.wandb.entity,
+                group=config.wandb.group,
+                tags=config.wandb.tags,
+                mode=mode,
+                dir=self.run_dir,
+                config=config.model_dump(mode="json"),
+                settings=wandb.Settings(
+                    silent=True,
+                    init_timeout=_WANDB_SECONDS,
+                    finish_timeout=_WANDB_SECONDS,
+                    finish_timeout_raises=True,
+                ),
+                id=self.wandb_id,
+                resume="allow" if self.wandb_id else None,
+            )
+
+        later = f"logging offline; `wandb sync {self.run_dir / 'wandb' / 'offline-run-*'}` later"
         mode = config.wandb.mode
         if mode == "online" and not wandb.login(prompt=False, verify=False):
-            offline_runs = self.run_dir / "wandb" / "offline-run-*"
-            logger.warning("W&B: no login on this machine, logging offline; `wandb sync %s` later", offline_runs)
+            logger.warning("W&B: no login on this machine, %s", later)
             mode = "offline"
-        self.wandb_run = wandb.init(
-            project=config.project,
-            name=config.name,
-            entity=config.wandb.entity,
-            group=config.wandb.group,
-            tags=config.wandb.tags,
-            mode=mode,
-            dir=self.run_dir,
-            config=config.model_dump(mode="json"),
-            settings=wandb.Settings(silent=True),
-            id=self.wandb_id,
-            resume="allow" if self.wandb_id else None,
-        )
+        try:
+            start(mode)
+        except Exception as error:
+            if mode == "offline":
+                raise
+            logger.warning("W&B: could not start the run online (%s), %s", error, later)
+            start("offline")
         self.wandb_id = self.wandb_run.id
 
     def _write(self, what: str, write: Callable[[], object]) -> None:

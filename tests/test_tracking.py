@@ -1,15 +1,21 @@
+import io
 import json
 import logging
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-import multicoco
+import multicoco.tracking
 from multicoco.config import RunConfig, Wandb, load_config
 from multicoco.errors import UserError
 from multicoco.tracking import Tracker, environment
@@ -58,7 +64,7 @@ def test_an_evaluation_leaves_summary_samples_and_metrics(tmp_path):
 def test_environment_names_versions_and_revision(tmp_path):
     Tracker(tmp_path, run_config())
     saved = json.loads((tmp_path / "environment.json").read_text())
-    assert saved["torch"] == torch.__version__.partition("+")[0] or saved["torch"] == torch.__version__
+    assert saved["torch"] == version("torch")
     assert saved["python"] == ".".join(map(str, sys.version_info[:3]))
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert (saved["git"] or {}).get("commit", "") == head.stdout.strip()
@@ -106,6 +112,40 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="file/run cannot be written"):
         Tracker(tmp_path / "file" / "run", run_config())
+
+
+class WandbServer:
+    """Enough of a W&B server for a run to start."""
+
+    def __init__(self):
+        self.is_failing = False
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(handler):
+                body = handler.rfile.read(int(handler.headers["Content-Length"]))
+                answer = json.dumps({"data": self.answer(body)}).encode()
+                handler.send_response(500 if self.is_failing else 200)
+                handler.send_header("Content-Length", str(len(answer)))
+                handler.end_headers()
+                handler.wfile.write(answer)
+
+            def log_message(handler, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def answer(self, request: bytes) -> dict:
+        if b"upsertBucket" not in request:
+            return {"viewer": {"id": "v", "entity": "me", "flags": "{}", "teams": {"edges": []}}}
+        project = {"id": "p", "name": "multicoco", "entity": {"id": "e", "name": "me"}}
+        run = {"id": "r", "name": json.loads(request)["variables"]["name"], "config": "{}", "project": project}
+        return {"upsertBucket": {"bucket": run, "inserted": True}}
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
 
 
 class TestWandb:
@@ -161,6 +201,19 @@ class TestWandb:
         monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
         assert len(self.run(tmp_path, "disabled")) == 2
 
+    def test_a_start_that_fails_online_is_made_offline(self, tmp_path, fake, monkeypatch, caplog):
+        def init(**settings):
+            if settings["mode"] == "online":
+                raise TimeoutError("unreachable")
+            return offline(**settings)
+
+        fake.logins.append("user")
+        offline = sys.modules["wandb"].init
+        monkeypatch.setattr(sys.modules["wandb"], "init", init)
+        self.run(tmp_path, "online")
+        assert [name for name, *_ in fake.calls] == ["init", "log", "log", "finish"]
+        assert fake.calls[0][2]["mode"] == "offline" and "unreachable" in caplog.text
+
     @pytest.mark.parametrize("where", ["init", "log", "finish"])
     def test_its_failures_never_stop_a_run(self, tmp_path, fake, caplog, where):
         fake.failing.add(where)
@@ -168,15 +221,50 @@ class TestWandb:
             assert len(self.run(tmp_path, "offline")) == 2
         assert caplog.text.count("unreachable") == 1
 
-    @pytest.mark.parametrize("mode", ["online", "offline"])
-    def test_the_real_one_without_a_login_writes_offline_files_under_the_run(self, tmp_path, mode, monkeypatch):
-        for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE"):
-            monkeypatch.delenv(name, raising=False)
-        for name in ("HOME", "WANDB_CONFIG_DIR", "NETRC"):
-            monkeypatch.setenv(name, str(tmp_path / "nobody"))
-        pytest.importorskip("wandb")
-        self.run(tmp_path, mode)
+    @pytest.mark.parametrize("failure", ["never there", "answers with errors", "goes away"])
+    def test_the_real_one_with_a_server_that_fails_does_not_hold_a_run_up(self, tmp_path, failure):
+        said = in_new_process(run_against_failing_server, tmp_path, failure)
+        assert len(lines(tmp_path / "metrics.jsonl")) == 49
+        assert ("logging offline" if failure == "never there" else "could not finish") in said
+        assert list((tmp_path / "wandb").glob("*run-*/*.wandb"))  # for `wandb sync`
+
+    def test_the_real_one_without_a_login_writes_offline_files_under_the_run(self, tmp_path):
+        in_new_process(run_without_login, tmp_path)
         assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def in_new_process(function: Callable, *arguments) -> str:
+    """The real wandb keeps its server and login as long as a process lives. Returns what was logged."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result(timeout=100)
+
+
+def run_against_failing_server(folder: Path, failure: str) -> str:
+    server, said = WandbServer(), io.StringIO()
+    logging.getLogger("multicoco").addHandler(logging.StreamHandler(said))
+    os.environ.update(WANDB_BASE_URL=server.url, WANDB_API_KEY=40 * "a")
+    multicoco.tracking._WANDB_SECONDS = 3
+    if failure == "never there":
+        server.close()
+    tracker = Tracker(folder, run_config(wandb=Wandb(mode="online")))
+    tracker.log({"a": 1}, step=1)
+    if failure == "answers with errors":
+        server.is_failing = True
+    elif failure == "goes away":
+        server.close()
+    for step in range(2, 50):
+        tracker.log({"a": step}, step=step)
+    tracker.close()
+    return said.getvalue()
+
+
+def run_without_login(folder: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE"):
+        os.environ.pop(name, None)
+    os.environ.update(dict.fromkeys(("HOME", "WANDB_CONFIG_DIR", "NETRC"), str(folder / "nobody")))
+    tracker = Tracker(folder, run_config(wandb=Wandb(mode="online")))
+    tracker.log({"a": 1}, step=1)
+    tracker.close()
 
 
 def test_a_full_disk_costs_lines_but_not_the_run(tmp_path, caplog):
