@@ -157,7 +157,7 @@ def predict(case: Case) -> int:
 
 
 def measure(case: Case, threads: int) -> int:
-    """Bytes of a rank, in one process or, through torchrun, in several."""
+    """Bytes of the worst rank, in one process or, through torchrun, in several."""
     arguments = ["--threads", str(threads), "--measure", json.dumps(asdict(case))]
     if case.ranks == 1:
         return in_new_process(__file__, *arguments)["peak"]
@@ -177,7 +177,7 @@ def batch(case: Case) -> dict[str, torch.Tensor | None]:
 
 
 def train(case: Case) -> int:
-    """Trains in this process, one of case.ranks; returns the peak of its steps after the first."""
+    """Trains in this process, one of case.ranks; returns the peak of the steps after the first, of the worst rank."""
     _, world_size = init_distributed()
     config = case.config
     auto = {"qwen2": "Qwen2ForCausalLM", "internvl": "InternVLForConditionalGeneration"}
@@ -202,7 +202,9 @@ def train(case: Case) -> int:
                     engine.backward(loss)
                     engine.step()
                     del loss
-    return allocated_peak(profiler)
+    peak = torch.tensor(allocated_peak(profiler))
+    torch.distributed.all_reduce(peak, torch.distributed.ReduceOp.MAX)
+    return int(peak)
 
 
 def allocated_peak(profiler: profile) -> int:

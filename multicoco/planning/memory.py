@@ -11,6 +11,16 @@ from multicoco.planning.geometry import ModelGeometry, Part, Workload
 
 SUB_GROUP = 10**9  # numbers that ZeRO-3 updates at a time, DeepSpeed's `sub_group_size`
 ALLREDUCE_BUCKET = 5 * 10**8  # numbers that ZeRO-0 flattens at a time
+# the parts a report tells apart, and the kinds that `peak_memory` counts under each
+PARTS = {
+    "parameters": ("parameters", "gathered parameters"),
+    "gradients": ("gradients", "unfinished gradients", "buckets"),
+    "optimizer": ("optimizer", "optimizer step"),
+    "KV cache": ("KV cache",),
+    "activations": ("activations",),
+    "logits": ("logits",),
+    "vision": ("vision activations",),
+}
 
 
 @dataclass(frozen=True)
@@ -46,10 +56,12 @@ class Memory:
     Attributes:
         device: at the peak, by kind.
         host: in the CPU's memory, by kind; only with offload.
+        parts: the most that each of PARTS ever takes; their worst moments differ, so they add up to more than the peak.
     """
 
     device: dict[str, int]
     host: dict[str, int]
+    parts: dict[str, int]
 
     @property
     def peak(self) -> int:
@@ -61,16 +73,19 @@ class Memory:
 
 
 class _Walk:
-    """What is held at a moment, by kind, and the most that ever was."""
+    """What is held at a moment, by kind, at the worst one, and the most of each part."""
 
     def __init__(self):
         self.held: Counter[str] = Counter()
         self.worst: Counter[str] = Counter()
+        self.parts = dict.fromkeys(PARTS, 0)
 
     def hold(self, kind: str, nbytes: float) -> None:
         self.held[kind] += int(nbytes)
         if self.held.total() > self.worst.total():
             self.worst = self.held.copy()
+        for part, kinds in PARTS.items():
+            self.parts[part] = max(self.parts[part], sum(self.held[kind] for kind in kinds))
 
     def release(self, kind: str, nbytes: float | None = None) -> None:
         """Everything of a kind, or some."""
@@ -93,11 +108,18 @@ def peak_memory(model: ModelGeometry, work: Workload, setting: Setting) -> Memor
         if kind not in _on_host(setting):
             walk.hold(kind, host.pop(kind))
     _hold_inputs(walk, model, work, setting)
-    gather = _Gathering(walk, model, setting)
+    gather, reduction = _Gathering(walk, model, work, setting), _Reduction(walk, model, setting)
     _forward(walk, model, work, setting, gather)
-    _backward(walk, model, work, setting, gather)
+    _backward(walk, model, work, setting, gather, reduction)
     _optimizer_step(walk, model, setting)
-    return Memory({kind: n for kind, n in walk.worst.items() if n}, {kind: n for kind, n in host.items() if n})
+    device, host = ({kind: n for kind, n in held.items() if n} for held in (walk.worst, host))
+    return Memory(device, host, walk.parts)
+
+
+def pass_activations(model: ModelGeometry, work: Workload, setting: Setting) -> list[int]:
+    """Bytes that each pass over the language model leaves for backward, on a rank."""
+    layers = [model.trace.decoder(setting.micro_batch, columns, setting.checkpointing) for columns in work.segments]
+    return [model.decoder_layer.copies * layer.saved for layer in layers]
 
 
 def optimizer_share(model: ModelGeometry, setting: Setting) -> int:
@@ -147,22 +169,87 @@ def _hold_inputs(walk: _Walk, model: ModelGeometry, work: Workload, setting: Set
 
 class _Gathering:
     """The whole parameters that ZeRO-3 has at a time: every part from its first use to its last, where all may live at
-    once; else no more than `stage3_max_live_parameters`, all through forward and backward."""
+    once; else no more than `stage3_max_live_parameters`, all through forward and backward.
 
-    def __init__(self, walk: _Walk, model: ModelGeometry, setting: Setting):
+    DeepSpeed 0.19 counts a module's backward calls from its latest forward call. After several passes the count is
+    right for the last one alone, and the layers gathered for backward through the others stay until its end;
+    checkpointing, which runs forward again before each, sets the count right.
+    """
+
+    def __init__(self, walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting):
         self.walk, self.width = walk, model.width
-        self.is_sharded = setting.stage == 3 and setting.ranks > 1
-        self.keeps_all = self.is_sharded and model.parameters <= setting.max_live
-        if self.is_sharded and not self.keeps_all:
+        is_sharded = setting.stage == 3 and setting.ranks > 1
+        self.keeps_all = is_sharded and model.parameters <= setting.max_live
+        self.keeps_layers = is_sharded and len(work.segments) > 1 and not setting.checkpointing
+        if is_sharded and not self.keeps_all:
             walk.hold("gathered parameters", model.width * setting.max_live)
+        self.beyond_live = 0 if self.keeps_all else max(0, model.decoder_parameters - setting.max_live)
 
     def first_use(self, part: Part) -> None:
         if self.keeps_all:
             self.walk.hold("gathered parameters", self.width * part.parameters)
 
+    def last_pass_done(self) -> None:
+        if self.keeps_layers:
+            self.walk.hold("gathered parameters", self.width * self.beyond_live)
+
+    def last_layer_use(self, layer: Part) -> None:
+        if not self.keeps_layers:
+            self.last_use(layer)
+
     def last_use(self, part: Part) -> None:
         if self.keeps_all:
             self.walk.release("gathered parameters", self.width * part.parameters)
+
+
+class _Reduction:
+    """Where gradients go as they are completed, in the last micro-batch of a step: ZeRO-0 keeps them, the others a
+    share. One that is larger than a bucket stays until the next comes, which may be passes later."""
+
+    def __init__(self, walk: _Walk, model: ModelGeometry, setting: Setting):
+        self.walk, self.width, self.setting = walk, model.width, setting
+        self.share = model.width * optimizer_share(model, setting)
+        self.waiting = 0  # numbers
+        self.has_begun = False
+        on_device, several = setting.offload == "none", setting.accumulation > 1
+        self.takes_share = setting.stage in (1, 2) and on_device
+        self.adds_up = setting.stage == 0 and not several
+        if several and (setting.stage == 0 or (setting.stage == 1 and on_device)):
+            walk.hold("gradients", model.width * model.trainable)  # the earlier micro-batches'; ZeRO-1 reduces once
+        elif several and setting.stage == 2 and on_device:
+            walk.hold("gradients", self.share)
+
+    def finish(self, part: Part) -> None:
+        """The gradients of a part are complete."""
+        if not part.trainable:
+            return
+        if not self.has_begun:
+            self._begin()
+        reduced = self.waiting or part.largest
+        self.walk.need("gradients", self.width * part.largest + self._copy_bytes() * reduced)
+        self.walk.release("gradients", self.width * self.waiting)
+        self.waiting = part.largest if self.setting.stage and part.largest > self.setting.reduce_bucket else 0
+        self.walk.hold("gradients", self.width * (part.trainable if self.adds_up else self.waiting))
+
+    def _begin(self) -> None:
+        self.has_begun = True
+        if self.setting.stage in (1, 2):  # two: one fills while the other is on its way
+            self.walk.hold("buckets", 2 * self.width * self.setting.reduce_bucket)
+        if self.takes_share:
+            self.walk.hold("gradients", self.share)
+
+    def _copy_bytes(self) -> float:
+        """For each number that is reduced: what ZeRO-3's reduce-scatter sends, then, for offload, fp64 for the norm of
+        what the rank keeps."""
+        is_sharded = self.setting.stage == 3
+        sent = self.width if is_sharded and self.setting.ranks > 1 else 0
+        norm = 8 / (self.setting.ranks if is_sharded else 1) if self.setting.offload != "none" else 0
+        return max(sent, norm)
+
+    def done(self) -> None:
+        self.walk.release("gradients", self.width * self.waiting)
+        if self.has_begun and self.setting.stage in (1, 2):
+            self.walk.release("buckets", 2 * self.width * self.setting.reduce_bucket)
 
 
 def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting, gather: _Gathering) -> None:
@@ -172,7 +259,7 @@ def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting
         vision = model.trace.vision(max(1, rows * work.tiles), setting.checkpointing)
         for _ in range(model.vision_layer.copies):
             gather.first_use(model.vision_layer)
-            walk.need("activations", vision.saved + vision.forward)
+            walk.need("vision activations", vision.saved + vision.forward)
             walk.hold("vision activations", vision.saved)
         gather.first_use(model.projector)
     walk.hold("activations", rows * work.length * hidden)  # input embeddings
@@ -189,11 +276,12 @@ def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting
     walk.need("logits", model.trace.loss(rows * work.written).forward)
 
 
-def _backward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting, gather: _Gathering) -> None:
+def _backward(
+    walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting, gather: _Gathering, reduction: _Reduction
+) -> None:
     rows, width = setting.micro_batch, model.width
-    _hold_reduction(walk, model, setting)
     walk.need("logits", model.trace.loss(rows * work.written).backward)
-    _finish_gradient(walk, model, model.head, setting)
+    reduction.finish(model.head)
     if model.is_tied:  # waits for the embedding's
         walk.hold("unfinished gradients", width * model.embedding.trainable)
     gather.last_use(model.head)
@@ -212,49 +300,27 @@ def _backward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Settin
             if is_first:
                 if not is_last:
                     walk.release("unfinished gradients", width * model.decoder_layer.trainable)
-                _finish_gradient(walk, model, model.decoder_layer, setting)
-                gather.last_use(model.decoder_layer)
+                reduction.finish(model.decoder_layer)
+                gather.last_layer_use(model.decoder_layer)
+        if is_last:
+            gather.last_pass_done()
     if model.is_tied:
         walk.need("unfinished gradients", width * model.embedding.trainable)
         walk.release("unfinished gradients")
-    _finish_gradient(walk, model, model.embedding, setting)
+    reduction.finish(model.embedding)
     gather.last_use(model.embedding)
     if model.sees_images:
-        _finish_gradient(walk, model, model.projector, setting)
+        reduction.finish(model.projector)
         gather.last_use(model.projector)
         vision = model.trace.vision(max(1, rows * work.tiles), setting.checkpointing)
         for _ in range(model.vision_layer.copies):
             walk.need("vision activations", vision.backward)
             walk.release("vision activations", vision.saved)
-            _finish_gradient(walk, model, model.vision_layer, setting)
+            reduction.finish(model.vision_layer)
             gather.last_use(model.vision_layer)
-    for kind in ("activations", "vision activations", "gathered parameters", "inputs", "unfinished gradients"):
+    for kind in ("activations", "vision activations", "gathered parameters", "unfinished gradients"):
         walk.release(kind)
-    if setting.stage in (1, 2):
-        walk.release("buckets", 2 * width * setting.reduce_bucket)
-
-
-def _hold_reduction(walk: _Walk, model: ModelGeometry, setting: Setting) -> None:
-    """What there is while gradients come in, in the last micro-batch of a step."""
-    width, share, several = model.width, optimizer_share(model, setting), setting.accumulation > 1
-    if setting.stage in (1, 2):
-        walk.hold("buckets", 2 * width * setting.reduce_bucket)  # two: one fills while the other is on its way
-        if setting.offload == "none":
-            walk.hold("gradients", width * share)
-            if several and setting.stage == 2:
-                walk.hold("gradients", width * share)  # the earlier micro-batches'
-    if several and (setting.stage == 0 or (setting.stage == 1 and setting.offload == "none")):
-        walk.hold("gradients", width * model.trainable)  # ZeRO-1 reduces once a step, until then they are whole
-
-
-def _finish_gradient(walk: _Walk, model: ModelGeometry, part: Part, setting: Setting) -> None:
-    """A part's gradient is complete: ZeRO-0 keeps it, the others reduce and drop it."""
-    if setting.stage == 0:
-        if setting.accumulation == 1:
-            walk.hold("gradients", model.width * part.trainable)
-    elif part.trainable:
-        copies = 2 if setting.ranks > 1 and setting.stage == 3 else 1  # reduce-scatter's input is another
-        walk.need("gradients", copies * model.width * part.largest)
+    reduction.done()
 
 
 def _optimizer_step(walk: _Walk, model: ModelGeometry, setting: Setting) -> None:
@@ -262,8 +328,7 @@ def _optimizer_step(walk: _Walk, model: ModelGeometry, setting: Setting) -> None
     if setting.offload != "none":  # the CPU's AdamW works in place
         return
     if setting.stage == 0:
-        if setting.ranks > 1:
-            walk.need("optimizer step", width * min(model.trainable, ALLREDUCE_BUCKET))
+        walk.need("optimizer step", width * min(model.trainable, ALLREDUCE_BUCKET))  # one rank flattens too
         fp32_gradients = 4 * share if is_half else 0
         group, largest = share, model.largest
     else:

@@ -12,23 +12,28 @@ from multicoco.config import RunConfig
 from multicoco.errors import UserError
 from multicoco.planning.cost import Cluster, Cost, step_cost
 from multicoco.planning.geometry import ModelGeometry, Workload, read_model_config
-from multicoco.planning.memory import Memory, Setting, peak_memory
+from multicoco.planning.memory import PARTS, Memory, Setting, pass_activations, peak_memory
 from multicoco.planning.workload import Lengths, stage_workloads
 from multicoco.tracking import write_text
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 HEADROOM = 0.1  # of a GPU, for what is not modelled: CUDA's context, NCCL's buffers, fragmentation
-SHOWN = 5
 _BUCKET = 500_000_000  # numbers, as in ds_configs/
 _MAX_LIVE = 1_000_000_000
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A setting with its estimates: the memory of the stage that needs most, the cost of the one with most latents."""
+    """A setting with its estimates.
+
+    Attributes:
+        memory: of the stage that needs most.
+        cost, passes: of the stage with most latents; passes is what `pass_activations` returns.
+    """
 
     setting: Setting
     memory: Memory
+    passes: list[int]
     cost: Cost
 
     def fits(self, cluster: Cluster) -> bool:
@@ -36,32 +41,42 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        offload = {"none": "", "optimizer": ", optimizer on CPU", "all": ", optimizer and parameters on CPU"}
-        return f"ZeRO-{self.setting.stage}{offload[self.setting.offload]}"
+        on_cpu = f", {ON_CPU[self.setting.offload]} on CPU" if self.setting.offload != "none" else ""
+        return f"ZeRO-{self.setting.stage}{on_cpu}"
 
-    def row(self) -> list[str]:
+    def row(self, cluster: Cluster) -> list[str]:
+        """What stands under HEADER."""
         setting, cost = self.setting, self.cost
         return [
-            self.name,
+            str(setting.stage),
+            ON_CPU[setting.offload],
             "yes" if setting.checkpointing else "no",
             f"{setting.micro_batch} x {setting.accumulation}",
+            *(f"{nbytes / GIB:.1f}" for nbytes in self.memory.parts.values()),
+            f"{self.passes[1] / MIB:.1f}" if len(self.passes) > 2 else "-",
             f"{self.memory.peak / GIB:.1f}",
             f"{self.memory.offloaded / GIB:.1f}",
             f"{cost.intra_bytes / 1e9:.1f}",
             f"{cost.inter_bytes / 1e9:.1f}",
             f"{cost.seconds:.2f}",
+            "yes" if self.fits(cluster) else "no",
         ]
 
 
+ON_CPU = {"none": "-", "optimizer": "optimizer", "all": "optimizer and parameters"}
 HEADER = [
     "ZeRO",
-    "checkpointing",
-    "micro-batch x accumulation",
-    "GiB a GPU",
-    "GiB a rank on CPU",
-    "GB sent a GPU",
-    "GB sent a node",
-    "s a step",
+    "on CPU",
+    "ckpt.",
+    "batch x acc.",
+    *PARTS,
+    "MiB/latent pass",
+    "peak",
+    "CPU",
+    "GB/GPU",
+    "GB/node",
+    "s/step",
+    "fits",
 ]
 
 
@@ -83,14 +98,19 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int, assumed: Lengths | Non
     workloads, source = stage_workloads(config, model, tiles, assumed)
     found = candidates(config, model, workloads, cluster)
     chosen = choose(found, cluster)
-    explanation = explain(chosen, model, cluster, workloads)
+    explanation = explain(chosen, model, cluster)
     lines = [
         f"{config.model_id}: {model.parameters / 1e9:.2f} billion parameters, {model.trainable / 1e9:.2f} trained, "
         f"on {cluster.nodes} x {cluster.gpus} GPUs of {cluster.gpu_memory:g} GiB",
         *(f"longest example: {_describe(work)}" for work in workloads),
         f"lengths {source}",
         "",
-        report(found, chosen, cluster),
+        f"Estimates of {len(found)} settings, the fastest first. In GiB a GPU, each part at its own worst moment, the "
+        "peak at that of the whole; CPU in GiB a rank; sent in a step by a GPU within its node, and by a node, in GB.",
+        "",
+        markdown_table(HEADER, [candidate.row(cluster) for candidate in found]),
+        "",
+        f"Chosen, as the fastest that fits with {HEADROOM:.0%} of the memory left free: {chosen.name}",
         "",
         explanation,
     ]
@@ -118,8 +138,9 @@ def candidates(
     found = []
     for setting in _settings(config, model, cluster):
         memories = [peak_memory(model, work, setting) for work in workloads]
-        cost = step_cost(model, workloads[-1], setting, cluster)
-        found.append(Candidate(setting, max(memories, key=lambda memory: memory.peak), cost))
+        largest = max(memories, key=lambda memory: memory.peak)
+        passes = pass_activations(model, workloads[-1], setting)
+        found.append(Candidate(setting, largest, passes, step_cost(model, workloads[-1], setting, cluster)))
     return sorted(found, key=lambda candidate: candidate.cost.seconds)
 
 
@@ -171,24 +192,6 @@ def _remedy(smallest: Candidate) -> str:
     return "Take more GPUs, GPUs with more memory, or a smaller model, or freeze parts of it (freeze)."
 
 
-def report(found: Sequence[Candidate], chosen: Candidate, cluster: Cluster) -> str:
-    """The fastest that fit, what the chosen one's memory is made of, and why the other kinds are out."""
-    fitting = [candidate for candidate in found if candidate.fits(cluster)]
-    lines = [markdown_table(HEADER, [candidate.row() for candidate in fitting[:SHOWN]]), ""]
-    lines.append(f"Chosen: the first. Its peak in GiB: {_kinds(chosen.memory.device)}.")
-    excluded = []
-    kinds = {(c.setting.stage, c.setting.offload, c.setting.checkpointing) for c in found}
-    for kind in sorted(kinds):
-        own = [c for c in found if (c.setting.stage, c.setting.offload, c.setting.checkpointing) == kind]
-        if not any(candidate.fits(cluster) for candidate in own):
-            smallest = min(own, key=lambda candidate: candidate.memory.peak)
-            excluded.append([*smallest.row()[:4], _kinds(smallest.memory.device)])
-    if excluded:
-        lines += ["", "Too large, even with the smallest micro-batch:", ""]
-        lines.append(markdown_table([*HEADER[:4], "made of"], excluded))
-    return "\n".join(lines)
-
-
 def ds_config(setting: Setting) -> dict[str, Any]:
     """The ds_config of a setting; what the run config decides stays "auto"."""
     zero: dict[str, Any] = {"stage": setting.stage}
@@ -232,7 +235,7 @@ def overrides(setting: Setting) -> dict[str, Any]:
     }
 
 
-def explain(chosen: Candidate, model: ModelGeometry, cluster: Cluster, workloads: Sequence[Workload]) -> str:
+def explain(chosen: Candidate, model: ModelGeometry, cluster: Cluster) -> str:
     """Each choice, and what it follows from."""
     setting, memory, cost = chosen.setting, chosen.memory, chosen.cost
     activations = memory.device.get("activations", 0) + memory.device.get("vision activations", 0)
@@ -264,12 +267,13 @@ def explain(chosen: Candidate, model: ModelGeometry, cluster: Cluster, workloads
         if model.parameters > setting.max_live:
             held = f"{setting.max_live / model.parameters:.0%} of the model, the rest is gathered again"
         lines.append(f"- `stage3_max_live_parameters` {setting.max_live}: {held}.")
-    passes = len(workloads[-1].segments)
-    if passes > 1:
+    if len(chosen.passes) > 1:
         gradients = model.width * model.decoder_layer.trainable * model.decoder_layer.copies
+        left = ", ".join(f"{nbytes / MIB:.1f}" for nbytes in chosen.passes)
         lines.append(
-            f"- {passes} latent passes: the language model's gradients are whole on every GPU "
-            f"({gradients / GIB:.1f} GiB) until the first pass has given its part, whatever the ZeRO stage."
+            f"- {len(chosen.passes)} latent passes: they leave {left} MiB of activations for backward, in their order. "
+            f"The language model's gradients are whole on every GPU ({gradients / GIB:.1f} GiB) until the first pass "
+            "has given its part, whatever the ZeRO stage."
         )
     lines += [
         f"- Peak {memory.peak / GIB:.1f} of {cluster.gpu_memory:g} GiB a GPU ({_kinds(memory.device)}).",

@@ -10,7 +10,7 @@ from multicoco.config import RunConfig
 from multicoco.errors import UserError
 from multicoco.planning.cost import Cluster
 from multicoco.planning.geometry import ModelGeometry, Workload
-from multicoco.planning.plan import GIB, Candidate, candidates, choose, markdown_table, model_dtype
+from multicoco.planning.plan import HEADER, candidates, choose, markdown_table, model_dtype
 
 # the published configs as far as they matter here; embeddings untied, with which the parameters come out as published
 _VISION_300M = {
@@ -68,19 +68,15 @@ def _config(examples_per_rank: int) -> RunConfig:
 
 
 def _row(name: str, model: ModelGeometry, n_gpus: int) -> list[str]:
+    """What `multicoco plan` would choose, or the smallest where nothing fits."""
     cluster = Cluster(n_gpus // GPUS_PER_NODE, GPUS_PER_NODE, GPU_MEMORY)
     work = Workload(TILES, PROMPT + TILES * model.tile_tokens, LATENTS, WRITTEN)
     found = candidates(_config(GLOBAL_BATCH // n_gpus), model, [work], cluster)
     try:
-        best, verdict = choose(found, cluster), ""
+        best = choose(found, cluster)
     except UserError:
-        best, verdict = min(found, key=lambda candidate: candidate.memory.peak), "does not fit: "
-    return [name, str(n_gpus), verdict + best.row()[0], *best.row()[1:], _largest(best)]
-
-
-def _largest(candidate: Candidate) -> str:
-    kind, nbytes = max(candidate.memory.device.items(), key=lambda item: item[1])
-    return f"{kind} {nbytes / GIB:.1f}"
+        best = min(found, key=lambda candidate: candidate.memory.peak)
+    return [name, str(n_gpus), *best.row(cluster)]
 
 
 def tables(names: Iterable[str] = INTERNVL3) -> str:
@@ -91,20 +87,7 @@ def tables(names: Iterable[str] = INTERNVL3) -> str:
         model = ModelGeometry(internvl3(name), model_dtype(config), config.freeze.model_dump())
         size = f"{name} ({model.parameters / 1e9:.2f} B)"
         rows += map(partial(_row, size, model), GPUS)
-    header = [
-        "model",
-        "GPUs",
-        "ZeRO",
-        "ckpt.",
-        "batch x acc.",
-        "GiB/GPU",
-        "CPU GiB/rank",
-        "GB/GPU",
-        "GB/node",
-        "s/step",
-        "largest part, GiB",
-    ]
-    return markdown_table(header, rows)
+    return markdown_table(["model", "GPUs", *HEADER], rows)
 
 
 if __name__ == "__main__":
