@@ -162,6 +162,9 @@ class RunConfig(Section):
         None, description="save within an epoch too, every so many optimizer steps of the run"
     )
     save_only_improve: bool = Field(False, description="at the end of an epoch, save only when accuracy improves")
+    asynchronous_save: bool = Field(
+        True, description="training goes on while a checkpoint is written, from a copy of the state in the CPU's memory"
+    )
     on_save_error: Literal["stop", "continue"] = Field(
         "stop", description="what training does when a checkpoint could not be written"
     )

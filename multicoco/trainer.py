@@ -4,6 +4,7 @@ import math
 import sys
 import warnings
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -118,7 +119,9 @@ class Trainer:
         self.device = device()
         self.schedule = build_schedule(config)
         self.training = config.mode != "eval_only"
-        self.checkpoints = Checkpoints(config.run_dir, config.max_checkpoints_to_keep, config.keep_best_checkpoints)
+        self.checkpoints = Checkpoints(
+            config.run_dir, config.max_checkpoints_to_keep, config.keep_best_checkpoints, config.asynchronous_save
+        )
         if self.training:
             agree(self._check_run_folder)
         self.train_examples = self._load(config.train_path, config.max_train_samples) if self.training else []
@@ -148,7 +151,7 @@ class Trainer:
         self.best_accuracy, wandb_id, self.skipped_in_a_row = None, None, 0
         if self.training:
             self.stop = StopSignal()
-            self.slowest_save = 0.0
+            self.save_started, self.slowest_save = 0.0, 0.0
             wandb_id = self._find_start(allow_change)
         self.tracker = agree(lambda: Tracker(config.run_dir, config, wandb_id, enabled=self.rank == 0))
 
@@ -264,6 +267,7 @@ class Trainer:
                         accuracy = self._evaluate(f"epoch_{epoch + 1:04d}", self.stage)
                 except Preempted:
                     self._save(epoch)
+                    self._finish_save()
                     raise
                 self.epoch_step = 0
                 improved = accuracy is not None and (self.best_accuracy is None or accuracy > self.best_accuracy)
@@ -271,6 +275,7 @@ class Trainer:
                     self.best_accuracy = accuracy
                 if improved or not config.save_only_improve:
                     self._save(epoch + 1, accuracy)
+        self._finish_save()
 
     def _enter_stage(self, stage: int) -> None:
         """At a transition the optimizer and the schedule start again; without `reset_optimizer` they go on."""
@@ -306,6 +311,7 @@ class Trainer:
             window.add(losses.sum(), counts, skipped)
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
             if self.skipped_in_a_row == config.max_skipped_steps:
+                self._finish_save()
                 agree(lambda: self._give_up(micro_batches, losses))  # noqa: B023
             progress.update()
             is_last = self.epoch_step == self.steps_per_epoch
@@ -319,7 +325,7 @@ class Trainer:
                 learning_rate = self.engine.lr_scheduler.get_last_lr()[0]
                 where = {"train/stage": stage, "train/epoch": epoch + 1, "train/lr": learning_rate}
                 self.tracker.log(metrics | where, self.step)
-            self.stop.check(self.device)
+            self._look_around()
             if config.save_every_steps and self.step % config.save_every_steps == 0 and not is_last:
                 self._save(epoch)
         self.tracker.log({"train/epoch_seconds": perf_counter() - started, "train/epoch": epoch + 1}, self.step)
@@ -394,9 +400,24 @@ class Trainer:
             "earlier checkpoint; max_skipped_steps allows more"
         )
 
+    def _look_around(self) -> None:
+        """Between batches, on all ranks: ends the run if any rank was signalled to, and finishes a checkpoint that all
+        ranks have written.
+
+        Raises:
+            Preempted, UserError: as `run`.
+        """
+        flags = torch.tensor([self.stop.received is not None, self.checkpoints.is_writing], device=self.device).int()
+        dist.all_reduce(flags)
+        stopped, writing = flags.tolist()
+        if stopped:
+            raise Preempted
+        if not writing:
+            self._finish_save()
+
     def _save(self, epoch: int, accuracy: float | None = None) -> None:
-        """A checkpoint after so many epochs and `self.epoch_step` steps of the next."""
-        config, started = self.config, monotonic()
+        """A checkpoint after so many epochs and `self.epoch_step` steps of the next; it may be finished later."""
+        self._finish_save()
         state = TrainerState(
             epoch,
             self.stage,
@@ -411,23 +432,38 @@ class Trainer:
             self.tracker.wandb_id,
             self.tracker.environment,
         )
+        self.save_started = monotonic()
+        with self._save_errors():
+            self.checkpoints.save(self.engine, self.backbone, state, self.config.to_yaml())
+            self.tracker.log({"save/blocked_seconds": monotonic() - self.save_started}, self.step)
+        if not self.config.asynchronous_save:
+            self._finish_save()
+
+    def _finish_save(self) -> None:
+        """Waits for the checkpoint that is being written, if there is one."""
+        if not self.checkpoints.is_unfinished:
+            return
+        with self._save_errors():
+            self.checkpoints.finish()
+            seconds, grace = monotonic() - self.save_started, self.config.preemption_grace_seconds
+            self.tracker.log({"save/seconds": seconds}, self.step)
+            if seconds > max(grace, self.slowest_save) and self.rank == 0:
+                tqdm.write(
+                    f"a save took {seconds:.0f} s, preemption_grace_seconds is {grace}: when preempted, this run may "
+                    "have to go on from an earlier checkpoint; set save_every_steps",
+                    file=sys.stderr,
+                )
+            self.slowest_save = max(self.slowest_save, seconds)
+
+    @contextmanager
+    def _save_errors(self) -> Iterator[None]:
         try:
-            self.checkpoints.save(self.engine, self.backbone, state, config.to_yaml())
+            yield
         except UserError as error:
-            if config.on_save_error == "stop":
+            if self.config.on_save_error == "stop":
                 raise
             if self.rank == 0:
                 tqdm.write(f"error: {error}; training goes on (on_save_error: continue)", file=sys.stderr)
-            return
-        seconds = monotonic() - started
-        self.tracker.log({"save/seconds": seconds}, self.step)
-        if seconds > max(config.preemption_grace_seconds, self.slowest_save) and self.rank == 0:
-            tqdm.write(
-                f"a save took {seconds:.0f} s, preemption_grace_seconds is {config.preemption_grace_seconds}: when "
-                "preempted, this run may have to go on from an earlier checkpoint; set save_every_steps",
-                file=sys.stderr,
-            )
-        self.slowest_save = max(self.slowest_save, seconds)
 
     def _evaluate(self, name: str, stage: int) -> float | None:
         """Evaluates in the config's modes, by default the trained one.
@@ -449,7 +485,7 @@ class Trainer:
                 budget,
                 self.tracker,
                 sharded_weights=self.training and self.ds_config["zero_optimization"]["stage"] == 3,
-                before_batch=partial(self.stop.check, self.device) if self.training else None,
+                before_batch=self._look_around if self.training else None,
             )
             self.tracker.log_evaluation(name, mode, summary, samples, self.step)
             accuracies[mode] = summary["accuracy"]

@@ -1,9 +1,10 @@
-"""A folder to train in: a data set of scenes, a tiny model, and a run config over them."""
+"""Folders for tests: one to train in, with a data set, a tiny model and a run config; and sealed ones."""
 
 from pathlib import Path
 
 from multicoco.data.aokvqa import load_examples
 from multicoco.data.scenes import render_scenes
+from multicoco.engine.manifest import describe, seal
 from multicoco.models.tiny import build_tiny_internvl
 
 REPO = Path(__file__).resolve().parents[1]
@@ -30,3 +31,8 @@ log_every_steps: 1
 deepspeed: {REPO}/ds_configs/zero2.json
 {config}""")
     return home
+
+
+def seal_whole(folder: Path) -> None:
+    """As if this process had written every file in it."""
+    seal(folder, describe(folder, [path for path in folder.rglob("*") if path.is_file()]))

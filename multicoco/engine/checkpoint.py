@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, checked, found again, pruned.
+"""Checkpoints of a run: written beside the training, whole or not at all, checked, found again, pruned.
 
 <run folder>/checkpoints/epoch_0003/                 the state after three epochs
 <run folder>/checkpoints/epoch_0003_step_00000120/   within the fourth, after 120 optimizer steps in all
@@ -14,38 +14,33 @@
 import io
 import json
 import os
-import pickle
 import random
-import re
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import numpy as np
 import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.checkpoint import ds_to_universal
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 from safetensors import SafetensorError
 
 from multicoco.engine.deepspeed import whole_state_dict
-from multicoco.engine.manifest import damage, flush, seal
-from multicoco.engine.ranks import agree, rank, world_size
+from multicoco.engine.manifest import damage, describe, flush, seal
+from multicoco.engine.ranks import agree, gather, rank, world_size
+from multicoco.engine.state_files import StateFiles
 from multicoco.errors import UserError
 from multicoco.models.backbone import Backbone
 from multicoco.tracking import write_json, write_text
 
 _DEEPSPEED_TAG = "state"
-# what DeepSpeed's files hold beside tensors and plain data
-torch.serialization.add_safe_globals([ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address])
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,39 +78,18 @@ class TrainerState:
         return f"epoch_{self.epoch:04d}" + (f"_step_{self.step:08d}" if self.epoch_step else "")
 
 
-class FileCheckpointEngine(CheckpointEngine):
-    """How DeepSpeed writes and reads its files: a rank that cannot write notes why and goes on, since the others wait
-    for it in the next collective; and no file is trusted to hold more than tensors and plain data."""
+@dataclass(frozen=True)
+class _Pending:
+    """A checkpoint on its way to disk.
 
-    def __init__(self):
-        super().__init__()
-        self.error: Exception | None = None
+    Attributes:
+        path: where it will be; until it is whole, it is `unfinished`.
+        written: this rank's files of it, described for the manifest, once they are on disk.
+    """
 
-    def create(self, info: CheckpointCommitInfo) -> None:
-        self.error = None
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        self._note(lambda: Path(path).mkdir(parents=True, exist_ok=exist_ok))
-
-    def save(self, state_dict: dict, path: str) -> None:
-        self._note(lambda: torch.save(state_dict, path))
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        try:
-            return torch.load(path, map_location=map_location, weights_only=True)
-        except pickle.UnpicklingError as error:
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            what = found[1] if found else "something"
-            raise UserError(f"{path} holds {what}, which is no plain data and could run code: not loaded") from error
-
-    def commit(self, info: CheckpointCommitInfo) -> bool:
-        return self.error is None
-
-    def _note(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
-            self.error = error
+    path: Path
+    unfinished: Path
+    written: Future[dict[str, dict]]
 
 
 class Checkpoints:
@@ -123,18 +97,24 @@ class Checkpoints:
 
     Args:
         keep: how many of the newest stay; the best `keep_best` by accuracy, and always the very best, stay besides.
+        asynchronous: checkpoints are written from a copy of the state in the CPU's memory, so that training can go on
+            before `finish`; otherwise it must come first.
     """
 
-    def __init__(self, run_dir: Path, keep: int, keep_best: int):
+    def __init__(self, run_dir: Path, keep: int, keep_best: int, asynchronous: bool = False):
         self.run_dir = run_dir
         self.root = run_dir / "checkpoints"
         self.keep = keep
         self.keep_best = keep_best
+        self.asynchronous = asynchronous
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: _Pending | None = None
 
     def save(self, engine: DeepSpeedEngine, backbone: Backbone, state: TrainerState, config: str) -> None:
-        """Writes a checkpoint beside the others, names it when it is whole and on disk, then prunes. All ranks call it.
+        """Starts to write a checkpoint beside the others; `finish` makes it one of them. All ranks call it.
 
-        One of this step that is there already, because the run was stopped a second time before the next, stays.
+        The one before must be finished. One of this step that is there already, because the run was stopped a second
+        time before the next, stays.
 
         Raises:
             UserError: it could not be written; on all ranks. Nothing of it is left, the earlier ones are as before.
@@ -143,45 +123,73 @@ class Checkpoints:
         if agree(path.exists, only_rank_0=True):
             return
         unfinished = path.with_name(f"{path.name}.unfinished")
-        try:
-            self._write(engine, backbone, state, config, unfinished)
-        except UserError:
-            if rank() == 0:
-                shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        agree(lambda: _or_user_error(path, lambda: self._publish(unfinished, path)), only_rank_0=True)
+        agree(lambda: _or_user_error(path, lambda: self._prepare(unfinished)), only_rank_0=True)
+        write = self._collect(engine, backbone, state, config, unfinished)
+        self._pending = _Pending(path, unfinished, self._writer.submit(write))
 
-    def _write(
+    def _prepare(self, unfinished: Path) -> None:
+        self.remove_leftovers()
+        if not self.run_dir.is_dir():
+            raise OSError(f"the run folder {self.run_dir} is gone")
+        unfinished.mkdir(parents=True)
+
+    def _collect(
         self, engine: DeepSpeedEngine, backbone: Backbone, state: TrainerState, config: str, folder: Path
-    ) -> None:
-        def prepare() -> None:
-            self.remove_leftovers()
-            if not self.run_dir.is_dir():
-                raise OSError(f"the run folder {self.run_dir} is gone")
-            (folder / "random").mkdir(parents=True)
-
-        agree(lambda: _or_user_error(folder, prepare), only_rank_0=True)
-        files = engine.checkpoint_engine = FileCheckpointEngine()
-        engine._copy_recovery_script = lambda folder: None  # rank 0 would fail alone; the weights are written below
+    ) -> Callable[[], dict[str, dict]]:
+        """Everything that this rank has to write; what is returned writes and describes it."""
+        files = engine.checkpoint_engine = StateFiles(copying=self.asynchronous)
+        engine._copy_recovery_script = lambda folder: None  # the weights are written for `from_pretrained`
         engine.save_checkpoint(str(folder / "deepspeed"), tag=_DEEPSPEED_TAG, save_latest=False)
+        contents = files.contents | {folder / "random" / f"rank_{rank()}.pt": _random_state()}
         weights = whole_state_dict(backbone.model)
 
-        def write_own_part() -> None:
-            if files.error is not None:
-                raise files.error
-            torch.save(_random_state(), folder / "random" / f"rank_{rank()}.pt")
+        def write() -> dict[str, dict]:
+            for path, content in contents.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(content, path)
+            written = list(contents)
             if weights is not None:
                 backbone.save_pretrained(folder / "model", weights)
                 write_json(folder / "trainer.json", asdict(state))
                 write_text(folder / "config.yaml", config)
+                written += [*(folder / "model").iterdir(), folder / "trainer.json", folder / "config.yaml"]
+            return describe(folder, written)
 
-        agree(lambda: _or_user_error(folder, write_own_part))
-        agree(lambda: _or_user_error(folder, lambda: seal(folder)))
+        return write
 
-    def _publish(self, unfinished: Path, path: Path) -> None:
-        unfinished.rename(path)
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank's part of a checkpoint is still on its way to disk."""
+        return self._pending is not None and not self._pending.written.done()
+
+    @property
+    def is_unfinished(self) -> bool:
+        return self._pending is not None
+
+    def finish(self) -> None:
+        """Waits until the checkpoint that is being written, if there is one, is whole and on disk, names it, then
+        prunes. All ranks call it.
+
+        Raises:
+            UserError: as in `save`.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        try:
+            described = agree(lambda: _or_user_error(pending.path, pending.written.result))
+            every = {name: entry for part in gather(described) for name, entry in part.items()}
+            agree(lambda: _or_user_error(pending.path, lambda: self._publish(pending, every)), only_rank_0=True)
+        except UserError:
+            if rank() == 0:
+                shutil.rmtree(pending.unfinished, ignore_errors=True)
+            raise
+
+    def _publish(self, pending: _Pending, described: dict[str, dict]) -> None:
+        seal(pending.unfinished, described)
+        pending.unfinished.rename(pending.path)
         flush(self.root)
-        write_text(self.root / "latest", path.name)
+        write_text(self.root / "latest", pending.path.name)
         self.prune()
 
     def load(self, engine: DeepSpeedEngine, path: Path, state: TrainerState) -> None:
@@ -192,7 +200,7 @@ class Checkpoints:
         Raises:
             UserError: DeepSpeed cannot load it, or not into this ZeRO stage.
         """
-        engine.checkpoint_engine = FileCheckpointEngine()
+        engine.checkpoint_engine = StateFiles()
         stage = engine.zero_optimization_stage()
         fits = state.zero_stage == stage and (stage == 0 or state.world_size == world_size())
         if not fits and 0 in (state.zero_stage, stage):
@@ -328,13 +336,13 @@ def _put_aside(path: Path, problems: list[str]) -> None:
         raise UserError(f"checkpoint {path} is damaged and cannot be renamed ({error}): move it away") from error
 
 
-def _or_user_error(path: Path, write: Callable[[], None]) -> None:
+def _or_user_error(path: Path, write: Callable[[], T]) -> T:
     try:
-        write()
-    except (OSError, RuntimeError, SafetensorError) as error:
+        return write()
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save has the second for a full disk
         raise UserError(
-            f"checkpoint {path.name.removesuffix('.unfinished')} could not be written to {path.parent} (rank "
-            f"{rank()}: {error}); the ones before it are untouched"
+            f"checkpoint {path.name} could not be written to {path.parent} (rank {rank()}: {error}); the ones before "
+            "it are untouched"
         ) from error
 
 

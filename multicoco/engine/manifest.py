@@ -1,11 +1,12 @@
 """Whether a folder is whole: a manifest with the size and SHA-256 of every file in it, written last.
 
-The ranks share the work, every rank reading its part of the files; all of them must see the same folder.
+Every rank describes what it has written, and reads its share of the files when they are checked.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from multicoco.engine.ranks import gather, rank, world_size
@@ -14,28 +15,32 @@ from multicoco.tracking import write_json
 MANIFEST = "manifest.json"
 
 
-def seal(folder: Path) -> None:
-    """Flushes every file to disk and writes the manifest. Collective.
+def describe(folder: Path, files: Iterable[Path]) -> dict[str, dict]:
+    """Size and SHA-256 of files below a folder, by their names in it, once each is on disk.
 
     Raises:
-        OSError: on the ranks whose files could not be read or flushed, and on rank 0 if the manifest could not be
-            written; the others return, so agree on it afterwards.
+        OSError: one could not be flushed or read.
     """
-    error, described = None, {}
-    try:
-        for path in _share(sorted(_files(folder))):
-            flush(path)
-            described[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    except OSError as caught:
-        error = caught
-    gathered = gather(described)
-    if error is not None:
-        raise error
-    if rank() == 0:
-        files = {name: entry for part in gathered for name, entry in part.items()}
-        write_json(folder / MANIFEST, {"files": dict(sorted(files.items()))})
-        for path in [folder / MANIFEST, folder, *(p for p in folder.rglob("*") if p.is_dir())]:
-            flush(path)
+    described = {}
+    for path in files:
+        flush(path)
+        described[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return described
+
+
+def seal(folder: Path, described: dict[str, dict]) -> None:
+    """Writes the manifest of a folder whose files have all been described.
+
+    Raises:
+        OSError: it could not be written, or a file that another rank has described is not to be seen here.
+    """
+    for name, entry in described.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise OSError(f"{name}, which another rank has written, is not there: all hosts must share the folder")
+    write_json(folder / MANIFEST, {"files": dict(sorted(described.items()))})
+    for path in [folder / MANIFEST, folder, *(p for p in folder.rglob("*") if p.is_dir())]:
+        flush(path)
 
 
 def damage(folder: Path, below: str = "") -> list[str]:
@@ -60,10 +65,6 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
 
 
 def _share(items: list) -> list:

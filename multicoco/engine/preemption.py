@@ -4,9 +4,6 @@ import signal
 from time import monotonic
 from types import FrameType
 
-import torch
-import torch.distributed as dist
-
 
 class Preempted(Exception):
     """Training has stopped because a rank was signalled; on all ranks."""
@@ -26,10 +23,3 @@ class StopSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or monotonic()
-
-    def check(self, device: torch.device) -> None:
-        """Collective. Raises Preempted on all ranks if any was signalled."""
-        flag = torch.tensor(int(self.received is not None), device=device)
-        dist.all_reduce(flag)
-        if flag.item():
-            raise Preempted

@@ -20,7 +20,7 @@ from multicoco.errors import UserError
 _HARMLESS = {
     *("project", "name", "output_dir", "use_run_name_in_output_dir", "wandb", "log_every_steps"),
     *("resume", "max_checkpoints_to_keep", "keep_best_checkpoints", "save_only_improve", "save_every_steps"),
-    *("on_save_error", "preemption_grace_seconds", "lost_rank_seconds", "max_skipped_steps"),
+    *("asynchronous_save", "on_save_error", "preemption_grace_seconds", "lost_rank_seconds", "max_skipped_steps"),
     *("val_path", "max_val_samples", "eval_batch_size", "eval_every_epochs", "eval_config", "generation"),
     *("num_workers", "kernel", "activation_checkpointing", "deepspeed"),
     *("batch_size", "gradient_accumulation_steps"),  # the global batch they make is checked instead

@@ -1,22 +1,20 @@
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import torch
+from homes import seal_whole
 from hypothesis import given
 from hypothesis import strategies as st
 
 from multicoco.engine.checkpoint import (
     Checkpoints,
-    FileCheckpointEngine,
     TrainerState,
     all_checkpoints,
     find_weights,
 )
-from multicoco.engine.manifest import MANIFEST, damage, seal
+from multicoco.engine.manifest import MANIFEST, damage, describe, seal
 from multicoco.errors import UserError
 
 
@@ -29,7 +27,7 @@ def make_run(run: Path, accuracies: list[float | None]) -> Path:
         (folder / "trainer.json").write_text(json.dumps(asdict(state)))
         (folder / "model").mkdir()
         (folder / "model" / "model.safetensors").write_bytes(bytes([epoch]) * 1000)
-        seal(folder)
+        seal_whole(folder)
     (run / "checkpoints" / "latest").write_text(f"epoch_{len(accuracies):04d}")
     return run
 
@@ -81,7 +79,7 @@ def within_an_epoch(run: Path, epoch: int, step: int) -> Path:
     folder = run / "checkpoints" / TrainerState(epoch, 0, step, epoch_step=1).name
     folder.mkdir(parents=True)
     (folder / "trainer.json").write_text(json.dumps(asdict(TrainerState(epoch, 0, step, epoch_step=1))))
-    seal(folder)
+    seal_whole(folder)
     return folder
 
 
@@ -142,12 +140,21 @@ def test_a_manifest_covers_every_file(tmp_path):
     files = [tmp_path / "x", tmp_path / "a" / "y", tmp_path / "a" / "b" / "z"]
     for path in files:
         path.write_text(path.name)
-    seal(tmp_path)
+    seal_whole(tmp_path)
     assert damage(tmp_path) == []
     for path in files:
         path.write_text("?")
         assert damage(tmp_path) == [f"{path.name}: changed since it was written (SHA-256)"]
         path.write_text(path.name)
+
+
+def test_files_that_rank_0_cannot_see_are_no_checkpoint(tmp_path):
+    (tmp_path / "here").write_text("x")
+    here = describe(tmp_path, [tmp_path / "here"])
+    for elsewhere in ({"there": here["here"]}, {"here": here["here"] | {"bytes": 2}}):
+        with pytest.raises(OSError, match="all hosts must share the folder"):
+            seal(tmp_path, here | elsewhere)
+    assert not (tmp_path / MANIFEST).exists()
 
 
 @pytest.mark.parametrize("crash_at", ["rename", "rmtree"])
@@ -165,15 +172,3 @@ def test_a_crash_while_pruning_leaves_whole_checkpoints(tmp_path, monkeypatch, c
     assert all(damage(path) == [] for path in all_checkpoints(run / "checkpoints"))
     Checkpoints(run, keep=1, keep_best=0).prune()
     assert names(run) == {"epoch_0005"}
-
-
-class Burglar:
-    def __reduce__(self):
-        return os.system, ("touch /tmp/burgled",)
-
-
-def test_a_pickle_with_code_is_refused_by_name(tmp_path):
-    torch.save({"module": Burglar()}, tmp_path / "states.pt")
-    with pytest.raises(UserError, match=r"states.pt holds \w+.system, which is no plain data"):
-        FileCheckpointEngine().load(str(tmp_path / "states.pt"))
-    assert not Path("/tmp/burgled").exists()

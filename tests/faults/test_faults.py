@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from homes import seal_whole
 
 from multicoco.engine.checkpoint import all_checkpoints
-from multicoco.engine.manifest import MANIFEST, damage, seal
+from multicoco.engine.manifest import MANIFEST, damage
 
 
 def errors(said: list[str]) -> list[str]:
@@ -50,10 +51,18 @@ def copy_of_finished(runs, name: str) -> Path:
     )
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("then", ["stop", "continue"])
-def test_a_full_disk_leaves_the_checkpoint_before_it_and_no_half_one(runs, small_disk, then, ranks):
-    settings = (f"output_dir={small_disk}", f"on_save_error={then}", "batch_size=1", "gradient_accumulation_steps=4")
+@pytest.mark.parametrize(
+    ("then", "ranks", "asynchronous"),
+    [("stop", 1, "true"), ("stop", 2, "false"), ("continue", 1, "false"), ("continue", 2, "true")],
+)
+def test_a_full_disk_leaves_the_checkpoint_before_it_and_no_half_one(runs, small_disk, then, ranks, asynchronous):
+    settings = (
+        f"output_dir={small_disk}",
+        f"on_save_error={then}",
+        f"asynchronous_save={asynchronous}",
+        "batch_size=1",
+        "gradient_accumulation_steps=4",
+    )
     codes, _ = runs("full", *settings, ranks=ranks)
     [message] = errors(runs.said)
     assert "epoch_0002 could not be written" in message and "the ones before it are untouched" in message
@@ -61,6 +70,13 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_and_no_half_one(runs, small
     checkpoints = small_disk / "full" / "checkpoints"
     assert {path.name for path in checkpoints.iterdir()} == {"epoch_0001", "latest"}
     assert damage(checkpoints / "epoch_0001") == [] and (checkpoints / "latest").read_text() == "epoch_0001"
+
+
+def test_the_manifest_names_every_file(runs):
+    folder = finished(runs) / "checkpoints" / "epoch_0002"
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {*json.loads((folder / MANIFEST).read_text())["files"], MANIFEST}
+    assert len(files) > 10 and damage(folder) == []
 
 
 def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(runs):
@@ -91,7 +107,7 @@ def test_code_in_a_checkpoint_is_refused_even_with_a_manifest_to_match(runs):
     content = torch.load(states, weights_only=False)
     torch.save(content | {"extra": Burglar(runs.home / "burgled")}, states)
     (folder / MANIFEST).unlink()
-    seal(folder)
+    seal_whole(folder)
     codes, _ = runs("burgled", ranks=1)
     assert codes == [1] and not (runs.home / "burgled").exists()
     [message] = errors(runs.said)

@@ -46,16 +46,21 @@ def unbroken(runs):
 
 
 @pytest.mark.parametrize(
-    ("stage", "ranks", "number", "workers"),
-    [(1, 2, signal.SIGTERM, 0), (2, 1, signal.SIGTERM, 1), (3, 2, signal.SIGUSR1, 1)],
+    ("stage", "ranks", "number", "workers", "asynchronous"),
+    [
+        (1, 2, signal.SIGTERM, 0, "true"),
+        (2, 1, signal.SIGTERM, 1, "false"),
+        (3, 2, signal.SIGUSR1, 1, "true"),
+    ],
 )
-def test_a_preempted_run_goes_on_bit_by_bit(runs, unbroken, stage, ranks, number, workers):
+def test_a_preempted_run_goes_on_bit_by_bit(runs, unbroken, stage, ranks, number, workers, asynchronous):
     expected = unbroken(stage, ranks)
     name, dice = f"preempted_{stage}_{ranks}_{number}", random.Random(f"{stage} {number}")
     run, preempted = runs.home / "runs" / name, 0
     while preempted < 2:
         kill = {"since": "step", "after": dice.uniform(0, 0.5), "signal": number, "ranks": [dice.randrange(ranks)]}
-        codes, said = runs(name, zero(stage), f"num_workers={workers}", ranks=ranks, kill=kill)
+        settings = (zero(stage), f"num_workers={workers}", f"asynchronous_save={asynchronous}", "save_every_steps=2")
+        codes, said = runs(name, *settings, ranks=ranks, kill=kill)
         assert codes in ([0] * ranks, [143] * ranks), said
         if codes[0] == 0:  # the signal came too late: once more from the start
             shutil.rmtree(run)
