@@ -36,7 +36,7 @@ demo: $(READY)
 test: lint
 	$(BIN)/python -m pytest
 
-BENCHMARKS := latent_overhead baselines cached_attention generation checkpointing gathering
+BENCHMARKS := latent_overhead baselines cached_attention generation checkpointing gathering plan_memory
 
 bench: $(READY)
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done

@@ -219,14 +219,14 @@ class _Reduction:
         elif several and setting.stage == 2 and on_device:
             walk.hold("gradients", self.share)
 
-    def finish(self, part: Part) -> None:
-        """The gradients of a part are complete."""
+    def finish(self, part: Part, is_held: bool = False) -> None:
+        """The gradients of a part are complete; is_held where they have been counted already."""
         if not part.trainable:
             return
         if not self.has_begun:
             self._begin()
-        reduced = self.waiting or part.largest
-        self.walk.need("gradients", self.width * part.largest + self._copy_bytes() * reduced)
+        arriving, reduced = 0 if is_held else part.largest, self.waiting or part.largest
+        self.walk.need("gradients", self.width * arriving + self._copy_bytes() * reduced)
         self.walk.release("gradients", self.width * self.waiting)
         self.waiting = part.largest if self.setting.stage and part.largest > self.setting.reduce_bucket else 0
         self.walk.hold("gradients", self.width * (part.trainable if self.adds_up else self.waiting))
@@ -293,15 +293,14 @@ def _backward(
             # the sum with what later passes gave is made beside the two
             adding = 0 if is_last else width * model.decoder_layer.largest * bool(model.decoder_layer.trainable)
             walk.need("activations", layer.backward + adding)
-            walk.release("activations", layer.saved)
             # autograd hands a gradient on when the last of its passes, the first segment, has given its part
             if is_last and not is_first:
                 walk.hold("unfinished gradients", width * model.decoder_layer.trainable)
             if is_first:
-                if not is_last:
-                    walk.release("unfinished gradients", width * model.decoder_layer.trainable)
-                reduction.finish(model.decoder_layer)
+                reduction.finish(model.decoder_layer, is_held=not is_last)
+                walk.release("unfinished gradients", 0 if is_last else width * model.decoder_layer.trainable)
                 gather.last_layer_use(model.decoder_layer)
+            walk.release("activations", layer.saved)
         if is_last:
             gather.last_pass_done()
     if model.is_tied:

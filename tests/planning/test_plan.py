@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from multicoco.config import RunConfig, load_config
 from multicoco.engine.ds_config import ModelShape, resolve_ds_config
 from multicoco.planning.cost import Cluster
 from multicoco.planning.geometry import ModelGeometry, Workload
-from multicoco.planning.plan import GIB, HEADROOM, candidates, choose, ds_config, model_dtype, overrides
+from multicoco.planning.plan import GIB, HEADER, HEADROOM, candidates, choose, ds_config, model_dtype, overrides
 
 CONFIG = """
 mode: coconut_train
@@ -50,6 +51,19 @@ def test_what_is_chosen_is_the_fastest_that_fits(run_config, gpu_memory):
     assert chosen.memory.peak <= (1 - HEADROOM) * gpu_memory * GIB
     faster = [candidate for candidate in found if candidate.cost.seconds < chosen.cost.seconds]
     assert all(candidate.memory.peak > (1 - HEADROOM) * gpu_memory * GIB for candidate in faster)
+
+
+def test_every_setting_is_reported_with_its_parts_passes_traffic_and_time(run_config, capsys):
+    assert plan(run_config, "--set", "coconut.first_stage=2") == 0
+    printed = capsys.readouterr().out
+    header, _, *rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("|")]
+    assert [name.strip() for name in header] == HEADER
+    found = found_for(load_config(run_config), Cluster(nodes=1, gpus=4, gpu_memory=80))
+    settings = {(c.setting.stage, c.setting.offload, c.setting.checkpointing, c.setting.micro_batch) for c in found}
+    assert len(rows) == len(settings) == 8 * 2 * 3  # stages with offload, checkpointing, micro-batches of 1, 2 and 4
+    seconds = [float(row[HEADER.index("s/step")]) for row in rows]
+    assert seconds == sorted(seconds)
+    assert re.search(r"- 3 latent passes: they leave ([\d.]+, ){2}[\d.]+ MiB of activations for backward", printed)
 
 
 def test_every_candidate_keeps_the_global_batch_and_is_a_valid_ds_config(run_config, tmp_path):
