@@ -43,6 +43,7 @@ setup(
         "torch>=2.8",
         "deepspeed>=0.19",
         "transformers>=5.20",
+        "peft>=0.21",
         "tokenizers",
         "safetensors",
         "pydantic>=2.11",

@@ -43,6 +43,19 @@ class Freeze(Section):
     language_model: bool = Field(False, description="keep the language model and its head as they are")
 
 
+class Lora(Section):
+    rank: PositiveInt | None = Field(
+        None,
+        description="rank of adapters that train the language model in the place of its own weights (LoRA, Hu et al. "
+        "2021, arXiv:2106.09685); null: train the weights themselves",
+    )
+    alpha: float = Field(16.0, gt=0, description="the adapters' output is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input")
+    target_modules: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="linear layers of the language model that get one, such as q_proj; null: all but the head"
+    )
+
+
 class Generation(Section):
     max_new_tokens: PositiveInt = Field(128, description="longest answer, in tokens")
     do_sample: bool = Field(False, description="sample instead of greedy or beam search")
@@ -110,6 +123,7 @@ class RunConfig(Section):
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     freeze: Freeze = Freeze()
+    lora: Lora = Lora()
     activation_checkpointing: bool = Field(False, description="recompute activations in backward: less memory")
     kernel: Literal["auto", "reference", "cpu", "triton", "flash"] = Field(
         "auto", description="implementation of the cached attention: auto is `cpu` on CPUs, `triton` or `flash` on GPUs"
@@ -244,6 +258,11 @@ class RunConfig(Section):
             (
                 latent.stage_lr is not None and not self.reset_optimizer,
                 "coconut.stage_lr is set but reset_optimizer is false: without a restart there is one learning rate",
+            ),
+            (
+                training and self.lora.rank is not None and self.freeze.language_model,
+                f"lora.rank is {self.lora.rank} but freeze.language_model is true: set it to false, LoRA keeps the "
+                "language model's own weights as they are",
             ),
             (
                 training and all(self.freeze.model_dump().values()),

@@ -36,6 +36,7 @@ from multicoco.errors import UserError
 from multicoco.evaluation.evaluate import LatentBudget, evaluate
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import Backbone, add_latent_tokens, freeze, load_authors_weights, load_backbone
+from multicoco.models.lora import add_lora
 from multicoco.tracking import Tracker
 from multicoco_kernels import implementation
 
@@ -209,9 +210,11 @@ class Trainer:
             load_authors_weights(backbone, authors_file, config.coconut.latent_init_token)
         if config.coconut.enabled:
             add_latent_tokens(backbone, config.coconut.latent_init_token)
-        if self.training:
-            freeze(backbone.model, **config.freeze.model_dump())
         latent = backbone.latent_tokens
+        if self.training:
+            if config.lora.rank:
+                add_lora(backbone.model, **config.lora.model_dump(), new_tokens=latent.block(1) if latent else ())
+            freeze(backbone.model, **config.freeze.model_dump())
         try:
             return backbone, LatentReasoner(backbone.model, latent.latent if latent else NO_LATENT, config.kernel)
         except ValueError as error:

@@ -233,6 +233,10 @@ class TestErrors:
             ),
             (["coconut.uniform_prob=0.1"], ["coconut.uniform_prob is 0.1", "mode is cot_train"]),
             (
+                ["lora.rank=8", "freeze.language_model=true"],
+                ["lora.rank is 8 but freeze.language_model is true", "set it to false"],
+            ),
+            (
                 [f"freeze.{part}=true" for part in ("vision_tower", "projector", "language_model")],
                 ["freeze.vision_tower", "freeze.projector", "freeze.language_model", "mode is cot_train"],
             ),

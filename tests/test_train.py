@@ -222,6 +222,34 @@ class TestCoconut:
         assert summary(home / "runs" / "eval_one", "coconut")["mean_latent_passes"] == 1
 
 
+def test_lora_resumes_exactly_and_saves_a_plain_model(home, cot_run):
+    """Under ZeRO-3, with dropout, so that the random states count, and a stage transition after the break."""
+    records = ("max_train_samples=8", "max_val_samples=4")
+    weights = f"load_model_path={cot_run}/checkpoints/epoch_0002"
+    settings = (*COCONUT, *zero3(), *records, weights, "lora={rank: 4, dropout: 0.1}", "freeze.vision_tower=true")
+    launch(home, *settings, "name=lora", "num_epochs=2", launcher="deepspeed")
+    launch(home, *settings, "name=lora_broken", "num_epochs=1", launcher="deepspeed")
+    launch(home, *settings, "name=lora_broken", "num_epochs=2", launcher="deepspeed", allow_change="num_epochs")
+    unbroken, broken = (home / "runs" / name for name in ("lora", "lora_broken"))
+    assert metrics(unbroken, "train/loss") == metrics(broken, "train/loss")
+    paths = [run / "checkpoints" / "epoch_0002" / "model" for run in (unbroken, broken)]
+    saved, again = ((path / "model.safetensors").read_bytes() for path in paths)
+    assert saved == again
+
+    model, report = AutoModelForImageTextToText.from_pretrained(paths[0], output_loading_info=True)
+    assert not any(report.values())
+    before = AutoModelForImageTextToText.from_pretrained(cot_run / "checkpoints" / "epoch_0002" / "model").state_dict()
+    after = {key: tensor[: len(before[key])] for key, tensor in model.state_dict().items()}  # but for the new tokens
+    changed = {key.rpartition(".")[0] for key, tensor in after.items() if not torch.equal(tensor, before[key])}
+    language_model = {name for name in changed if "language_model" in name}
+    assert len(language_model) == 2 * 7 and all("_proj" in name for name in language_model)
+    assert changed - language_model and all("projector" in name for name in changed - language_model)
+
+    evaluation = ("mode=eval_only", *COCONUT[1:4], "eval_config.coconut=true", "max_val_samples=4")
+    launch(home, *evaluation, "name=lora_eval", f"load_model_path={unbroken}/checkpoints/epoch_0002")
+    assert samples(home / "runs" / "lora_eval", "final_coconut") == samples(unbroken, "epoch_0002_coconut")
+
+
 def test_records_without_answers_are_predicted(home, cot_run):
     paths = (f"load_model_path={cot_run}", "val_path=aokvqa_v1p0_test.json")
     launch(home, "name=predict", "mode=eval_only", "eval_config.cot=true", *paths)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import nn
 
 from multicoco.config import RunConfig
@@ -68,6 +69,7 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -
             raise UserError(
                 f"{precision}: true, but {get_accelerator().device_name()} cannot train in it: set it to false"
             )
+    reasoner.train()  # from_pretrained leaves a model in evaluation mode, where nothing is recomputed or dropped out
     if config.activation_checkpointing:
         # reentrant checkpointing would fire ZeRO's gradient hooks once per latent pass
         reasoner.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -81,9 +83,12 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -
         config=ds_config,
     )
     if zero["stage"] == 3:
-        head = reasoner.model.get_output_embeddings()
-        for parameter in head.parameters(recurse=False):
-            deepspeed.zero.register_external_parameter(reasoner.cross_entropy, parameter)
+        # what computes with parameters of other modules must have them registered, or ZeRO-3 does not gather them
+        owners = {reasoner.cross_entropy: reasoner.model.get_output_embeddings()}
+        owners |= {module: module for module in reasoner.modules() if isinstance(module, TrainableTokensLayer)}
+        for module, owner in owners.items():
+            for parameter in owner.parameters():
+                deepspeed.zero.register_external_parameter(module, parameter)
     return engine
 
 

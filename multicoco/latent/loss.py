@@ -8,8 +8,8 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_POSITIONS = 1024  # at 151,674 words in bf16: 0.3 GB of logits at a time
 
 
-def _chunk_loss(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
-    logits = F.linear(hidden, head.weight, head.bias).to(torch.promote_types(hidden.dtype, torch.float32))
+def _chunk_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    logits = F.linear(hidden, weight, bias).to(torch.promote_types(hidden.dtype, torch.float32))
     return F.cross_entropy(logits, targets, reduction="sum")
 
 
@@ -20,8 +20,9 @@ class LabelledCrossEntropy(nn.Module):
     call, and the number of chunks may differ between ranks while the number of calls must not.
     """
 
-    def forward(self, hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
         """hidden (N, D), targets (N,) -> scalar, at least fp32. Logits are recomputed in backward."""
+        weight, bias = head.weight, getattr(head, "bias", None)  # a head of which peft trains rows has no bias
         chunks = zip(hidden.split(CHUNK_POSITIONS), targets.split(CHUNK_POSITIONS), strict=True)
-        losses = [checkpoint(_chunk_loss, h, head, t, use_reentrant=False) for h, t in chunks]
+        losses = [checkpoint(_chunk_loss, h, weight, bias, t, use_reentrant=False) for h, t in chunks]
         return torch.stack(losses).sum()

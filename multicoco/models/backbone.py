@@ -18,6 +18,7 @@ from transformers import (
 
 from multicoco.curriculum import LatentTokens
 from multicoco.errors import UserError
+from multicoco.models.lora import merge_lora
 
 LATENT_TOKENS = ("<|start-latent|>", "<|latent|>", "<|end-latent|>")
 AUTHORS_TOKENS = ("<|start-latent|>", "<|end-latent|>", "<|latent|>")  # the order in which their code appends them
@@ -44,8 +45,9 @@ class Backbone:
         return sorted({self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
 
     def save_pretrained(self, path: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """A Hugging Face directory: safetensors weights, tokenizer and image processor."""
-        self.model.save_pretrained(path, state_dict=state_dict)
+        """A Hugging Face directory: safetensors weights, adapters merged into them, tokenizer and image processor."""
+        weights = self.model.state_dict() if state_dict is None else state_dict
+        self.model.save_pretrained(path, state_dict=merge_lora(self.model, weights))
         self.tokenizer.save_pretrained(path)
         if self.image_processor is not None:
             self.image_processor.save_pretrained(path)

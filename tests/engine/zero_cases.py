@@ -3,12 +3,17 @@
 from dataclasses import dataclass, field
 
 import torch
-from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD
+from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD, internvl
+from transformers import PreTrainedModel
 
 from multicoco.config import RunConfig
+from multicoco.models.backbone import freeze
+from multicoco.models.lora import add_lora
 
 GLOBAL_BATCH = 4
+PASSES = 5  # of each micro-batch, over the language model
 OFFLOAD = {"device": "cpu"}
+SHARDED = {"stage3_param_persistence_threshold": 0}  # at DeepSpeed's own, nothing of a model this small is let go
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class Case:
     reset_after: int = 3
     poisoned: int | None = None
     bf16: bool = False
+    lora: bool = False
+    tied: bool = True
 
 
 CASES = {
@@ -46,10 +53,25 @@ CASES = {
     "zero2_bf16_offload_frozen": Case({"stage": 2, "offload_optimizer": OFFLOAD}, True, frozen=True, bf16=True),
     "zero3_bf16_offload": Case({"stage": 3, "offload_optimizer": OFFLOAD, "offload_param": OFFLOAD}, bf16=True),
     "zero3_offload_frozen": Case({"stage": 3, "offload_optimizer": OFFLOAD}, frozen=True),
+    **{f"zero{stage}_lora": Case({"stage": stage}, lora=True) for stage in range(3)},
+    "zero2_lora_bf16_frozen": Case({"stage": 2}, checkpointing=True, frozen=True, bf16=True, lora=True),
+    "zero3_lora": Case({"stage": 3, **SHARDED}, lora=True),
+    "zero3_lora_untied_checkpointing": Case({"stage": 3, **SHARDED}, checkpointing=True, lora=True, tied=False),
+    "zero3_lora_offload": Case(
+        {"stage": 3, **SHARDED, "offload_optimizer": OFFLOAD, "offload_param": OFFLOAD}, frozen=True, lora=True
+    ),
     "zero1_offload": Case({"stage": 1, "offload_optimizer": OFFLOAD}),
     "zero2_offload": Case({"stage": 2, "offload_optimizer": OFFLOAD}),
     "zero3_offload": Case({"stage": 3, "offload_optimizer": OFFLOAD, "offload_param": OFFLOAD}, checkpointing=True),
 }
+
+
+def build_model(case: Case) -> PreTrainedModel:
+    model = internvl(tied=case.tied)
+    if case.lora:
+        add_lora(model, rank=4, alpha=8, new_tokens=[LATENT])
+    freeze(model, vision_tower=case.frozen)
+    return model
 
 
 def run_config(case: Case) -> RunConfig:

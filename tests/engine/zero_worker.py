@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from reference import LATENT, internvl
-from zero_cases import CASES, Case, batches, run_config
+from reference import LATENT
+from zero_cases import CASES, PASSES, Case, batches, build_model, run_config
 
 from multicoco.engine.deepspeed import build_engine, device, init_distributed, model_shape, whole_state_dict
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.engine.optimizer import reset_optimizer_state, start_schedule
 from multicoco.latent.reasoner import LatentReasoner
-from multicoco.models.backbone import freeze
 from multicoco.process import end_process
 
 
@@ -21,13 +20,13 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
     config = run_config(case)
     path = folder / f"ds_config_{rank}.json"
     path.write_text(json.dumps({"zero_optimization": case.zero}))
-    model = internvl().to(torch.bfloat16 if case.bf16 else torch.float32)
-    freeze(model, vision_tower=case.frozen)
+    model = build_model(case).to(torch.bfloat16 if case.bf16 else torch.float32).eval()  # as from_pretrained leaves it
     reasoner = LatentReasoner(model, LATENT)
-    ds_config = resolve_ds_config(path, config, world_size, model_shape(reasoner, passes=5))
+    ds_config = resolve_ds_config(path, config, world_size, model_shape(reasoner, passes=PASSES))
     engine = build_engine(reasoner, config, ds_config)
     start_schedule(engine, config, config.lr, total_steps=case.reset_after)
-    losses = []
+    losses, layer_calls = [], []
+    reasoner.decoder.layers[0].input_layernorm.register_forward_hook(lambda *_: layer_calls.append(1))
     for step in range(case.steps):
         if step == case.reset_after:
             reset_optimizer_state(engine)
@@ -41,7 +40,7 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
             divisor = labelled / (world_size * case.accumulation)
             if step == case.poisoned and rank == 1:
                 divisor = divisor * torch.nan
-            loss = engine(**inputs, n_passes=5, loss_divisor=divisor).loss
+            loss = engine(**inputs, n_passes=PASSES, loss_divisor=divisor).loss
             engine.backward(loss)
             engine.step()
             share += loss.detach() / (world_size * case.accumulation)
@@ -50,7 +49,7 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
     weights = whole_state_dict(engine.module.model)
     skipped = engine.skipped_steps
     engine.destroy()
-    return {"losses": losses, "weights": weights, "skipped": skipped}
+    return {"losses": losses, "weights": weights, "skipped": skipped, "layer_calls": len(layer_calls)}
 
 
 if __name__ == "__main__":
