@@ -20,6 +20,21 @@ GIB, MIB = 2**30, 2**20
 HEADROOM = 0.1  # of a GPU, for what is not modelled: CUDA's context, NCCL's buffers, fragmentation
 _BUCKET = 500_000_000  # numbers, as in ds_configs/
 _MAX_LIVE = 1_000_000_000
+_ON_CPU = {"none": "-", "optimizer": "optimizer", "all": "optimizer and parameters"}
+HEADER = [
+    "ZeRO",
+    "on CPU",
+    "ckpt.",
+    "batch x acc.",
+    *PARTS,
+    "MiB/latent pass",
+    "peak",
+    "CPU",
+    "GB/GPU",
+    "GB/node",
+    "s/step",
+    "fits",
+]
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        on_cpu = f", {ON_CPU[self.setting.offload]} on CPU" if self.setting.offload != "none" else ""
+        on_cpu = f", {_ON_CPU[self.setting.offload]} on CPU" if self.setting.offload != "none" else ""
         return f"ZeRO-{self.setting.stage}{on_cpu}"
 
     def row(self, cluster: Cluster) -> list[str]:
@@ -49,7 +64,7 @@ class Candidate:
         setting, cost = self.setting, self.cost
         return [
             str(setting.stage),
-            ON_CPU[setting.offload],
+            _ON_CPU[setting.offload],
             "yes" if setting.checkpointing else "no",
             f"{setting.micro_batch} x {setting.accumulation}",
             *(f"{nbytes / GIB:.1f}" for nbytes in self.memory.parts.values()),
@@ -63,23 +78,6 @@ class Candidate:
         ]
 
 
-ON_CPU = {"none": "-", "optimizer": "optimizer", "all": "optimizer and parameters"}
-HEADER = [
-    "ZeRO",
-    "on CPU",
-    "ckpt.",
-    "batch x acc.",
-    *PARTS,
-    "MiB/latent pass",
-    "peak",
-    "CPU",
-    "GB/GPU",
-    "GB/node",
-    "s/step",
-    "fits",
-]
-
-
 def plan(config: RunConfig, cluster: Cluster, tiles: int, assumed: Lengths | None, path: Path | None) -> str:
     """Chooses a setting and says why; with a path, writes it.
 
@@ -87,10 +85,16 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int, assumed: Lengths | Non
         tiles, assumed: as in `stage_workloads`.
 
     Raises:
-        UserError: the config does not train, its model's config cannot be read, nothing fits, or a file is in the way.
+        UserError: the config does not train or has LoRA, its model's config cannot be read, nothing fits, or a file is
+            in the way.
     """
     if config.mode == "eval_only":
         raise UserError("mode is eval_only: only training is planned")
+    if config.lora.rank:
+        raise UserError(
+            f"lora.rank is {config.lora.rank}: adapters are not planned for; --set lora.rank=null plans for training "
+            "all weights, which takes more"
+        )
     notes = explanation_path(path) if path else None
     model = ModelGeometry(
         read_model_config(config.model_id, config.trust_remote_code), model_dtype(config), config.freeze.model_dump()

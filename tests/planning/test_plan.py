@@ -112,6 +112,7 @@ def test_lengths_are_those_of_the_options_or_of_the_data(run_config, tmp_path, c
         (["--set", "model_id={tmp}/t5"], "a t5 model cannot be trained here"),
         (["--set", "model_id={tmp}/gpt2"], "a gpt2 model cannot be planned for"),
         (["--set", "mode=eval_only", "--set", "val_path=x", "--set", "eval_config.cot=true"], "mode is eval_only"),
+        (["--set", "lora.rank=8"], "lora.rank is 8: adapters are not planned for"),
         (["--write", "{tmp}/there.json"], "{tmp}/there.json exists"),
         (["--write", "{tmp}/noted.json"], "{tmp}/noted.md exists"),
         (["--write", "{tmp}/new.md"], "give a .json"),
