@@ -204,7 +204,7 @@ class Trainer:
             print(f"weights: {chosen}", flush=True)
         authors_file = Path(source) if Path(source).is_file() else None
         source = config.model_id if authors_file else source
-        dtype = torch.bfloat16 if config.bf16 else torch.float32
+        dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32
         backbone = load_backbone(source, dtype, config.max_image_tiles, config.trust_remote_code)
         if authors_file:
             load_authors_weights(backbone, authors_file, config.coconut.latent_init_token)

@@ -90,6 +90,7 @@ def coconut_logits(
 def coconut_loss(model, input_ids, attention_mask, labels, pixel_values=None) -> Tensor:
     """Mean next-token cross-entropy over the labelled positions."""
     logits = coconut_logits(model, input_ids, attention_mask, pixel_values)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
 

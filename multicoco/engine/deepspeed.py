@@ -16,7 +16,7 @@ from torch import nn
 from multicoco.config import RunConfig
 from multicoco.engine.builds import prepare_builds
 from multicoco.engine.ds_config import ModelShape
-from multicoco.engine.optimizer import build_optimizer
+from multicoco.engine.optimizer import build_optimizer, reset_optimizer_state
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
 
@@ -82,6 +82,9 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -
         optimizer=build_optimizer(trainable, config, offloaded, sharded=zero["stage"] > 0),
         config=ds_config,
     )
+    if config.fp16:
+        engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # max_skipped_steps ends the run, and says why
+    reset_optimizer_state(engine)  # the wrapper of bf16 and fp16 without ZeRO has taken a step, with gradients of 0
     if zero["stage"] == 3:
         # what computes with parameters of other modules must have them registered, or ZeRO-3 does not gather them
         owners = {reasoner.cross_entropy: reasoner.model.get_output_embeddings()}

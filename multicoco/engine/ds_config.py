@@ -49,13 +49,13 @@ def resolve_ds_config(path: Path, config: RunConfig, world_size: int, shape: Mod
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage is {stage!r}, it must be 0, 1, 2 or 3")
 
-    for key in ("offload_optimizer", "offload_param"):
-        offload = ds_config["zero_optimization"].get(key, {})
-        if isinstance(offload, dict) and offload.get("device") == "nvme":
-            raise UserError(
-                f"{path}: zero_optimization.{key}.device is nvme, which does not work with latent passes: in trials "
-                "training came to a halt. Use cpu"
-            )
+    if stage == 0 and config.fp16:
+        raise UserError(
+            f"{path}: zero_optimization.stage is 0 and fp16 is true in the run config: without ZeRO, DeepSpeed 0.19 "
+            "divides gradients by a loss scale that the loss was never multiplied with, and does not clip them: use "
+            "stage 1, or bf16"
+        )
+    _check_offload(ds_config["zero_optimization"], path)
 
     global_batch = config.batch_size * config.gradient_accumulation_steps * world_size
     owned = {
@@ -98,6 +98,31 @@ def resolve_ds_config(path: Path, config: RunConfig, world_size: int, shape: Mod
     if unfilled := [key for key, value in _leaves(ds_config) if value == "auto"]:
         raise UserError(f'{path}: "auto" has no value in the run config for {", ".join(unfilled)}: give one')
     return ds_config
+
+
+def _check_offload(zero: dict, path: Path) -> None:
+    for key, stages, deprecated in (
+        ("offload_optimizer", (1, 2, 3), "cpu_offload"),
+        ("offload_param", (3,), "cpu_offload_param"),
+    ):
+        offload = zero.get(key, {})
+        if not isinstance(offload, dict):
+            raise UserError(f"{path}: zero_optimization.{key} must be a JSON object, not {json.dumps(offload)}")
+        if deprecated in zero:
+            raise UserError(
+                f"{path}: zero_optimization.{deprecated} is deprecated by DeepSpeed and not read here: write "
+                f'"{key}": {{"device": "cpu"}}'
+            )
+        if offload.get("device") == "nvme":
+            raise UserError(
+                f"{path}: zero_optimization.{key}.device is nvme, which does not work with latent passes: in trials "
+                "training came to a halt. Use cpu"
+            )
+        if offload.get("device", "none") != "none" and zero["stage"] not in stages:
+            raise UserError(
+                f"{path}: zero_optimization.{key} takes effect only in stage {' or '.join(map(str, stages))}, and "
+                f"stage is {zero['stage']}: remove it, or raise the stage"
+            )
 
 
 def _reuse_distance(max_live: int, shape: ModelShape) -> int:

@@ -32,10 +32,12 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019); DeepSpeed's CPU build of it where the optimizer state is offloaded.
 
+    Its learning rate is 0 until `start_schedule`.
+
     Args:
         sharded: ZeRO's optimizer will wrap it, and see to gradients that are not finite.
     """
-    options = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    options = {"lr": 0.0, "betas": config.betas, "weight_decay": config.weight_decay}
     if offloaded:
         return DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
     if sharded or config.bf16 or config.fp16:

@@ -75,8 +75,9 @@ def test_contradictions_inside_sections(tmp_path):
 
 
 def test_other_settings_of_a_precision_section_stay(tmp_path):
-    resolved = resolve(tmp_path, {"fp16": {"enabled": "auto", "initial_scale_power": 8}}, fp16=True)
-    assert resolved["fp16"] == {"enabled": True, "initial_scale_power": 8}
+    scale = {"initial_scale_power": 8, "loss_scale_window": 100, "hysteresis": 1, "min_loss_scale": 2}
+    given = {"zero_optimization": {"stage": 1}, "fp16": {"enabled": "auto", **scale}}
+    assert resolve(tmp_path, given, fp16=True)["fp16"] == {"enabled": True, **scale}
 
 
 def test_an_agreeing_optimizer_section_is_checked_and_left_to_the_engine(tmp_path):
@@ -113,6 +114,16 @@ def test_the_reuse_distance_keeps_what_may_live(tmp_path, max_live, expected):
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/x"}}},
             "offload_param.device is nvme, which does not work with latent passes",
         ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            "offload_optimizer takes effect only in stage 1 or 2 or 3, and stage is 0",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            "offload_param takes effect only in stage 3, and stage is 2",
+        ),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": True}}, "must be a JSON object, not true"),
+        ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, 'write "offload_optimizer": {"device": "cpu"}'),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4"),
         (
             {"zero_optimization": {"allgather_bucket_size": "auto"}, "steps_per_print": "auto"},
@@ -130,6 +141,12 @@ def test_the_reuse_distance_keeps_what_may_live(tmp_path, max_live, expected):
 def test_bad_ds_configs_are_refused(tmp_path, ds_config, expected):
     message = refused(tmp_path, ds_config)
     assert expected in message and "ds.json" in message
+
+
+def test_fp16_without_zero_is_refused(tmp_path):
+    for ds_config in ({}, {"zero_optimization": {"stage": 0}}):
+        message = refused(tmp_path, ds_config, fp16=True)
+        assert "zero_optimization.stage is 0 and fp16 is true" in message and "use stage 1, or bf16" in message
 
 
 def test_missing_file_is_named(tmp_path):

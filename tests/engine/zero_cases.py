@@ -13,13 +13,15 @@ from multicoco.models.lora import add_lora
 GLOBAL_BATCH = 4
 PASSES = 5  # of each micro-batch, over the language model
 OFFLOAD = {"device": "cpu"}
+LOSS_SCALE = {"initial_scale_power": 12, "loss_scale_window": 2, "hysteresis": 1, "min_loss_scale": 1.0}
+LOWEST_LOSS_SCALE = LOSS_SCALE | {"min_loss_scale": 2.0**12}
 SHARDED = {"stage3_param_persistence_threshold": 0}  # at DeepSpeed's own, nothing of a model this small is let go
 
 
 @dataclass(frozen=True)
 class Case:
     """zero: the ds_config's section. Steps 0 .. reset_after - 1 are one stage, the others the next. In the step
-    `poisoned` rank 1's loss is not a number."""
+    `poisoned` rank 1's loss is not a number. fp16: the ds_config's section but for `enabled`."""
 
     zero: dict = field(default_factory=dict)
     checkpointing: bool = False
@@ -29,6 +31,7 @@ class Case:
     reset_after: int = 3
     poisoned: int | None = None
     bf16: bool = False
+    fp16: dict | None = None
     lora: bool = False
     tied: bool = True
 
@@ -53,17 +56,30 @@ CASES = {
     "zero2_bf16_offload_frozen": Case({"stage": 2, "offload_optimizer": OFFLOAD}, True, frozen=True, bf16=True),
     "zero3_bf16_offload": Case({"stage": 3, "offload_optimizer": OFFLOAD, "offload_param": OFFLOAD}, bf16=True),
     "zero3_offload_frozen": Case({"stage": 3, "offload_optimizer": OFFLOAD}, frozen=True),
+    "zero1_fp16": Case({"stage": 1}, poisoned=2, fp16=LOWEST_LOSS_SCALE),
+    "zero2_fp16_accumulation": Case({"stage": 2}, checkpointing=True, accumulation=2, poisoned=2, fp16=LOSS_SCALE),
+    "zero2_fp16_offload": Case({"stage": 2, "offload_optimizer": OFFLOAD}, frozen=True, poisoned=2, fp16=LOSS_SCALE),
+    "zero3_fp16": Case({"stage": 3, **SHARDED}, poisoned=2, fp16=LOSS_SCALE),
+    "zero3_fp16_offload_lora": Case(
+        {"stage": 3, **SHARDED, "offload_optimizer": OFFLOAD, "offload_param": OFFLOAD},
+        checkpointing=True,
+        poisoned=2,
+        fp16=LOWEST_LOSS_SCALE,
+        lora=True,
+    ),
     **{f"zero{stage}_lora": Case({"stage": stage}, lora=True) for stage in range(3)},
     "zero2_lora_bf16_frozen": Case({"stage": 2}, checkpointing=True, frozen=True, bf16=True, lora=True),
     "zero3_lora": Case({"stage": 3, **SHARDED}, lora=True),
     "zero3_lora_untied_checkpointing": Case({"stage": 3, **SHARDED}, checkpointing=True, lora=True, tied=False),
-    "zero3_lora_offload": Case(
-        {"stage": 3, **SHARDED, "offload_optimizer": OFFLOAD, "offload_param": OFFLOAD}, frozen=True, lora=True
-    ),
+    "zero3_lora_offload_param": Case({"stage": 3, **SHARDED, "offload_param": OFFLOAD}, frozen=True, lora=True),
     "zero1_offload": Case({"stage": 1, "offload_optimizer": OFFLOAD}),
     "zero2_offload": Case({"stage": 2, "offload_optimizer": OFFLOAD}),
     "zero3_offload": Case({"stage": 3, "offload_optimizer": OFFLOAD, "offload_param": OFFLOAD}, checkpointing=True),
 }
+
+
+def precision(case: Case) -> torch.dtype:
+    return torch.bfloat16 if case.bf16 else torch.float16 if case.fp16 else torch.float32
 
 
 def build_model(case: Case) -> PreTrainedModel:
@@ -85,6 +101,7 @@ def run_config(case: Case) -> RunConfig:
         batch_size=GLOBAL_BATCH // 2 // case.accumulation,
         gradient_accumulation_steps=case.accumulation,
         bf16=case.bf16,
+        fp16=case.fp16 is not None,
         lr=1e-2,
         weight_decay=0.1,
         betas=(0.9, 0.95),

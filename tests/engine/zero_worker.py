@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from reference import LATENT
-from zero_cases import CASES, PASSES, Case, batches, build_model, run_config
+from zero_cases import CASES, PASSES, Case, batches, build_model, precision, run_config
 
 from multicoco.engine.deepspeed import build_engine, device, init_distributed, model_shape, whole_state_dict
 from multicoco.engine.ds_config import resolve_ds_config
-from multicoco.engine.optimizer import reset_optimizer_state, start_schedule
+from multicoco.engine.optimizer import reset_optimizer_state, start_schedule, wrapped_optimizer
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.process import end_process
 
@@ -19,13 +20,14 @@ from multicoco.process import end_process
 def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
     config = run_config(case)
     path = folder / f"ds_config_{rank}.json"
-    path.write_text(json.dumps({"zero_optimization": case.zero}))
-    model = build_model(case).to(torch.bfloat16 if case.bf16 else torch.float32).eval()  # as from_pretrained leaves it
+    path.write_text(json.dumps({"zero_optimization": case.zero, "fp16": case.fp16 or {}}))
+    model = build_model(case).to(precision(case)).eval()  # as from_pretrained leaves it
     reasoner = LatentReasoner(model, LATENT)
     ds_config = resolve_ds_config(path, config, world_size, model_shape(reasoner, passes=PASSES))
     engine = build_engine(reasoner, config, ds_config)
+    assert not wrapped_optimizer(engine.optimizer).state, "AdamW has taken a step before the first"
     start_schedule(engine, config, config.lr, total_steps=case.reset_after)
-    losses, layer_calls = [], []
+    losses, loss_scales, layer_calls = [], [], []
     reasoner.decoder.layers[0].input_layernorm.register_forward_hook(lambda *_: layer_calls.append(1))
     for step in range(case.steps):
         if step == case.reset_after:
@@ -46,15 +48,22 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
             share += loss.detach() / (world_size * case.accumulation)
         dist.all_reduce(share)
         losses.append(float(share))
+        loss_scales += [engine.optimizer.loss_scale] if case.fp16 else []
     weights = whole_state_dict(engine.module.model)
-    skipped = engine.skipped_steps
+    counted = {
+        "skipped": engine.skipped_steps,
+        "steps": engine.global_steps,
+        "adam_steps": {int(state["step"]) for state in wrapped_optimizer(engine.optimizer).state.values()},
+        "layer_calls": len(layer_calls),
+    }
     engine.destroy()
-    return {"losses": losses, "weights": weights, "skipped": skipped, "layer_calls": len(layer_calls)}
+    return {"losses": losses, "weights": weights, "loss_scales": loss_scales, **counted}
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     rank, world_size = init_distributed()
+    get_accelerator().is_fp16_supported = lambda: True  # DeepSpeed asks oneDNN; PyTorch's own kernels can
     results = {name: train(case, rank, world_size, folder) for name, case in CASES.items()}
     if rank == 0:
         torch.save(results, folder / "results.pt")
