@@ -115,8 +115,8 @@ def _check_offload(zero: dict, path: Path) -> None:
             )
         if offload.get("device") == "nvme":
             raise UserError(
-                f"{path}: zero_optimization.{key}.device is nvme, which does not work with latent passes: in trials "
-                "training came to a halt. Use cpu"
+                f"{path}: zero_optimization.{key}.device is nvme, with which DeepSpeed 0.19 trains to other losses "
+                "than without offload (optimizer), or not at all in fp32 (parameters). Use cpu"
             )
         if offload.get("device", "none") != "none" and zero["stage"] not in stages:
             raise UserError(
