@@ -1,7 +1,7 @@
 """What a checkpoint costs: the time that training stands still for it, and to go on from it, against DeepSpeed's alone.
 
 MultiCoCo also writes the weights for `from_pretrained`, flushes every file to disk, hashes it, and checks the hashes
-before it goes on.
+before it goes on; asynchronously, all but a copy of the state in memory is done beside the training.
 """
 
 import json
@@ -56,43 +56,53 @@ def main() -> None:
         engine, backbone, config = build(folder, settings)
         state, steps = TrainerState(epoch=1, stage=0, step=0, epoch_step=1, world_size=1, zero_stage=2), count(1)
         (folder / "run").mkdir()
-        checkpoints = Checkpoints(folder / "run", keep=1, keep_best=0)
+        waiting, beside = (Checkpoints(folder / "run", 1, 0, asynchronous) for asynchronous in (False, True))
 
         def plain_save() -> None:
             shutil.rmtree(folder / "plain", ignore_errors=True)
             engine.checkpoint_engine = TorchCheckpointEngine()
             engine.save_checkpoint(str(folder / "plain"), tag="state")
 
-        def own_save() -> None:
+        def own_save(checkpoints: Checkpoints) -> None:
             now = replace(state, step=next(steps))  # a step that has its checkpoint would not write another
             checkpoints.save(engine, backbone, now, config.to_yaml())
+
+        def save_and_wait(checkpoints: Checkpoints) -> None:
+            own_save(checkpoints)
+            checkpoints.finish()
 
         def plain_load() -> None:
             engine.checkpoint_engine = TorchCheckpointEngine()
             engine.load_checkpoint(str(folder / "plain"), tag="state")
 
-        saves = in_turn({"deepspeed alone": plain_save, "multicoco": own_save}, args.repeats)
+        saves = in_turn(
+            {
+                "deepspeed alone": plain_save,
+                "multicoco": lambda: save_and_wait(waiting),
+                "multicoco, asynchronous": lambda: own_save(beside),
+            },
+            args.repeats,
+            between=beside.finish,
+        )
+        written = in_turn({"multicoco, asynchronous": lambda: save_and_wait(beside)}, args.repeats)
         loads = in_turn(
             {
                 "deepspeed alone": plain_load,
-                "multicoco": lambda: checkpoints.load(engine, checkpoints.newest_whole(), state),
+                "multicoco": lambda: waiting.load(engine, waiting.newest_whole(), state),
             },
             args.repeats,
         )
-        bytes_of = {
-            "deepspeed alone": folder / "plain",
-            "multicoco": checkpoints.root,
-        }
         rows = [
             {
                 "way": name,
-                "save_s": saves[name],
-                "load_s": loads[name],
-                "mib": sum(p.stat().st_size for p in bytes_of[name].rglob("*") if p.is_file()) / 2**20,
-                "save_ratio": saves[name] / saves["deepspeed alone"],
+                "blocked_s": saves[name],
+                "written_s": written.get(name, saves[name]),
+                "load_s": loads.get(name, loads["multicoco"]),
+                "mib": sum(p.stat().st_size for p in folder_of.rglob("*") if p.is_file()) / 2**20,
+                "blocked_ratio": saves[name] / saves["deepspeed alone"],
                 "share_of_epoch": saves[name] / args.epoch_seconds,
             }
-            for name in saves
+            for name, folder_of in zip(saves, [folder / "plain", waiting.root, beside.root], strict=True)
         ]
     share = rows[-1]["share_of_epoch"]
     goals = [goal(f"share of an epoch of {args.epoch_seconds:.0f} s", "<= 0.01", share, share <= 0.01)]

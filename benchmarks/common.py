@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from time import perf_counter
 import deepspeed.comm
 import torch
 import transformers
+from torch._C._profiler import _EventType
+from torch.profiler import profile
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 LATENT, WORD, EOS = 1, 2, 0  # ids
@@ -74,8 +77,14 @@ def parser(description: str) -> argparse.ArgumentParser:
     return options
 
 
-def in_turn(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each side. They take turns, so that a slow phase of the machine meets all of them."""
+def in_turn(
+    sides: dict[str, Callable[[], object]], repeats: int, between: Callable[[], object] = lambda: None
+) -> dict[str, float]:
+    """Median seconds of each side. They take turns, so that a slow phase of the machine meets all of them.
+
+    Args:
+        between: called after each, not timed.
+    """
     seconds = {name: [] for name in sides}
     for run in range(repeats + 1):  # the first is a warm-up
         for name, side in sides.items():
@@ -84,6 +93,7 @@ def in_turn(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
             side()
             if run:
                 seconds[name].append(perf_counter() - started)
+            between()
     return {name: median(times) for name, times in seconds.items()}
 
 
@@ -99,6 +109,42 @@ def peak_above(run: Callable[[], object]) -> int:
     before = status("VmRSS")
     run()
     return status("VmHWM") - before
+
+
+def allocated_peak(profiler: profile, after: str) -> int:
+    """Most bytes at a time that were allocated in a profile, after the end of the `record_function` of this name.
+
+    gloo's threads free tensors unseen by the profiler. Of memory that is given out again the old tenant must have been
+    freed; with a low MALLOC_MMAP_THRESHOLD_ addresses come round soon.
+    """
+    allocations, pending = [], list(profiler.profiler.kineto_results.experimental_event_tree())
+    while pending:
+        event = pending.pop()
+        pending += event.children
+        if event.tag == _EventType.Allocation:
+            allocations.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
+        elif event.name == after:
+            since = event.end_time_ns
+    starts: list[int] = []
+    sizes: dict[int, int] = {}
+    total = peak = 0
+    for moment, address, size in sorted(allocations, key=lambda allocation: allocation[0]):
+        if size < 0:
+            if address in sizes:
+                del starts[bisect_left(starts, address)]
+                total -= sizes.pop(address)
+            continue
+        first = last = bisect_left(starts, address)
+        if first and starts[first - 1] + sizes[starts[first - 1]] > address:
+            first -= 1
+        while last < len(starts) and starts[last] < address + size:
+            last += 1
+        total += size - sum(sizes.pop(start) for start in starts[first:last])
+        starts[first:last] = [address]
+        sizes[address] = size
+        if moment > since:
+            peak = max(peak, total)
+    return peak
 
 
 def in_new_process(script: str, *arguments: str) -> dict:
@@ -161,4 +207,4 @@ def report(name: str, rows: list[dict], goals: list[dict], geometry: Geometry | 
 
 
 def goal(what: str, aim: str, measured: float, met: bool) -> dict:
-    return {"goal": what, "aim": aim, "measured": round(measured, 3), "met": "yes" if met else "no"}
+    return {"goal": what, "aim": aim, "measured": float(f"{measured:.3g}"), "met": "yes" if met else "no"}

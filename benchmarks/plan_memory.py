@@ -9,13 +9,11 @@ what the planner puts on either counts.
 
 import json
 import tempfile
-from bisect import bisect_left
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from common import EOS, LATENT, goal, in_new_process, parser, report
-from torch._C._profiler import _EventType
+from common import EOS, LATENT, allocated_peak, goal, in_new_process, parser, report
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import InternVLConfig, PreTrainedConfig, Qwen2Config
 
@@ -202,45 +200,9 @@ def train(case: Case) -> int:
                     engine.backward(loss)
                     engine.step()
                     del loss
-    peak = torch.tensor(allocated_peak(profiler))
+    peak = torch.tensor(allocated_peak(profiler, after=FIRST_STEP))
     torch.distributed.all_reduce(peak, torch.distributed.ReduceOp.MAX)
     return int(peak)
-
-
-def allocated_peak(profiler: profile) -> int:
-    """Most bytes that were allocated at a time after the first step.
-
-    gloo's threads free tensors unseen by the profiler. Of memory that is given out again the old tenant must have been
-    freed; with a low MALLOC_MMAP_THRESHOLD_ addresses come round soon.
-    """
-    allocations, pending = [], list(profiler.profiler.kineto_results.experimental_event_tree())
-    while pending:
-        event = pending.pop()
-        pending += event.children
-        if event.tag == _EventType.Allocation:
-            allocations.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
-        elif event.name == FIRST_STEP:
-            warm = event.end_time_ns
-    starts: list[int] = []
-    sizes: dict[int, int] = {}
-    total = peak = 0
-    for moment, address, size in sorted(allocations, key=lambda allocation: allocation[0]):
-        if size < 0:
-            if address in sizes:
-                del starts[bisect_left(starts, address)]
-                total -= sizes.pop(address)
-            continue
-        first = last = bisect_left(starts, address)
-        if first and starts[first - 1] + sizes[starts[first - 1]] > address:
-            first -= 1
-        while last < len(starts) and starts[last] < address + size:
-            last += 1
-        total += size - sum(sizes.pop(start) for start in starts[first:last])
-        starts[first:last] = [address]
-        sizes[address] = size
-        if moment > warm:
-            peak = max(peak, total)
-    return peak
 
 
 def main() -> None:
