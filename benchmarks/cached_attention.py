@@ -1,16 +1,19 @@
 """One latent column, forward and backward: cached_attention against a cache that is concatenated, by cache length."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from common import in_turn, parser, report
+from common import allocated_peak, in_turn, parser, report
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from multicoco_kernels import BufferPool, KeyMask, LayerCache, cached_attention, first_handle
 
 KERNELS = ("cpu", "flash", "reference")  # those that run without a GPU
 
 
-def saved_bytes(run) -> int:
+def saved_bytes(run: Callable[[], object]) -> int:
     """Bytes that the graph of a column keeps for backward, beyond the cache it attends to."""
     kept = {}
 
@@ -21,6 +24,15 @@ def saved_bytes(run) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run()
     return sum(kept.values())
+
+
+def peak_bytes(column: Callable[[], object]) -> int:
+    """Most bytes that a column allocates at a time, forward and backward."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        with record_function("start"):
+            pass
+        column()
+    return allocated_peak(profiler, after="start")
 
 
 def main() -> None:
@@ -65,6 +77,7 @@ def main() -> None:
         seconds = in_turn(sides, args.repeats)
         for name, forward in forwards.items():
             row = {"length": length, "way": name, "ms": 1000 * seconds[name], "saved_kib": saved_bytes(forward) / 1024}
+            row["peak_kib"] = peak_bytes(sides[name]) / 1024
             rows.append(row | {"speed_up": seconds["concatenate + sdpa"] / seconds[name]})
     report("cached_attention", rows, [], settings, args.out)
 

@@ -25,12 +25,13 @@ def run(name: str, out: Path, *arguments: str, geometry: dict = TINY) -> dict:
 def test_latent_overhead(tmp_path):
     result = run("latent_overhead", tmp_path)
     assert [row["K"] for row in result["rows"]] == [0, 1, 2, 4, 6, 12]
-    assert result["goals"][0]["measured"] == pytest.approx(result["rows"][4]["ratio"], abs=1e-3)
+    assert result["goals"][0]["measured"] == pytest.approx(result["rows"][4]["ratio"], rel=5e-3)  # three digits
     assert result["machine"]["torch"] and result["settings"]["prefix"] == 9
 
 
 def test_baselines_compute_the_same_loss(tmp_path):
-    rows = run("baselines", tmp_path)["rows"]
+    rows = run("baselines", tmp_path, "--vocabularies", "50")["rows"]
+    assert [row["words"] for row in rows] == 5 * [50]
     losses = [float(row["loss"]) for row in rows]
     assert max(losses) - min(losses) < 1e-5  # fp32, printed to six digits
     assert all(row["peak_mib"] >= 0 for row in rows)
@@ -46,9 +47,11 @@ def test_cached_attention(tmp_path):
     for kernel in ("cpu", "reference"):
         assert saved[40, kernel] == saved[200, kernel]  # nothing that grows with the cache
     assert saved[200, "concatenate + sdpa"] > 4 * saved[40, "concatenate + sdpa"]
+    peak = {row["way"]: row["peak_kib"] for row in rows if row["length"] == 200}
+    assert saved[200, "cpu"] < peak["cpu"] < peak["concatenate + sdpa"]
 
 
 def test_checkpointing(tmp_path):
     rows = run("checkpointing", tmp_path, geometry={"hidden_size": 32, "text_layers": 1})["rows"]
-    assert [row["way"] for row in rows] == ["deepspeed alone", "multicoco"]
+    assert [row["way"] for row in rows] == ["deepspeed alone", "multicoco", "multicoco, asynchronous"]
     assert rows[1]["mib"] > rows[0]["mib"] > 0  # the weights once more
