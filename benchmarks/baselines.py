@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from multicoco import LatentReasoner
+from multicoco.models.backbone import checkpoint_activations
 
 
 def full_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def sides(geometry: Geometry) -> dict:
     def ours(kernel: str, checkpointing: bool):
         model = geometry.model()
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model)
         reasoner = LatentReasoner(model.train(), LATENT, kernel)
         return model, lambda inputs: reasoner(**inputs).loss
 

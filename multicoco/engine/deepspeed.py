@@ -19,6 +19,7 @@ from multicoco.engine.ds_config import ModelShape
 from multicoco.engine.optimizer import build_optimizer, reset_optimizer_state
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
+from multicoco.models.backbone import checkpoint_activations
 
 
 def init_distributed() -> tuple[int, int]:
@@ -71,8 +72,7 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -
             )
     reasoner.train()  # from_pretrained leaves a model in evaluation mode, where nothing is recomputed or dropped out
     if config.activation_checkpointing:
-        # reentrant checkpointing would fire ZeRO's gradient hooks once per latent pass
-        reasoner.model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(reasoner.model)
     zero = ds_config["zero_optimization"]
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     trainable = [parameter for parameter in reasoner.parameters() if parameter.requires_grad]

@@ -210,3 +210,11 @@ def freeze(
         part.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("freeze: nothing is left to train; set one of its parts to false")
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """In training mode, activations are computed again in backward instead of kept, layer by layer. Backward still ends
+    where nothing before is trained: a frozen vision tower runs once."""
+    # reentrant checkpointing would fire ZeRO's gradient hooks once per latent pass
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()  # which only reentrant checkpointing needs

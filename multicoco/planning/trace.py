@@ -28,7 +28,7 @@ from transformers.masking_utils import sdpa_mask
 from multicoco.errors import UserError
 from multicoco.latent.cache import no_mask
 from multicoco.latent.loss import LabelledCrossEntropy
-from multicoco.models.backbone import freeze
+from multicoco.models.backbone import checkpoint_activations, freeze
 
 _ATTENTION_NAME = "multicoco_planned"
 
@@ -156,7 +156,7 @@ class Tracer:
         model = meta_model(config, self.dtype, self.freezing)
         model.set_attn_implementation(_ATTENTION_NAME)
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model)
         for parameter in model.parameters():
             if parameter.requires_grad:  # a gradient is counted where the engine keeps it
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)

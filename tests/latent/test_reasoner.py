@@ -27,6 +27,7 @@ from reference import (
 from transformers import GenerationConfig
 
 from multicoco.latent.reasoner import LatentReasoner, split_columns
+from multicoco.models.backbone import checkpoint_activations
 
 LOSS_TOLERANCE = 1e-6
 GRADIENT_TOLERANCE = 1e-5  # relative to each parameter's largest gradient
@@ -80,7 +81,7 @@ def check_loss_and_gradients(name, data, kernel):
 
     reasoner = LatentReasoner(MODELS[name]().double(), LATENT, kernel).train()
     if data.draw(st.booleans()):
-        reasoner.model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(reasoner.model)
     output = reasoner(**batch)
     output.loss.backward()
 
@@ -121,7 +122,7 @@ def test_frozen_parts_leave_the_other_gradients_right(frozen, checkpointing):
     coconut_loss(expected, **batch).backward()
     reasoner = LatentReasoner(model, LATENT).train()
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     reasoner(**batch).loss.backward()
     assert_same_gradients(model, gradients(expected), GRADIENT_TOLERANCE)
 

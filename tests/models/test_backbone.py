@@ -1,7 +1,7 @@
 import pytest
 import torch
 from PIL import Image
-from reference import internvl, qwen2
+from reference import IMAGE, IMAGE_TOKENS, internvl, qwen2
 from transformers import AutoImageProcessor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
@@ -10,6 +10,7 @@ from multicoco.models.backbone import (
     AUTHORS_TOKENS,
     LATENT_TOKENS,
     add_latent_tokens,
+    checkpoint_activations,
     freeze,
     load_authors_weights,
     load_backbone,
@@ -247,3 +248,20 @@ def test_other_files_are_refused_with_all_that_does_not_fit(tmp_path, capsys, ch
     for message in [*messages, str(path)]:
         assert message in str(caught.value)
     assert "burgled" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("frozen", "vision_calls"), [(False, 2), (True, 1)])
+def test_only_what_backward_reaches_is_computed_again(frozen, vision_calls):
+    model = internvl().train()
+    freeze(model, vision_tower=frozen)
+    checkpoint_activations(model)
+    calls = {"vision": 0, "text": 0}
+
+    def count(part, layer):
+        layer.register_forward_pre_hook(lambda *_: calls.update({part: calls[part] + 1}))
+
+    count("vision", model.model.vision_tower.encoder.layer[0].attention)
+    count("text", model.get_decoder().layers[0].self_attn)
+    ids = torch.tensor([[IMAGE] * IMAGE_TOKENS + [1, 2, 3]])
+    model(input_ids=ids, pixel_values=torch.randn(1, 3, 56, 56), labels=ids).loss.backward()
+    assert calls == {"vision": vision_calls, "text": 2}

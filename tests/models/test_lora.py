@@ -6,6 +6,7 @@ from zero_cases import collate
 
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
+from multicoco.models.backbone import checkpoint_activations
 from multicoco.models.lora import add_lora, merge_lora
 
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -87,7 +88,7 @@ def test_dropout_is_the_same_when_activations_are_recomputed():
     for dropout, checkpointing in ((0.0, False), (0.3, False), (0.3, True)):
         model = adapted(internvl(), dropout=dropout, new_tokens=[LATENT]).train()
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model)
         torch.manual_seed(2)
         loss = LatentReasoner(model, LATENT)(**collate(3, range(4))).loss
         loss.backward()

@@ -39,7 +39,9 @@ def test_what_a_layer_keeps_grows_with_its_columns_and_not_with_their_square():
 
 def test_a_frozen_vision_tower_keeps_nothing_and_has_no_backward():
     tracer = Tracer(internvl().config, torch.float32, NOTHING | {"vision_tower": True})
-    assert tracer.vision(1, False).saved == 0 == tracer.vision(1, False).backward_kernels
+    for checkpointing in (False, True):
+        trace = tracer.vision(1, checkpointing)
+        assert trace.saved == 0 == trace.backward_kernels
     assert Tracer(tracer.config, torch.float32, NOTHING).vision(1, False).saved > 0
 
 
