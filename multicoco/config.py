@@ -436,8 +436,8 @@ def _describe(error: ValidationError, origins: dict[str, str]) -> list[str]:
     for key, problems in problems_of.items():
         where = f"{key} ({origins[key]})" if key in origins else key
         if problems[0]["type"] == "extra_forbidden":
-            nearest = _nearest(key, valid)
-            lines.append(f"{where}: unknown key" + (f", did you mean {nearest}?" if nearest else ""))
+            meant = nearest(key, valid)
+            lines.append(f"{where}: unknown key" + (f", did you mean {meant}?" if meant else ""))
         elif key not in origins:
             lines.append(f"{where}: missing, every run config needs it")
         else:
@@ -446,7 +446,7 @@ def _describe(error: ValidationError, origins: dict[str, str]) -> list[str]:
     return lines
 
 
-def _nearest(key: str, valid: Sequence[str]) -> str | None:
+def nearest(key: str, valid: Sequence[str]) -> str | None:
     """The valid key most like this one, as a whole or by its last part: c_thougt is coconut.c_thought."""
 
     def likeness(name: str) -> tuple[float, float]:

@@ -1,13 +1,69 @@
 """A ds_config (JSON) and the run config made one: "auto" values filled in, contradictions refused. No torch."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multicoco.config import RunConfig
+from multicoco.config import RunConfig, nearest
 from multicoco.errors import UserError
+
+# What a ds_config may say beside what the run config decides. Sections that only report are taken whole; every other
+# key is in one of the settings that tests/engine/test_zero.py compares with a single process.
+_REPORTS = {
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "flops_profiler",
+    "comms_logger",
+    "tensorboard",
+    "csv_monitor",
+}
+TRIED = {
+    "communication_data_type",
+    "data_types.grad_accum_dtype",
+    *(
+        f"fp16.{key}"
+        for key in (
+            "loss_scale",
+            "initial_scale_power",
+            "loss_scale_window",
+            "hysteresis",
+            "consecutive_hysteresis",
+            "min_loss_scale",
+        )
+    ),
+    *(
+        f"zero_optimization.{key}"
+        for key in (
+            "stage",
+            "contiguous_gradients",
+            "reduce_scatter",
+            "reduce_bucket_size",
+            "use_multi_rank_bucket_allreduce",
+            "allgather_partitions",
+            "allgather_bucket_size",
+            "overlap_comm",
+            "round_robin_gradients",
+            "sub_group_size",
+            "stage3_prefetch_bucket_size",
+            "stage3_param_persistence_threshold",
+            "stage3_max_live_parameters",
+            "stage3_max_reuse_distance",
+            "stage3_gather_16bit_weights_on_model_save",
+            "stage3_use_all_reduce_for_fetch_params",
+            "stage3_allgather_sequential",
+            "zero_hpz_partition_size",
+        )
+    ),
+    *(f"zero_optimization.offload_optimizer.{key}" for key in ("device", "pin_memory", "ratio")),
+    *(
+        f"zero_optimization.offload_param.{key}"
+        for key in ("device", "pin_memory", "buffer_count", "buffer_size", "max_in_cpu")
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -40,11 +96,12 @@ def resolve_ds_config(path: Path, config: RunConfig, world_size: int, shape: Mod
     for key, instead in (("scheduler", "lr_schedule"), ("activation_checkpointing", "activation_checkpointing")):
         if key in ds_config:
             raise UserError(f"{path}: {key} is decided by {instead} in the run config: remove it here")
-    if "leaf_module" in ds_config.get("zero_optimization", {}):
-        raise UserError(
-            f"{path}: zero_optimization.leaf_module cannot be used with latent passes: DeepSpeed reduces a leaf's "
-            "gradients once for each of its calls, and a step has one call per pass: remove it"
-        )
+    for key in ("leaf_module", "stage3_module_granularity_threshold"):
+        if key in ds_config.get("zero_optimization", {}):
+            raise UserError(
+                f"{path}: zero_optimization.{key} cannot be used with latent passes: DeepSpeed reduces a leaf's "
+                "gradients once for each of its calls, and a step has one call per pass: remove it"
+            )
     stage = ds_config.setdefault("zero_optimization", {}).setdefault("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage is {stage!r}, it must be 0, 1, 2 or 3")
@@ -78,9 +135,10 @@ def resolve_ds_config(path: Path, config: RunConfig, world_size: int, shape: Mod
     for key, (run_key, value) in owned.items():
         _fill(ds_config, key, value, f"{run_key} in the run config", path)
     # once checked, the section goes: the engine gets an AdamW made from the run config
-    for key, _ in _leaves(ds_config.pop("optimizer", {}), "optimizer."):
+    for key, _ in leaves(ds_config.pop("optimizer", {}), "optimizer."):
         if key not in owned and key != "optimizer.type":
             raise UserError(f"{path}: {key} has no counterpart in the run config and would not take effect: remove it")
+    _check_keys(ds_config, owned, path)
 
     zero = ds_config["zero_optimization"]
     max_live = zero.get("stage3_max_live_parameters", 10**9)
@@ -95,9 +153,20 @@ def resolve_ds_config(path: Path, config: RunConfig, world_size: int, shape: Mod
         "stage3_max_reuse_distance": _reuse_distance(max_live, shape),
     }
     zero.update({key: value for key, value in sizes.items() if zero.get(key) == "auto"})
-    if unfilled := [key for key, value in _leaves(ds_config) if value == "auto"]:
+    if unfilled := [key for key, value in leaves(ds_config) if value == "auto"]:
         raise UserError(f'{path}: "auto" has no value in the run config for {", ".join(unfilled)}: give one')
     return ds_config
+
+
+def _check_keys(ds_config: dict, owned: Container[str], path: Path) -> None:
+    for key, _ in leaves(ds_config):
+        if key in owned or key in TRIED or key.partition(".")[0] in _REPORTS:
+            continue
+        meant = nearest(key, sorted(TRIED))
+        raise UserError(
+            f"{path}: {key} is no key that training with latent passes has been tried with: "
+            + (f"did you mean {meant}?" if meant else "remove it")
+        )
 
 
 def _check_offload(zero: dict, path: Path) -> None:
@@ -168,10 +237,10 @@ def _fill(ds_config: dict, key: str, value: Any, origin: str, path: Path) -> Non
     ds_config[leaf] = value
 
 
-def _leaves(section: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(section: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every dotted key that is not a section, with its value."""
     for key, value in section.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

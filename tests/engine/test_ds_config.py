@@ -111,6 +111,10 @@ def test_the_reuse_distance_keeps_what_may_live(tmp_path, max_live, expected):
         ({"zero_optimization": {"stage3_max_live_parameters": "auto"}}, "must be a whole number, not 'auto'"),
         ({"zero_optimization": {"stage": 3, "leaf_module": {}}}, "leaf_module cannot be used with latent passes"),
         (
+            {"zero_optimization": {"stage3_module_granularity_threshold": 9}},
+            "threshold cannot be used with latent passes",
+        ),
+        (
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/x"}}},
             "offload_param.device is nvme, with which DeepSpeed 0.19 trains to other losses",
         ),
@@ -129,6 +133,10 @@ def test_the_reuse_distance_keeps_what_may_live(tmp_path, max_live, expected):
             {"zero_optimization": {"allgather_bucket_size": "auto"}, "steps_per_print": "auto"},
             "for zero_optimization.allgather_bucket_size, steps_per_print",
         ),
+        ({"zero_optimization": {"overlap_com": True}}, "did you mean zero_optimization.overlap_comm?"),
+        ({"amp": {"enabled": True}}, "amp.enabled is no key that training with latent passes has been tried with"),
+        ({"checkpoint": {"writer": {"type": "FAST"}}}, "checkpoint.writer.type is no key that"),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "zero_quantized_weights is no key that"),
         ({"optimizer": {"type": "AdamW", "params": {"eps": 1e-6}}}, "optimizer.params.eps has no counterpart"),
         ({"optimizer": {"type": "AdamW", "params": {"eps": "auto"}}}, "optimizer.params.eps has no counterpart"),
         ({"optimizer": {"type": "AdamW", "params": 1}}, "params must be a JSON object"),

@@ -19,6 +19,7 @@ import torch
 from reference import coconut_loss
 from zero_cases import CASES, LOSS_SCALE, PASSES, Case, batches, build_model, precision, run_config
 
+from multicoco.engine.ds_config import TRIED, leaves
 from multicoco.engine.optimizer import lr_factor
 
 TOLERANCE = 2e-5
@@ -92,8 +93,13 @@ def test_losses_and_weights_equal_single_process_adamw(two_ranks, name):
     assert all(key.startswith("lm_head.") for key in set(weights) - set(gathered))  # tied: it is the embedding
 
 
+def test_every_key_that_a_ds_config_may_have_is_in_a_case():
+    given = [{"zero_optimization": case.zero, "fp16": case.fp16 or {}, **case.other} for case in CASES.values()]
+    assert {key for ds_config in given for key, _ in leaves(ds_config)} == TRIED
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.fp16])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "min_loss_scale" in (case.fp16 or {})])
 def test_the_loss_scale_and_its_counters_survive_a_stage_transition(two_ranks, name):
     """Step 2, the last of its stage, overflows: the scale halves, unless it is at its minimum. It doubles when it has
     held for one step and a `loss_scale_window`."""

@@ -13,17 +13,48 @@ from multicoco.models.lora import add_lora
 GLOBAL_BATCH = 4
 PASSES = 5  # of each micro-batch, over the language model
 OFFLOAD = {"device": "cpu"}
-LOSS_SCALE = {"initial_scale_power": 12, "loss_scale_window": 2, "hysteresis": 1, "min_loss_scale": 1.0}
+LOSS_SCALE = {
+    "initial_scale_power": 12,
+    "loss_scale_window": 2,
+    "hysteresis": 1,
+    "consecutive_hysteresis": False,
+    "min_loss_scale": 1.0,
+}
 LOWEST_LOSS_SCALE = LOSS_SCALE | {"min_loss_scale": 2.0**12}
+SWITCHES = {
+    "contiguous_gradients": False,
+    "reduce_scatter": False,
+    "reduce_bucket_size": 1000,
+    "use_multi_rank_bucket_allreduce": False,
+    "allgather_partitions": False,
+    "allgather_bucket_size": 1000,
+    "overlap_comm": False,
+    "round_robin_gradients": True,
+}
+ZERO3_SWITCHES = {
+    "contiguous_gradients": False,
+    "reduce_bucket_size": 1000,
+    "overlap_comm": True,
+    "sub_group_size": 5000,
+    "stage3_prefetch_bucket_size": 1000,
+    "stage3_param_persistence_threshold": 40,
+    "stage3_max_live_parameters": 5000,
+    "stage3_max_reuse_distance": 5000,
+    "stage3_gather_16bit_weights_on_model_save": True,
+    "stage3_use_all_reduce_for_fetch_params": True,
+    "stage3_allgather_sequential": True,
+}
+SMALL_BUFFERS = {"pin_memory": False, "buffer_count": 2, "buffer_size": 10_000, "max_in_cpu": 1000}
 SHARDED = {"stage3_param_persistence_threshold": 0}  # at DeepSpeed's own, nothing of a model this small is let go
 
 
 @dataclass(frozen=True)
 class Case:
-    """zero: the ds_config's section. Steps 0 .. reset_after - 1 are one stage, the others the next. In the step
-    `poisoned` rank 1's loss is not a number. fp16: the ds_config's section but for `enabled`."""
+    """Steps 0 .. reset_after - 1 are one stage, the others the next. In the step `poisoned` rank 1's loss is not a
+    number. Of the ds_config, zero is the section of this name, fp16 this one but for `enabled`, other the rest."""
 
     zero: dict = field(default_factory=dict)
+    other: dict = field(default_factory=dict, kw_only=True)
     checkpointing: bool = False
     frozen: bool = False
     accumulation: int = 1
@@ -72,6 +103,23 @@ CASES = {
     "zero3_lora": Case({"stage": 3, **SHARDED}, lora=True),
     "zero3_lora_untied_checkpointing": Case({"stage": 3, **SHARDED}, checkpointing=True, lora=True, tied=False),
     "zero3_lora_offload_param": Case({"stage": 3, **SHARDED, "offload_param": OFFLOAD}, frozen=True, lora=True),
+    "zero1_switches": Case({"stage": 1, **SWITCHES}, accumulation=2),
+    "zero2_switches": Case({"stage": 2, **SWITCHES, "overlap_comm": True}, accumulation=2),
+    "zero3_switches": Case({"stage": 3, **ZERO3_SWITCHES}, checkpointing=True),
+    "zero3_offload_switches": Case(
+        {
+            "stage": 3,
+            "offload_optimizer": OFFLOAD | {"ratio": 0.5, "pin_memory": False},
+            "offload_param": OFFLOAD | SMALL_BUFFERS,
+        }
+    ),
+    "zero3_hpz": Case({"stage": 3, **SHARDED, "zero_hpz_partition_size": 2}),
+    "zero2_bf16_switches": Case(
+        {"stage": 2},
+        bf16=True,
+        other={"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}},
+    ),
+    "zero2_fp16_static": Case({"stage": 2}, poisoned=2, fp16={"loss_scale": 4096}),
     "zero1_offload": Case({"stage": 1, "offload_optimizer": OFFLOAD}),
     "zero2_offload": Case({"stage": 2, "offload_optimizer": OFFLOAD}),
     "zero3_offload": Case({"stage": 3, "offload_optimizer": OFFLOAD, "offload_param": OFFLOAD}, checkpointing=True),

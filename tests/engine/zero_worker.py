@@ -20,7 +20,7 @@ from multicoco.process import end_process
 def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
     config = run_config(case)
     path = folder / f"ds_config_{rank}.json"
-    path.write_text(json.dumps({"zero_optimization": case.zero, "fp16": case.fp16 or {}}))
+    path.write_text(json.dumps({"zero_optimization": case.zero, "fp16": case.fp16 or {}, **case.other}))
     model = build_model(case).to(precision(case)).eval()  # as from_pretrained leaves it
     reasoner = LatentReasoner(model, LATENT)
     ds_config = resolve_ds_config(path, config, world_size, model_shape(reasoner, passes=PASSES))
