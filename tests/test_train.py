@@ -395,6 +395,12 @@ class TestMistakes:
         done = launch(home, "name=mistake", f"deepspeed={home}/clash.json", ok=False)
         assert "gradient_clipping is 0.5, but max_grad_norm in the run config is 1.0" in done.stderr
 
+    def test_a_value_that_deepspeed_does_not_take_is_named_once(self, home):
+        (home / "size.json").write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": "big"}}')
+        done = launch(home, "name=mistake", f"deepspeed={home}/size.json", ok=False)
+        assert done.stderr.count("size.json: DeepSpeed does not take it") == 1 and "Traceback" not in done.stderr
+        assert "reduce_bucket_size" in done.stderr and "'big'" in done.stderr
+
 
 class TestCommandLine:
     def test_help_answers_at_once(self):

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.config import DeepSpeedConfig
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import nn
 
@@ -60,8 +61,12 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -
     """Wraps the model for training with a resolved ds_config (see `engine.ds_config`).
 
     Raises:
-        UserError: this machine cannot train in the precision asked for.
+        UserError: DeepSpeed does not take a value, or this machine cannot train in the precision asked for.
     """
+    try:
+        DeepSpeedConfig(ds_config)
+    except Exception as error:  # it raises many kinds, for nothing but what is written in the file
+        raise UserError(f"{config.deepspeed}: DeepSpeed does not take it: {error}") from error
     for precision, supported in (
         ("fp16", get_accelerator().is_fp16_supported),
         ("bf16", get_accelerator().is_bf16_supported),

@@ -139,18 +139,18 @@ def resolve_ds_config(path: Path, config: RunConfig, world_size: int, shape: Mod
         if key not in owned and key != "optimizer.type":
             raise UserError(f"{path}: {key} has no counterpart in the run config and would not take effect: remove it")
     _check_keys(ds_config, owned, path)
+    for key, value in leaves(ds_config):  # the others are checked by DeepSpeed
+        if key in ("steps_per_print", "zero_optimization.stage3_max_live_parameters") and not isinstance(value, int):
+            raise UserError(f"{path}: {key} must be a whole number, not {value!r}")
+        if key == "data_types.grad_accum_dtype" and value not in ("fp32", "fp16", "bf16"):
+            raise UserError(f"{path}: {key} must be fp32, fp16 or bf16, not {value!r}")
 
     zero = ds_config["zero_optimization"]
-    max_live = zero.get("stage3_max_live_parameters", 10**9)
-    if not isinstance(max_live, int):
-        raise UserError(
-            f"{path}: zero_optimization.stage3_max_live_parameters must be a whole number, not {max_live!r}"
-        )
     sizes = {  # the first three as in transformers
         "reduce_bucket_size": shape.hidden_size**2,
         "stage3_prefetch_bucket_size": int(0.9 * shape.hidden_size**2),
         "stage3_param_persistence_threshold": 10 * shape.hidden_size,
-        "stage3_max_reuse_distance": _reuse_distance(max_live, shape),
+        "stage3_max_reuse_distance": _reuse_distance(zero.get("stage3_max_live_parameters", 10**9), shape),
     }
     zero.update({key: value for key, value in sizes.items() if zero.get(key) == "auto"})
     if unfilled := [key for key, value in leaves(ds_config) if value == "auto"]:
