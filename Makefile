@@ -34,7 +34,7 @@ demo: $(READY)
 		--trained $(DEMO)/cot $(DEMO)/coconut $(DEMO)/vanilla
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 BENCHMARKS := latent_overhead baselines cached_attention generation checkpointing gathering plan_memory
 

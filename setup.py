@@ -57,7 +57,7 @@ setup(
         "wandb>=0.31",
     ],
     extras_require={
-        "test": ["pytest", "hypothesis", "ruff", "triton; sys_platform == 'linux'"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "triton; sys_platform == 'linux'"],
         "flash": ["flash-attn"],
     },
     entry_points={"console_scripts": ["multicoco = multicoco.cli:main"]},

@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from torch.distributed.run import get_args_parser
 import train
 from multicoco.cli import parser as multicoco_parser
 from multicoco.doctor.hostfile import read_hostfile
+from multicoco.doctor.probe import free_port
 
 BIN = Path(sys.executable).parent
 SCRIPTS = [REPO / "deploy" / "slurm" / "train.sbatch", REPO / "deploy" / "docker" / "entrypoint.sh"]
@@ -125,12 +125,6 @@ class TestPages:
         assert all((REPO / path).exists() for path in named), named
 
 
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """A checkout to submit from, so to say: train.py, an environment in .venv, data and a config."""
@@ -157,7 +151,7 @@ def metrics(home: Path, name: str) -> dict[str, list[float]]:
 @pytest.fixture(scope="module")
 def single_node(home) -> dict[str, list[float]]:
     """The usual launch of two processes."""
-    command = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", free_port(), "train.py", "run.yaml"]
+    command = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--standalone", "train.py", "run.yaml"]
     done = subprocess.run([*command, "--set", "name=single"], cwd=home, env=environment(), capture_output=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return metrics(home, "single")
@@ -171,7 +165,7 @@ def assert_equal(found: dict[str, list[float]], expected: dict[str, list[float]]
 
 @pytest.mark.distributed
 def test_torchrun_on_two_nodes_trains_like_one(home, single_node):
-    port = free_port()
+    port = str(free_port())
     nodes = []
     for rank in range(2):
         static = ["--nnodes", "2", "--node_rank", str(rank), "--nproc_per_node", "1"]

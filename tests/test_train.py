@@ -16,18 +16,13 @@ from homes import make_home
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from multicoco.doctor.probe import free_port
 from multicoco.models.tiny import build_tokenizer
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared" / "data"
 BIN = Path(sys.executable).parent
 N_TRAIN, N_VAL = 22, 11  # no multiple of any batch size below
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 LAUNCHERS = {

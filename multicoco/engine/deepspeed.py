@@ -63,10 +63,6 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -
     Raises:
         UserError: DeepSpeed does not take a value, or this machine cannot train in the precision asked for.
     """
-    try:
-        DeepSpeedConfig(ds_config)
-    except Exception as error:  # it raises many kinds, for nothing but what is written in the file
-        raise UserError(f"{config.deepspeed}: DeepSpeed does not take it: {error}") from error
     for precision, supported in (
         ("fp16", get_accelerator().is_fp16_supported),
         ("bf16", get_accelerator().is_bf16_supported),
@@ -75,6 +71,10 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -
             raise UserError(
                 f"{precision}: true, but {get_accelerator().device_name()} cannot train in it: set it to false"
             )
+    try:
+        DeepSpeedConfig(ds_config)
+    except Exception as error:  # it raises many kinds, for nothing but what is written in the file
+        raise UserError(f"{config.deepspeed}: DeepSpeed does not take it: {error}") from error
     reasoner.train()  # from_pretrained leaves a model in evaluation mode, where nothing is recomputed or dropped out
     if config.activation_checkpointing:
         checkpoint_activations(reasoner.model)

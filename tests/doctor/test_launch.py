@@ -25,7 +25,7 @@ def hosts(address: str | None = "127.0.0.1") -> list[Host]:
     [
         ("export GLOO_SOCKET_IFNAME=nosuch0", 20, "nosuch0"),
         # its ranks look for the master where nothing listens, as behind a firewall
-        ("command=$(echo \"$command\" | sed 's/--master_port=[0-9]*/--master_port=9/')", 20, "not done after 20 s"),
+        ("command=$(echo \"$command\" | sed 's/--master_port=[0-9]*/--master_port=9/')", 12, "not done after 12 s"),
         (NEVER_ANSWERS, 2, "not done after 2 s"),
     ],
 )

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 import train  # noqa: E402
+from multicoco.doctor.probe import free_port  # noqa: E402
 from multicoco.process import end_process  # noqa: E402
 
 
@@ -46,9 +46,7 @@ def become_rank(rank: int, request: dict, port: int) -> None:
 
 
 def serve(request: dict) -> dict:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     running = {}
     for rank in range(request["ranks"]):
         Path(f"{request['log']}.{rank}").write_text("")

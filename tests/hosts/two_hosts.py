@@ -2,12 +2,13 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+
+from multicoco.doctor.probe import free_port
 
 NEEDED = ("pdsh", "ssh", "ssh-keygen", "ip", "unshare", "/usr/sbin/sshd")
 PORT = 2299
@@ -91,7 +92,7 @@ class TwoHosts:
         """`deepspeed --hostfile hostfile train.py config` on host a, its output in launch.log."""
         train = Path(__file__).resolve().parents[2] / "train.py"
         deepspeed = str(Path(sys.executable).parent / "deepspeed")
-        where = ["--master_addr", self.addresses[0], "--master_port", str(port or _free_port())]
+        where = ["--master_addr", self.addresses[0], "--master_port", str(port or free_port())]
         log = (self.folder / "launch.log").open("w")
         no_check = "--no_ssh_check"  # it reads the user's own ssh config only
         command = [
@@ -141,12 +142,6 @@ def two_hosts(folder: Path):
 
 def _call(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return free.getsockname()[1]
 
 
 def _is_trainer(pid: int) -> bool:
