@@ -142,6 +142,7 @@ CASES = {
     "zero3 checkpointing K=2, 2 ranks": Case(stage=3, ranks=2, checkpointing=True, latents=2),
     "zero3 K=0, 2 ranks": Case(stage=3, ranks=2, latents=0),
     "zero3 few live, 2 ranks": Case(stage=3, ranks=2, max_live=5_000_000),
+    "zero3 language model live, 2 ranks": Case(stage=3, ranks=2, max_live=13_000_000),
     "zero3 bf16 offload, 2 ranks": Case(stage=3, ranks=2, bf16=True, offload="all"),
 }
 

@@ -19,10 +19,11 @@ from multicoco.tracking import write_text
 GIB, MIB = 2**30, 2**20
 HEADROOM = 0.1  # of a GPU, for what is not modelled: CUDA's context, NCCL's buffers, fragmentation
 _BUCKET = 500_000_000  # numbers, as in ds_configs/
-_MAX_LIVE = 1_000_000_000
+_MAX_LIVE = 1_000_000_000  # likewise
 _ON_CPU = {"none": "-", "optimizer": "optimizer", "all": "optimizer and parameters"}
 HEADER = [
     "ZeRO",
+    "live",
     "on CPU",
     "ckpt.",
     "batch x acc.",
@@ -64,6 +65,7 @@ class Candidate:
         setting, cost = self.setting, self.cost
         return [
             str(setting.stage),
+            f"{setting.max_live / 1e9:.1f} B" if setting.stage == 3 else "-",
             _ON_CPU[setting.offload],
             "yes" if setting.checkpointing else "no",
             f"{setting.micro_batch} x {setting.accumulation}",
@@ -151,14 +153,17 @@ def candidates(
 def _settings(config: RunConfig, model: ModelGeometry, cluster: Cluster) -> Iterator[Setting]:
     examples = config.batch_size * config.gradient_accumulation_steps
     sizes = [2**power for power in range(examples.bit_length()) if examples % 2**power == 0]
+    # all parameters, or those that stay through the latent passes, or as many as in ds_configs/
+    live_limits = sorted({max(_MAX_LIVE, number) for number in (model.parameters, model.decoder_parameters, 0)})
     for stage in range(4):
         bucket = model.text.hidden_size**2 if stage == 3 else _BUCKET
         for offload in ["none", *["optimizer"] * (stage > 0), *["all"] * (stage == 3)]:
             for checkpointing in (False, True):
                 for size in sizes:
-                    yield Setting(
-                        stage, offload, checkpointing, size, examples // size, cluster.ranks, bucket, _MAX_LIVE
-                    )
+                    for max_live in live_limits if stage == 3 else [_MAX_LIVE]:
+                        yield Setting(
+                            stage, offload, checkpointing, size, examples // size, cluster.ranks, bucket, max_live
+                        )
 
 
 def choose(found: Sequence[Candidate], cluster: Cluster) -> Candidate:
@@ -270,6 +275,8 @@ def explain(chosen: Candidate, model: ModelGeometry, cluster: Cluster) -> str:
         held = "all of them, each gathered once a micro-batch"
         if model.parameters > setting.max_live:
             held = f"{setting.max_live / model.parameters:.0%} of the model, the rest is gathered again"
+            if setting.max_live >= model.decoder_parameters:
+                held = "the language model, which stays gathered from pass to pass; the rest is gathered again"
         lines.append(f"- `stage3_max_live_parameters` {setting.max_live}: {held}.")
     if len(chosen.passes) > 1:
         gradients = model.width * model.decoder_layer.trainable * model.decoder_layer.copies

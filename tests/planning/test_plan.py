@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from homes import make_home
 from reference import internvl
 from transformers import GPT2Config, T5Config
@@ -64,6 +65,19 @@ def test_every_setting_is_reported_with_its_parts_passes_traffic_and_time(run_co
     seconds = [float(row[HEADER.index("s/step")]) for row in rows]
     assert seconds == sorted(seconds)
     assert re.search(r"- 3 latent passes: they leave ([\d.]+, ){2}[\d.]+ MiB of activations for backward", printed)
+
+
+def test_zero3_may_keep_the_language_model_or_all_gathered(monkeypatch):
+    model = ModelGeometry(internvl().config, torch.float32, {})
+    monkeypatch.setattr("multicoco.planning.plan._MAX_LIVE", model.decoder_parameters // 2)
+    config = RunConfig(mode="cot_train", name="live", model_id="none", train_path="none.json", batch_size=1)
+    cluster = Cluster(nodes=2, gpus=4, gpu_memory=80)
+    found = candidates(config, model, [Workload(tiles=1, prompt=30, latents=4, written=8)], cluster)
+    plain = [c for c in found if c.setting.stage == 3 and c.setting.offload == "none" and not c.setting.checkpointing]
+    few, decoder, everything = sorted(plain, key=lambda c: c.setting.max_live)
+    assert decoder.setting.max_live == model.decoder_parameters and everything.setting.max_live == model.parameters
+    assert few.cost.intra_bytes > decoder.cost.intra_bytes > everything.cost.intra_bytes
+    assert few.memory.peak < decoder.memory.peak < everything.memory.peak
 
 
 def test_every_candidate_keeps_the_global_batch_and_is_a_valid_ds_config(run_config, tmp_path):
