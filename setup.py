@@ -57,7 +57,8 @@ setup(
         "wandb>=0.31",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "triton; sys_platform == 'linux'"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mpi4py", "triton; sys_platform == 'linux'"],
+        "mpi": ["mpi4py"],
         "flash": ["flash-attn"],
     },
     entry_points={"console_scripts": ["multicoco = multicoco.cli:main"]},

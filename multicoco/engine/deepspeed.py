@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
+from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 from deepspeed.runtime.config import DeepSpeedConfig
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import nn
@@ -24,13 +25,15 @@ from multicoco.models.backbone import checkpoint_activations
 
 
 def init_distributed() -> tuple[int, int]:
-    """Joins the process group that `deepspeed` or `torchrun` describes, or makes one of this process alone.
+    """Joins the process group that `deepspeed`, `torchrun` or `mpirun` describes, or makes one of this process alone.
 
     Returns: (rank, world size).
 
     Raises:
-        UserError: the port to meet at is taken; on rank 0, which opens it.
+        UserError: the port to meet at is taken; on rank 0, which opens it. mpirun's ranks need mpi4py.
     """
+    if "OMPI_COMM_WORLD_SIZE" in os.environ and "RANK" not in os.environ:
+        _ask_mpi()
     if "RANK" not in os.environ:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -55,6 +58,17 @@ def init_distributed() -> tuple[int, int]:
     name = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
     Path(f"/dev/shm/{name}_{dist.get_rank()}").unlink(missing_ok=True)
     return dist.get_rank(), dist.get_world_size()
+
+
+def _ask_mpi() -> None:
+    """Sets the variables by which the ranks meet, as torchrun would; under OpenMPI's `mpirun`."""
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise UserError(f"started by mpirun, but mpi4py cannot be imported ({error}): pip install mpi4py") from error
+    deepspeed.comm.mpi_discovery(int(os.environ.get("MASTER_PORT", TORCH_DISTRIBUTED_DEFAULT_PORT)), verbose=False)
+    os.environ["LOCAL_WORLD_SIZE"] = os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"]
+    MPI.Finalize()  # mpirun takes a process that ends without it for a crash; the ranks talk through gloo or NCCL
 
 
 def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -> DeepSpeedEngine:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from multicoco.engine.deepspeed import build_engine
+from multicoco.engine.deepspeed import build_engine, init_distributed
 from multicoco.errors import UserError
 
 AGREEMENT = """
@@ -42,6 +42,14 @@ def test_a_precision_that_the_device_lacks_is_refused(monkeypatch, precision):
     ds_config = {p: {"enabled": p == precision} for p in ("bf16", "fp16")}
     with pytest.raises(UserError, match=f"{precision}: true, but abacus cannot train in it"):
         build_engine(reasoner=None, config=None, ds_config=ds_config)
+
+
+def test_ranks_of_mpirun_need_mpi4py(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(UserError, match="started by mpirun, but mpi4py .* pip install mpi4py"):
+        init_distributed()
 
 
 @pytest.mark.distributed

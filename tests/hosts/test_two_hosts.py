@@ -5,11 +5,13 @@ Tolerance on losses, 1e-4 relative: fp32 sums taken in another order, magnified 
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,17 @@ def test_both_phases_over_two_hosts_give_the_losses_of_one_process(hosts, config
     run = hosts.folder / "runs" / f"two_{stage}_coconut"
     assert json.loads((run / "evaluation" / "coconut.json").read_text())["n"] == 4
     assert damage(run / "checkpoints" / "epoch_0003") == []
+
+
+@pytest.mark.skipif(not (shutil.which("mpirun") and find_spec("mpi4py")), reason="needs OpenMPI and mpi4py")
+def test_openmpi_over_two_hosts_gives_the_losses_of_one_process(hosts, config, single):
+    arguments = f"--allow-run-as-root --mca plm_rsh_args '-F {hosts.folder}/ssh_config'"
+    arguments += "".join(f" --mca {part}_tcp_if_include eth7" for part in ("btl", "oob"))
+    launcher = ("--launcher", "openmpi", "--launcher_args", arguments)
+    launched = hosts.launch(config, *settings("mode=cot_train", "name=openmpi"), launcher=launcher)
+    assert launched.wait(timeout=300) == 0, hosts.output()[-4000:]
+    expected = [loss for stage, loss in single if stage == 0]
+    assert [loss for _, loss in metrics(hosts, "openmpi", "train/loss")] == pytest.approx(expected, rel=1e-4)
 
 
 def wait_for_step(hosts: TwoHosts, name: str, step: int) -> None:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,11 +89,11 @@ class TwoHosts:
                     raise RuntimeError((folder / f"sshd_{name}.log").read_text())
                 time.sleep(0.2)
 
-    def launch(self, config: Path, *arguments: str, port: int | None = None) -> subprocess.Popen:
+    def launch(self, config: Path, *arguments: str, launcher: Sequence[str] = ()) -> subprocess.Popen:
         """`deepspeed --hostfile hostfile train.py config` on host a, its output in launch.log."""
         train = Path(__file__).resolve().parents[2] / "train.py"
         deepspeed = str(Path(sys.executable).parent / "deepspeed")
-        where = ["--master_addr", self.addresses[0], "--master_port", str(port or free_port())]
+        where = ["--master_addr", self.addresses[0], "--master_port", str(free_port())]
         log = (self.folder / "launch.log").open("w")
         no_check = "--no_ssh_check"  # it reads the user's own ssh config only
         command = [
@@ -101,6 +102,7 @@ class TwoHosts:
             "--hostfile",
             str(self.folder / "hostfile"),
             *where,
+            *launcher,
             str(train),
             str(config),
             *arguments,
