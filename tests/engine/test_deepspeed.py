@@ -48,7 +48,7 @@ def test_ranks_of_mpirun_need_mpi4py(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    with pytest.raises(UserError, match="started by mpirun, but mpi4py .* pip install mpi4py"):
+    with pytest.raises(UserError, match=r"started by mpirun, but mpi4py .* pip install mpi4py"):
         init_distributed()
 
 
