@@ -81,10 +81,10 @@ def make_step(model: PreTrainedModel, loss_of: Callable[[dict], Tensor], inputs:
     losses = []
 
     def step():
-        model.zero_grad()
         loss = loss_of(inputs)
         loss.backward()
         losses.append(loss.item())
+        model.zero_grad()  # no side's gradients take the others' memory
 
     return step, losses
 
@@ -102,7 +102,6 @@ def main() -> None:
         model, loss_of = sides(geometry)[args.memory_of]()
         step, _ = make_step(model, loss_of, geometry.inputs())
         step()
-        model.zero_grad()  # gradients count, weights do not
         print(json.dumps({"peak": peak_above(step)}))
         return
     rows, goals = [], []
@@ -120,7 +119,11 @@ def main() -> None:
 
 def compare(geometry: Geometry, repeats: int) -> list[dict]:
     """A row for each way."""
-    steps = {name: make_step(*build(), geometry.inputs()) for name, build in sides(geometry).items()}
+    built = {name: build() for name, build in sides(geometry).items()}
+    weights = built["multicoco"][0].state_dict()
+    for model, _ in built.values():
+        model.load_state_dict(weights, assign=True)  # in memory once
+    steps = {name: make_step(model, loss_of, geometry.inputs()) for name, (model, loss_of) in built.items()}
     seconds = in_turn({name: step for name, (step, _) in steps.items()}, repeats)
     rows = []
     for name, (_, losses) in steps.items():
