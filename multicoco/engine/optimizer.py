@@ -78,3 +78,9 @@ def reset_optimizer_state(engine: DeepSpeedEngine) -> None:
     The fp32 master weights, the loss scale and DeepSpeed's own step counters stay.
     """
     wrapped_optimizer(engine.optimizer).state.clear()
+    if getattr(engine.optimizer, "_hp_optimizer_states_linked", False):
+        # ZeRO-1 and 2, and bf16 without ZeRO, would hold the old moments' memory by every parameter's link into them
+        for parameter in engine.module.parameters():
+            if link := getattr(parameter, "_hp_mapping", None):
+                link.optim_fragment.clear()
+        engine.optimizer._hp_optimizer_states_linked = False  # so that the next step links the new ones

@@ -1,5 +1,6 @@
 """Run by torchrun on several ranks: trains a small model under many engine settings and saves what rank 0 saw."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -17,6 +18,14 @@ from multicoco.latent.reasoner import LatentReasoner
 from multicoco.process import end_process
 
 
+def bytes_held() -> int:
+    """Of all tensors that live in this process."""
+    gc.collect()
+    # deepspeed.comm makes objects that raise when they are asked for their class
+    storages = [x.untyped_storage() for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
 def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
     config = run_config(case)
     path = folder / f"ds_config_{rank}.json"
@@ -27,10 +36,11 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
     engine = build_engine(reasoner, config, ds_config)
     assert not wrapped_optimizer(engine.optimizer).state, "AdamW has taken a step before the first"
     start_schedule(engine, config, config.lr, total_steps=case.reset_after)
-    losses, loss_scales, layer_calls = [], [], []
+    losses, loss_scales, layer_calls, held = [], [], [], []
     reasoner.decoder.layers[0].input_layernorm.register_forward_hook(lambda *_: layer_calls.append(1))
     for step in range(case.steps):
         if step == case.reset_after:
+            held.append(bytes_held())
             reset_optimizer_state(engine)
             start_schedule(engine, config, config.lr, total_steps=case.steps - step)
         share = torch.zeros(())
@@ -49,12 +59,14 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
         dist.all_reduce(share)
         losses.append(float(share))
         loss_scales += [engine.optimizer.loss_scale] if case.fp16 else []
+    held.append(bytes_held())
     weights = whole_state_dict(engine.module.model)
     counted = {
         "skipped": engine.skipped_steps,
         "steps": engine.global_steps,
         "adam_steps": {int(state["step"]) for state in wrapped_optimizer(engine.optimizer).state.values()},
         "layer_calls": len(layer_calls),
+        "bytes_held": held,
     }
     engine.destroy()
     return {"losses": losses, "weights": weights, "loss_scales": loss_scales, **counted}
