@@ -19,9 +19,15 @@ import torch
 import transformers
 from torch._C._profiler import _EventType
 from torch.profiler import profile
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-LATENT, WORD, EOS = 1, 2, 0  # ids
+LATENT, WORD, EOS, IMAGE = 1, 2, 0, 3  # ids; words begin at WORD
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -40,20 +46,22 @@ class Geometry:
     latents: int = 6
     suffix: int = 64
 
-    def model(self) -> Qwen2ForCausalLM:
+    def text_config(self) -> dict:
+        return {
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "bos_token_id": None,
+            "eos_token_id": EOS,
+            "pad_token_id": EOS,
+        }
+
+    def model(self) -> PreTrainedModel:
         torch.manual_seed(0)
-        config = Qwen2Config(
-            vocab_size=self.vocabulary,
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            bos_token_id=None,
-            eos_token_id=EOS,
-            pad_token_id=EOS,
-        )
-        return Qwen2ForCausalLM(config)
+        return Qwen2ForCausalLM(Qwen2Config(**self.text_config()))
 
     def inputs(self, latents: int | None = None) -> dict[str, torch.Tensor]:
         """ids, mask and labels (B, T); of the latent columns, the first `latents` (default all) are latent."""
@@ -65,6 +73,53 @@ class Geometry:
         labels = ids.clone()
         labels[:, : self.prefix + self.latents] = -100
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+@dataclass
+class InternVL3Geometry(Geometry):
+    """InternVL3-1B with random weights; the prefix of every row begins with an image of one tile."""
+
+    layers: int = 24
+    hidden: int = 896
+    intermediate: int = 4864
+    heads: int = 14
+    vocabulary: int = 151_674
+    batch: int = 16
+    prefix: int = 256 + 64
+    vision_layers: int = 24
+    vision_hidden: int = 1024
+    tile_size: int = 448
+
+    @property
+    def tile_tokens(self) -> int:
+        return (self.tile_size // 14) ** 2 // 4
+
+    def model(self) -> PreTrainedModel:
+        torch.manual_seed(0)
+        vision = {
+            "hidden_size": self.vision_hidden,
+            "num_hidden_layers": self.vision_layers,
+            "num_attention_heads": 16,
+            "intermediate_size": 4 * self.vision_hidden,
+            "attention_bias": True,
+            "image_size": (self.tile_size, self.tile_size),
+            "patch_size": (14, 14),
+        }
+        config = InternVLConfig(
+            vision_config=vision,
+            text_config={"model_type": "qwen2", **self.text_config()},
+            image_token_id=IMAGE,
+            image_seq_length=self.tile_tokens,
+            tie_word_embeddings=False,
+        )
+        return InternVLForConditionalGeneration(config)
+
+    def inputs(self, latents: int | None = None) -> dict[str, torch.Tensor]:
+        inputs = super().inputs(latents)
+        ids = inputs["input_ids"]
+        ids[ids == IMAGE] = WORD
+        ids[:, : self.tile_tokens] = IMAGE
+        return inputs | {"pixel_values": torch.zeros(self.batch, 3, self.tile_size, self.tile_size)}
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -89,12 +144,19 @@ def in_turn(
     for run in range(repeats + 1):  # the first is a warm-up
         for name, side in sides.items():
             gc.collect()
+            synchronize()
             started = perf_counter()
             side()
+            synchronize()
             if run:
                 seconds[name].append(perf_counter() - started)
             between()
     return {name: median(times) for name, times in seconds.items()}
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def peak_above(run: Callable[[], object]) -> int:
@@ -186,6 +248,7 @@ def machine() -> dict[str, str | int]:
         "cpu": models[0] if models else platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -13,13 +13,17 @@ TINY = {"layers": 2, "hidden": 32, "intermediate": 48, "heads": 4, "vocabulary":
 
 
 def run(name: str, out: Path, *arguments: str, geometry: dict = TINY) -> dict:
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--repeats", "1", "--out", str(out)]
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--repeats", "1", "--threads", "1"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "kernels")))}
     done = subprocess.run(
-        [*command, "--geometry", json.dumps(geometry), *arguments], env=environment, capture_output=True, text=True
+        [*command, "--out", str(out), "--geometry", json.dumps(geometry), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((out / f"{name}.json").read_text()) | {"printed": done.stdout}
+    [result] = out.glob("*.json")
+    return json.loads(result.read_text()) | {"printed": done.stdout}
 
 
 def test_latent_overhead(tmp_path):
@@ -27,6 +31,13 @@ def test_latent_overhead(tmp_path):
     assert [row["K"] for row in result["rows"]] == [0, 1, 2, 4, 6, 12]
     assert result["goals"][0]["measured"] == pytest.approx(result["rows"][4]["ratio"], rel=5e-3)  # three digits
     assert result["machine"]["torch"] and result["settings"]["prefix"] == 9
+
+
+def test_latent_overhead_of_internvl3(tmp_path):
+    sizes = {"vision_layers": 1, "vision_hidden": 32, "tile_size": 56}  # 4 tokens a tile
+    result = run("latent_overhead", tmp_path, "--internvl3", geometry=TINY | sizes)
+    assert [row["K"] for row in result["rows"]] == [0, 1, 2, 4, 6, 12]
+    assert result["goals"][0]["aim"] == "<= 1.15" and result["settings"]["suffix"] == 64
 
 
 def test_baselines_compute_the_same_loss(tmp_path):
