@@ -81,6 +81,6 @@ def reset_optimizer_state(engine: DeepSpeedEngine) -> None:
     if getattr(engine.optimizer, "_hp_optimizer_states_linked", False):
         # ZeRO-1 and 2, and bf16 without ZeRO, would hold the old moments' memory by every parameter's link into them
         for parameter in engine.module.parameters():
-            if link := getattr(parameter, "_hp_mapping", None):
+            if (link := getattr(parameter, "_hp_mapping", None)) and link.optim_fragment:
                 link.optim_fragment.clear()
         engine.optimizer._hp_optimizer_states_linked = False  # so that the next step links the new ones
