@@ -102,7 +102,7 @@ def test_openmpi_over_two_hosts_gives_the_losses_of_one_process(hosts, config, s
 
 
 def wait_for_step(hosts: TwoHosts, name: str, step: int) -> None:
-    checkpoints, deadline = hosts.folder / "runs" / name / "checkpoints", time.monotonic() + 120
+    checkpoints, deadline = hosts.folder / "runs" / name / "checkpoints", time.monotonic() + 240
     while not any(checkpoints.glob(f"*step_{step:08d}/manifest.json")):
         assert time.monotonic() < deadline, hosts.output()[-3000:]
         time.sleep(0.1)
