@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask, rotary_tables
 from multicoco.latent.loss import LabelledCrossEntropy
+from multicoco.latent.weight_gradients import stack_weight_gradients, stacked_columns
 from multicoco_kernels import KERNELS, BufferPool
 
 # settings of a language model that the passes would silently get wrong, and the value at which they do nothing
@@ -112,6 +113,7 @@ class LatentReasoner(nn.Module):
         self.decoder.set_attn_implementation(ATTENTION_NAME)
         if self.decoder.config._attn_implementation != ATTENTION_NAME:
             raise ValueError(f"{model.config.model_type} does not let its attention be replaced")
+        stack_weight_gradients(self.decoder)
 
     @property
     def decoder(self) -> PreTrainedModel:
@@ -204,7 +206,7 @@ class LatentReasoner(nn.Module):
         mask = no_mask(embeds)
 
         segment, hidden, inputs, thoughts = None, [], [], []
-        with rotary_tables(self.decoder, embeds, position_ids) as choose_columns:
+        with stacked_columns(), rotary_tables(self.decoder, embeds, position_ids) as choose_columns:
             for start, end in zip(starts, [*starts[1:], input_ids.shape[1]], strict=True):
                 segment_embeds = embeds[:, start:end]
                 if start in latent_columns:

@@ -1,0 +1,101 @@
+"""The weight gradients of all latent columns together: one product for each weight, whatever the number of passes.
+
+A pass over one column of B rows gives a weight W (out, in) the gradient Y^T X, X (B, in) its input and Y (B, out) its
+output's gradient. With so few rows, K such products and their sum are bound by moving K gradients of W's size. X and Y
+are small: they are kept, and dW = [Y_1; ...; Y_K]^T [X_1; ...; X_K] is made when the last of them is there.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _Sum(torch.autograd.Function):
+    """weight (out, in) -> a scalar for the columns' calls to take, so that its backward runs once all theirs have."""
+
+    @staticmethod
+    def forward(ctx, weight, rows):
+        ctx.rows = rows
+        ctx.set_materialize_grads(False)  # nothing flows through the scalar
+        return weight.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        if not ctx.rows:
+            return None, None
+        inputs, grads = (torch.cat(kept) for kept in zip(*ctx.rows, strict=True))  # [K B, in], [K B, out]
+        ctx.rows.clear()
+        return grads.t() @ inputs, None
+
+
+class _Linear(torch.autograd.Function):
+    """x (..., in) -> (..., out). Keeps the rows that its weight's gradient is made of, or makes it if rows is None."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, rows, scalar):
+        ctx.save_for_backward(x, weight)
+        ctx.rows = rows
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
+        x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
+        if ctx.rows is None:
+            return grad_x, grad.t() @ x, grad_bias, None, None
+        ctx.rows.append((x, grad))
+        return grad_x, None, grad_bias, None, None
+
+
+# the rows and the scalar of each layer in the forward of a step; None for a layer that has run its first pass only
+_step: ContextVar[dict[nn.Module, tuple[list, Tensor] | None] | None] = ContextVar("step", default=None)
+
+
+class StackedLinear(nn.Linear):
+    """A linear layer whose calls on single columns share one product for the weight's gradient.
+
+    All calls take the same way through autograd, whatever their columns: a recompute must save what the call itself has
+    saved, and gradients must be complete in the same order on every rank. So the first pass, whose backward is the
+    last, makes its own.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_trained = torch.is_grad_enabled() and self.weight.requires_grad
+        if not is_trained or torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        step = _step.get()
+        rows = scalar = None
+        if step is not None and self not in step:
+            step[self] = None
+        elif step is not None and x.dim() == 3 and x.shape[1] == 1:
+            if step[self] is None:
+                rows = []
+                step[self] = rows, _Sum.apply(self.weight, rows)
+            rows, scalar = step[self]
+        return _Linear.apply(x, self.weight, self.bias, rows, scalar)
+
+
+def stack_weight_gradients(decoder: nn.Module) -> None:
+    """Makes every linear layer of a decoder a `StackedLinear`; layers of other classes, quantized ones, stay."""
+    for module in decoder.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = StackedLinear
+
+
+@contextmanager
+def stacked_columns() -> Iterator[None]:
+    """Around all passes of a step: the calls of stacked layers on single columns inside belong together."""
+    before = _step.set({})
+    try:
+        yield
+    finally:
+        _step.reset(before)
