@@ -45,7 +45,6 @@ def test_baselines_compute_the_same_loss(tmp_path):
     assert [row["words"] for row in rows] == 5 * [50]
     losses = [float(row["loss"]) for row in rows]
     assert max(losses) - min(losses) < 1e-5  # fp32, printed to six digits
-    assert all(row["peak_mib"] >= 0 for row in rows)
 
 
 def test_generation_gives_the_same_tokens(tmp_path):

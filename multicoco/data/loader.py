@@ -131,22 +131,27 @@ def prompt_layout(
     return layout(ExampleTokens(tokens.prompt), n_replaced=0, latent_block=block)
 
 
-def _leave_signals_to_the_rank(worker_id: int) -> None:
-    """A scheduler's notice goes to all processes of a job; a worker that died of it would take its rank along before
-    the rank could save. Workers end with their rank."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+class _Loader(StatefulDataLoader):
+    """Leaves signals to the rank: a scheduler's notice goes to all processes of a job, and a worker that died of it
+    would take its rank along before the rank could save. Workers end with their rank."""
+
+    def __iter__(self) -> Iterator[dict]:
+        # workers inherit what is blocked, so that there is no moment at which they can be hit
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def make_loader(
     dataset: ReasoningDataset, batches: RankBatches, collator: Collator, num_workers: int
 ) -> StatefulDataLoader:
     """One rank's loader for one epoch."""
-    return StatefulDataLoader(
+    return _Loader(
         dataset,
         batch_sampler=batches,
         collate_fn=collator,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_the_rank,
     )

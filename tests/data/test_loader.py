@@ -1,3 +1,5 @@
+import os
+import signal
 from functools import partial
 
 import pytest
@@ -126,3 +128,22 @@ def test_loader_reads_images_into_tiles_and_tokens(tmp_path, workers):
         owners = [index for index, n in zip(batch["index"], counts, strict=True) for _ in range(n)]
         for tile, owner in zip(batch["pixel_values"], owners, strict=True):
             assert torch.allclose(tile.mean((1, 2)), torch.tensor(colours[owner]) / 255, atol=0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_worker_that_is_signalled_as_it_is_born_does_its_work(number):
+    """And the process that made it hears signals as before."""
+    is_due = True
+
+    def signal_the_child() -> None:
+        if is_due:
+            os.kill(os.getpid(), number)
+
+    os.register_at_fork(after_in_child=signal_the_child)  # for good: hence the flag
+    dataset = {(index, True): index for index in range(4)}
+    try:
+        batches = list(make_loader(dataset, RankBatches(4, 2, 0, 1), list, num_workers=1))
+    finally:
+        is_due = False
+    assert batches == [[0, 1], [2, 3]]
+    assert not {signal.SIGTERM, signal.SIGUSR1} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
