@@ -24,7 +24,7 @@ from torch.distributed.run import get_args_parser
 import train
 from multicoco.cli import parser as multicoco_parser
 from multicoco.doctor.hostfile import read_hostfile
-from multicoco.doctor.probe import free_port
+from multicoco.engine.deepspeed import free_port
 
 BIN = Path(sys.executable).parent
 SCRIPTS = [REPO / "deploy" / "slurm" / "train.sbatch", REPO / "deploy" / "docker" / "entrypoint.sh"]

@@ -15,7 +15,7 @@ from homes import make_home
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from multicoco.doctor.probe import free_port
+from multicoco.engine.deepspeed import free_port
 from multicoco.models.tiny import build_tokenizer
 
 REPO = Path(__file__).parents[1]

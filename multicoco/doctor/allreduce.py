@@ -14,6 +14,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from multicoco.engine.deepspeed import device, init_distributed
+from multicoco.errors import UserError
 from multicoco.process import end_process
 
 BYTES = 64 * 2**20
@@ -38,5 +39,9 @@ def measure(rank: int, n: int) -> None:
 
 if __name__ == "__main__":
     signal.alarm(int(sys.argv[1]))  # ends this process wherever it hangs, and also when the launcher is gone
-    measure(*init_distributed())
+    try:
+        measure(*init_distributed())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        end_process(1)
     end_process(0)

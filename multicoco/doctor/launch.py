@@ -72,6 +72,8 @@ def check_bandwidth(hosts: Sequence[Host], hostfile: Path | None, seconds: int) 
     finally:
         _end(launcher)
     remedy = _NETWORK.format(port=port)
+    if said and f"port {port} of" in said:  # chosen when the host was asked, and taken since
+        remedy = "start `multicoco doctor` again: it takes another port"
     # where a rank says what is wrong, the others only wait for it until their time is over
     if said is None or (f"return code = -{signal.SIGALRM.value}" in said and "error: " not in said.lower()):
         return Row("all_reduce", name, "FAIL", f"not done after {seconds} s", remedy)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -21,6 +20,7 @@ from deepspeed.accelerator import get_accelerator
 
 import multicoco
 from multicoco.config import RunConfig, load_config
+from multicoco.engine.deepspeed import free_port
 from multicoco.engine.resume import file_hash
 from multicoco.errors import UserError
 from multicoco.process import end_process
@@ -53,12 +53,6 @@ def address() -> str | None:
     """The one that DeepSpeed's launcher makes the master's: the first of `hostname -I`."""
     done = subprocess.run(["hostname", "-I"], capture_output=True, text=True)
     return next(iter(done.stdout.split()), None)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return free.getsockname()[1]
 
 
 def read_inputs(config: RunConfig) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 import copy
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
+from random import SystemRandom
 
 import deepspeed
 import torch
@@ -23,6 +25,18 @@ from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import checkpoint_activations
 
+_PORTS = range(10000, 32768)  # above, Linux gives them to outgoing connections
+
+
+def free_port() -> int:
+    """A TCP port on which nothing of this host listens, of those that no outgoing connection is given: the ranks open
+    it only later."""
+    for port in SystemRandom().sample(_PORTS, len(_PORTS)):
+        with socket.socket() as trial, suppress(OSError):
+            trial.bind(("", port))
+            return port
+    raise UserError(f"no port of {_PORTS.start} to {_PORTS.stop - 1} is free on this host: end what listens there")
+
 
 def init_distributed() -> tuple[int, int]:
     """Joins the process group that `deepspeed`, `torchrun` or `mpirun` describes, or makes one of this process alone.
@@ -35,10 +49,8 @@ def init_distributed() -> tuple[int, int]:
     if "OMPI_COMM_WORLD_SIZE" in os.environ and "RANK" not in os.environ:
         _ask_mpi()
     if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(alone, MASTER_PORT=str(free_port()))
     get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     if "OMP_NUM_THREADS" not in os.environ:  # DeepSpeed's launcher would give every rank all cores
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)

@@ -1,6 +1,7 @@
 """The real launcher over hosts that are all this machine; every way in which the network can fail names it."""
 
 import shutil
+import socket
 
 import pytest
 from doctor.fake_cluster import NEVER_ANSWERS, UNREACHABLE, FakeCluster
@@ -8,7 +9,7 @@ from doctor.fake_cluster import NEVER_ANSWERS, UNREACHABLE, FakeCluster
 from multicoco.doctor import launch
 from multicoco.doctor.hosts import Host
 from multicoco.doctor.launch import check_bandwidth, check_master
-from multicoco.doctor.probe import free_port
+from multicoco.engine.deepspeed import free_port
 
 needs_pdsh = pytest.mark.skipif(shutil.which("pdsh") is None, reason="needs pdsh")
 
@@ -37,6 +38,17 @@ def test_a_network_that_fails_ends_in_time_with_its_remedy(tmp_path, monkeypatch
     assert row.result == "FAIL" and found in row.found
     for word in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", ".deepspeed_env", "firewall"):
         assert word in row.remedy
+
+
+@pytest.mark.distributed
+def test_a_port_that_was_taken_since_is_named():
+    facts = {"address": "127.0.0.1", "free_port": free_port()}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", facts["free_port"]))
+        taken.listen()
+        row = check_bandwidth([Host("this machine", 1, is_remote=False, facts=facts)], None, 120)
+    assert row.result == "FAIL" and f"port {facts['free_port']} of 127.0.0.1 is in use" in row.found
+    assert "doctor` again" in row.remedy
 
 
 def test_without_pdsh_it_is_asked_for(tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from multicoco.engine.deepspeed import build_engine, init_distributed
+from multicoco.engine.deepspeed import build_engine, free_port, init_distributed
 from multicoco.errors import UserError
 
 AGREEMENT = """
@@ -50,6 +52,19 @@ def test_ranks_of_mpirun_need_mpi4py(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(UserError, match=r"started by mpirun, but mpi4py .* pip install mpi4py"):
         init_distributed()
+
+
+def test_a_port_is_neither_taken_nor_one_that_connections_are_given(monkeypatch):
+    port = free_port()
+    lowest, highest = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert port >= 1024 and not lowest <= port <= highest
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        monkeypatch.setattr("multicoco.engine.deepspeed._PORTS", range(port, port + 1))
+        with pytest.raises(UserError, match=f"no port of {port} to {port} is free"):
+            free_port()
+    assert free_port() == port
 
 
 @pytest.mark.distributed

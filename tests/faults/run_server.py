@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 import train  # noqa: E402
-from multicoco.doctor.probe import free_port  # noqa: E402
+from multicoco.engine.deepspeed import free_port  # noqa: E402
 from multicoco.process import end_process  # noqa: E402
 
 

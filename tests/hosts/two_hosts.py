@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from multicoco.doctor.probe import free_port
+from multicoco.engine.deepspeed import free_port
 
 NEEDED = ("pdsh", "ssh", "ssh-keygen", "ip", "unshare", "/usr/sbin/sshd")
 PORT = 2299
