@@ -2,7 +2,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -56,8 +55,7 @@ def test_ranks_of_mpirun_need_mpi4py(monkeypatch):
 
 def test_a_port_is_neither_taken_nor_one_that_connections_are_given(monkeypatch):
     port = free_port()
-    lowest, highest = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
-    assert port >= 1024 and not lowest <= port <= highest
+    assert 1024 <= port < 32768  # Linux gives outgoing connections 32768 and up, unless an administrator changed it
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
