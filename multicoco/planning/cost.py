@@ -115,11 +115,13 @@ def _passes(model: ModelGeometry, work: Workload, setting: Setting, cluster: Clu
         hooks = HOOK_SECONDS[direction] if setting.stage == 3 else 0
         return max(operations / flops, nbytes / bandwidth, part.copies * (kernels * KERNEL_SECONDS + hooks))
 
-    def layers(part: Part, columns: int, attended: float, width: int, trace: Trace) -> tuple[float, float]:
+    def layers(
+        part: Part, columns: int, attended: float, width: int, trace: Trace, weight_gradients: bool
+    ) -> tuple[float, float]:
         operations = part.copies * (2 * columns * part.parameters + 4 * columns * attended * width)
         weights = part.copies * part.parameters * model.width
         # gradients of the inputs, and of the weights where they are trained
-        factor = (1 + bool(part.trainable) + recomputed) if trace.backward_kernels else 0
+        factor = (1 + (part.trainable > 0 and weight_gradients) + recomputed) if trace.backward_kernels else 0
         there = seconds(operations, weights, part, trace.forward_kernels, "forward")
         if not factor:
             return there, 0
@@ -129,13 +131,15 @@ def _passes(model: ModelGeometry, work: Workload, setting: Setting, cluster: Clu
     if model.sees_images:
         tiles = max(1, rows * work.tiles)
         trace, width = model.trace.vision(tiles, setting.checkpointing), model.config.vision_config.hidden_size
-        there, back = layers(model.vision_layer, tiles * model.patches, model.patches, width, trace)
+        there, back = layers(model.vision_layer, tiles * model.patches, model.patches, width, trace, True)
         forward, backward, hiding = there, back, back
     start = 0
     for number, columns in enumerate(work.segments):
         trace = model.trace.decoder(rows, columns, setting.checkpointing)
         attended = start + columns / 2
-        there, back = layers(model.decoder_layer, rows * columns, attended, model.text.hidden_size, trace)
+        weight_gradients = columns > 1 or number < 2  # those of all latent columns are made at once
+        width = model.text.hidden_size
+        there, back = layers(model.decoder_layer, rows * columns, attended, width, trace, weight_gradients)
         forward, backward, start = forward + there, backward + back, start + columns
         hiding += back if number == 0 else 0
     head = 2 * rows * work.written * model.text.vocab_size * model.text.hidden_size / flops

@@ -61,3 +61,12 @@ def test_time_grows_with_passes_and_slow_links_and_falls_with_faster_gpus():
     long = replace(WORK, prompt=10**6)
     slow, fast = (step_cost(MODEL, long, setting(0), replace(CLUSTER, tflops=tflops)).compute for tflops in (1, 10))
     assert slow > 5 * fast
+
+
+def test_a_latent_column_moves_its_weights_forward_and_backward_and_shares_the_weight_gradients():
+    slow_memory = replace(CLUSTER, gpu_bandwidth=1e-3)
+    few, many = (
+        step_cost(MODEL, replace(WORK, latents=latents), setting(0), slow_memory).compute for latents in (3, 8)
+    )
+    moved = MODEL.width * MODEL.decoder_layer.copies * MODEL.decoder_layer.parameters
+    assert many - few == pytest.approx(5 * 2 * moved / 1e6)
