@@ -1,7 +1,19 @@
 import os
+import shutil
+from pathlib import Path
 
+import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is first imported; no test waits for a network
 if not torch.cuda.is_available():  # before Triton is first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(scope="session")
+def sshd() -> str:
+    """OpenSSH's server, with the directory that it demands of root and that only a booting system makes."""
+    path = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin") or pytest.skip("sshd is not installed")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    return path

@@ -51,10 +51,9 @@ class TestFiles:
         done = subprocess.run([installed("hadolint"), str(file)], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
 
-    def test_sshd_takes_its_config(self, tmp_path):
+    def test_sshd_takes_its_config(self, tmp_path, sshd):
         key = tmp_path / "key"
         subprocess.run([installed("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
-        sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin") or pytest.skip("sshd is not installed")
         config = REPO / "deploy" / "docker" / "sshd_config"
         subprocess.run([sshd, "-t", "-f", str(config), "-h", str(key)], check=True)
 

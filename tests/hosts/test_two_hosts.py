@@ -35,7 +35,7 @@ COCONUT = ("mode=coconut_train", "coconut.enabled=true", "coconut.max_latent_sta
 
 
 @pytest.fixture(scope="module")
-def hosts(tmp_path_factory) -> TwoHosts:
+def hosts(tmp_path_factory, sshd) -> TwoHosts:
     with two_hosts(tmp_path_factory.mktemp("hosts")) as hosts:
         yield hosts
 

@@ -73,7 +73,6 @@ class TwoHosts:
         )
         (folder / "hostfile").write_text("".join(f"{name} slots=1\n" for name in self.names))
         (folder / ".deepspeed_env").write_text("GLOO_SOCKET_IFNAME=eth7\nOMP_NUM_THREADS=1\n")
-        Path("/run/sshd").mkdir(exist_ok=True)
         for host, name in enumerate(self.names):
             sshd = (
                 f"/usr/sbin/sshd -D -e -f /dev/null -p {PORT} -h {folder}/host_key -o PidFile=none -o UsePAM=no "
