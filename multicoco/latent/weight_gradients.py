@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from multicoco.latent.products import linear
 
 
 class _Sum(torch.autograd.Function):
@@ -31,7 +32,7 @@ class _Sum(torch.autograd.Function):
             return None, None
         inputs, grads = (torch.cat(kept) for kept in zip(*ctx.rows, strict=True))  # [K B, in], [K B, out]
         ctx.rows.clear()
-        return grads.t() @ inputs, None
+        return linear(grads.t(), inputs.t()), None
 
 
 class _Linear(torch.autograd.Function):
@@ -39,19 +40,22 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, rows, scalar):
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.rows = rows
-        return F.linear(x, weight, bias)
+        return linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
-        x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        grad_x = linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        grad = grad.reshape(-1, grad.shape[-1])
         grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, grad_bias, None, None
+        x = x.reshape(-1, x.shape[-1])
         if ctx.rows is None:
-            return grad_x, grad.t() @ x, grad_bias, None, None
+            return grad_x, linear(grad.t(), x.t()), grad_bias, None, None
         ctx.rows.append((x, grad))
         return grad_x, None, grad_bias, None, None
 
@@ -69,10 +73,11 @@ class StackedLinear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        is_trained = torch.is_grad_enabled() and self.weight.requires_grad
-        if not is_trained or torch.is_autocast_enabled(x.device.type):
+        if torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
-        step = _step.get()
+        if not torch.is_grad_enabled():
+            return linear(x, self.weight, self.bias)
+        step = _step.get() if self.weight.requires_grad else None
         rows = scalar = None
         if step is not None and self not in step:
             step[self] = None

@@ -25,7 +25,9 @@ def batch(n_latents: int, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 class ProductsOfShape(TorchDispatchMode):
-    """Counts matrix products with a result of one shape."""
+    """Counts matrix products with a result of one shape, BLAS's and oneDNN's."""
+
+    products = (torch.ops.aten.mm.default, torch.ops.mkldnn._linear_pointwise.default)
 
     def __init__(self, shape: torch.Size):
         super().__init__()
@@ -33,7 +35,7 @@ class ProductsOfShape(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        self.count += function is torch.ops.aten.mm.default and result.shape == self.shape
+        self.count += function in self.products and result.shape == self.shape
         return result
 
 

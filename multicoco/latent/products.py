@@ -1,0 +1,17 @@
+"""Matrix products outside autograd, by the faster of the libraries that PyTorch has at hand."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., in), weight (out, in), bias (out,) -> (..., out), as `F.linear` but without a gradient.
+
+    Of fp32 on CPUs PyTorch makes oneDNN's products only in compiled graphs, and otherwise BLAS's: MKL, which on AMD
+    processors leaves AVX-512 unused and takes twice the time (benchmarks/baselines.py).
+    """
+    by_onednn = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.enabled
+    if by_onednn and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
