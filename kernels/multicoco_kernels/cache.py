@@ -1,5 +1,6 @@
 """The static key/value buffers of one attention layer, and the gradients that gather beside them."""
 
+import functools
 import weakref
 
 import torch
@@ -64,12 +65,20 @@ class KeyMask:
 
     def packed(self, start: int, end: int) -> tuple[Tensor, Tensor]:
         """The keys among columns [start, end): (N,) places in the flattened (B, end - start), and (B + 1,) int32
-        offsets of the rows in them. Making it waits for the device."""
+        offsets of the rows in them. Only the first one waits for the device: how many there are is counted on the host.
+        """
         if ("packed", start, end) not in self._forms:
-            valid = self.valid[:, start:end]
+            valid = self._on_host[:, start:end]
             offsets = F.pad(valid.sum(1).cumsum(0), (1, 0)).int()
-            self._forms["packed", start, end] = valid.flatten().nonzero()[:, 0], offsets
+            forms = valid.flatten().nonzero()[:, 0], offsets
+            if self.valid.is_cuda:  # from pinned memory a copy waits for nothing
+                forms = tuple(form.pin_memory().to(self.valid.device, non_blocking=True) for form in forms)
+            self._forms["packed", start, end] = forms
         return self._forms["packed", start, end]
+
+    @functools.cached_property
+    def _on_host(self) -> Tensor:
+        return self.valid.to("cpu", copy=True)
 
 
 class LayerCache:

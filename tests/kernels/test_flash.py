@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cached_attention import B, L, left_padded, segmented, tensors, whole_attention
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from multicoco_kernels import flash
+from multicoco_kernels import KeyMask, flash
 
 
 def packed_attention(q, k, v, query_offsets, key_offsets, scale):
@@ -81,3 +83,26 @@ def test_queries_that_are_no_padding_get_whole_attention(stand_in, data):
     grads, wanted = (torch.autograd.grad(x, (q, k, v)) for x in (actual, expected))
     for gradient, want in zip(grads, wanted, strict=True):
         torch.testing.assert_close(gradient, want, rtol=1e-10, atol=1e-12)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the operations that read a tensor."""
+
+    def __init__(self, tensor):
+        super().__init__()
+        self.storage, self.count = tensor.untyped_storage().data_ptr(), 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        self.count += any(x.untyped_storage().data_ptr() == self.storage for x in tensors)
+        return function(*args, **(kwargs or {}))
+
+
+def test_only_the_first_packing_waits_for_the_device():
+    mask = KeyMask(left_padded(2, 5))
+    with Reads(mask.valid) as reads:
+        mask.packed(0, 4)
+        assert reads.count == 1  # copied to the host
+        places, offsets = mask.packed(4, 7)
+    assert reads.count == 1
+    assert places.tolist() == [0, 1, 2, 4, 5] and offsets.tolist() == [0, 3, 5]

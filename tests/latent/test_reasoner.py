@@ -315,6 +315,23 @@ def test_bytes_saved_for_backward_grow_with_the_columns_and_not_with_the_passes(
     assert many - one < keys_and_values  # copies at 16 more passes would be 16 times that
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_no_pass_waits_for_the_device(monkeypatch, checkpointing):
+    """On the meta device there are no values to wait for: whatever reads one fails."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)  # which knows no meta device
+    with torch.device("meta"):
+        reasoner = LatentReasoner(qwen2(), LATENT, "reference").train()
+    if checkpointing:
+        checkpoint_activations(reasoner.model)
+    ids = torch.ones(2, 12, dtype=torch.long, device="meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        reasoner(ids, torch.ones_like(ids))
+    monkeypatch.setattr(reasoner, "_latent_columns", lambda *_: [5, 6, 7])  # read before the passes
+    thoughts = reasoner(ids, torch.ones_like(ids)).thoughts
+    thoughts.sum().backward()
+    assert thoughts.shape == (2, 3, 32) and reasoner.decoder.layers[2].self_attn.v_proj.weight.grad.is_meta
+
+
 def test_a_step_after_generating_in_inference_mode_can_train():
     reasoner = LatentReasoner(qwen2(), LATENT)
     ids = torch.arange(8)[None]
