@@ -56,21 +56,27 @@ def dynamic_cache_loss(model: PreTrainedModel, geometry: Geometry, input_ids, at
 def sides(geometry: Geometry) -> dict:
     """How to build each way: its model, always of the same weights, and its loss."""
 
-    def ours(kernel: str, checkpointing: bool):
+    def ours(kernel: str = "auto", checkpointing: bool = False, onednn: bool = True):
         model = geometry.model()
         if checkpointing:
             checkpoint_activations(model)
         reasoner = LatentReasoner(model.train(), LATENT, kernel)
-        return model, lambda inputs: reasoner(**inputs).loss
+
+        def loss_of(inputs: dict) -> Tensor:
+            torch.backends.mkldnn.enabled = onednn  # for the backward that follows, too
+            return reasoner(**inputs).loss
+
+        return model, loss_of
 
     def plain(loss):
         model = geometry.model().train()
         return model, lambda inputs: loss(model, geometry, **inputs)
 
     return {
-        "multicoco": lambda: ours("auto", False),
-        "multicoco, checkpointing": lambda: ours("auto", True),
-        "multicoco, reference kernel": lambda: ours("reference", False),
+        "multicoco": ours,
+        "multicoco, checkpointing": lambda: ours(checkpointing=True),
+        "multicoco, reference kernel": lambda: ours(kernel="reference"),
+        "multicoco, BLAS instead of oneDNN": lambda: ours(onednn=False),
         "no cache": lambda: plain(recompute_loss),
         "dynamic cache": lambda: plain(dynamic_cache_loss),
     }
@@ -85,6 +91,7 @@ def make_step(model: PreTrainedModel, loss_of: Callable[[dict], Tensor], inputs:
         loss.backward()
         losses.append(loss.item())
         model.zero_grad()  # no side's gradients take the others' memory
+        torch.backends.mkldnn.enabled = True
 
     return step, losses
 

@@ -1,7 +1,6 @@
 """Language-model loss on labelled positions only, never holding the logits of a whole batch."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -14,29 +13,31 @@ CHUNK_POSITIONS = 256  # at 151,674 words: 155 MB of logits in fp32 at a time
 class _SummedCrossEntropy(torch.autograd.Function):
     """hidden (N, D), weight (V, D), bias (V,), targets (N,) -> scalar, sum of log sum exp(logits) - logits[target].
 
-    Backward makes the logits of a chunk again, then their gradient, softmax(logits) - onehot(target), and adds what
-    follows from it to one gradient of the weight.
+    Backward makes the logits of a chunk again, in their place their gradient, softmax(logits) - onehot(target), and
+    adds what follows from it to one gradient of the weight.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets):
-        ctx.save_for_backward(hidden, weight, bias, targets)
-        total = hidden.new_zeros((), dtype=_wide(hidden))
+        lse, chosen = (hidden.new_empty(len(hidden), dtype=_wide(hidden)) for _ in range(2))
         for rows in _chunks(hidden):
-            logits = linear(hidden[rows], weight, bias).to(total.dtype)  # [n, V]
-            total += F.cross_entropy(logits, targets[rows], reduction="sum", ignore_index=IGNORE_INDEX)
-        return total
+            logits = linear(hidden[rows], weight, bias).to(lse.dtype)  # [n, V]
+            lse[rows] = logits.logsumexp(-1)
+            chosen[rows] = logits.gather(1, targets[rows, None].clamp(min=0))[:, 0]
+        ctx.save_for_backward(hidden, weight, bias, targets, lse)
+        return (lse - chosen).masked_fill(targets == IGNORE_INDEX, 0).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        hidden, weight, bias, targets = ctx.saved_tensors
+        hidden, weight, bias, targets, lse = ctx.saved_tensors
         wanted = zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         grad_hidden, grad_weight, grad_bias = (torch.zeros_like(x) if needed else None for x, needed in wanted)
         for rows in _chunks(hidden):
-            grad_logits = linear(hidden[rows], weight, bias).softmax(-1, dtype=_wide(hidden))  # [n, V]
-            counts = (targets[rows] != IGNORE_INDEX)[:, None]
-            grad_logits.scatter_add_(1, targets[rows, None].clamp(min=0), -counts.to(grad_logits))
+            logits = linear(hidden[rows], weight, bias).to(lse.dtype)
+            grad_logits = logits.sub_(lse[rows, None]).exp_()
+            counts = (targets[rows, None] != IGNORE_INDEX).to(lse.dtype)
+            grad_logits.scatter_add_(1, targets[rows, None].clamp(min=0), -counts)
             grad_logits = grad_logits.mul_(grad * counts).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = linear(grad_logits, weight.t())

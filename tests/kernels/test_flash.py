@@ -106,3 +106,17 @@ def test_only_the_first_packing_waits_for_the_device():
         places, offsets = mask.packed(4, 7)
     assert reads.count == 1
     assert places.tolist() == [0, 1, 2, 4, 5] and offsets.tolist() == [0, 3, 5]
+
+
+def test_pytorchs_build_takes_these_arguments():
+    """On the meta device: the kernel itself runs on GPUs only."""
+
+    def rows(n, heads):
+        return torch.empty(n, heads, 64, dtype=torch.bfloat16, device="meta")
+
+    q, k, v = rows(10, 4), rows(14, 2), rows(14, 2)
+    offsets = torch.empty(3, dtype=torch.int32, device="meta")
+    out, lse = flash._pytorch_forward(q, k, v, offsets, offsets, 6, 9, 0.125)
+    assert out.shape == q.shape and lse.shape == (4, 10)
+    grads = flash._pytorch_backward(out, q, k, v, out, lse, offsets, offsets, 6, 9, 0.125)
+    assert [x.shape for x in grads] == [q.shape, k.shape, v.shape]

@@ -78,4 +78,4 @@ def test_logits_of_no_more_than_a_chunk_are_ever_held(monkeypatch):
         assert largest.rows == 4
         loss.backward()
     assert largest.rows == 4
-    assert sorted(saved) == sorted([(10, 3), (50, 3), (50,), (10,)])  # hidden, weight, bias, targets
+    assert sorted(saved) == sorted([(10, 3), (50, 3), (50,), (10,), (10,)])  # hidden, weight, bias, targets, lse
