@@ -106,6 +106,16 @@ def test_a_layer_called_by_itself_is_linear(columns, bias):
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+def test_a_frozen_layer_keeps_nothing_of_its_input():
+    layer, saved = nn.Linear(4, 6).requires_grad_(False), []
+    stack_weight_gradients(nn.ModuleList([layer]))
+    x = torch.randn(3, 5, 4, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
+        out = layer(x)
+    assert saved == [layer.weight.shape]
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), x)[0], layer.weight.sum(0).expand_as(x))
+
+
 def test_autocast_is_left_to_pytorch():
     layer = nn.Linear(4, 6)
     stack_weight_gradients(nn.ModuleList([layer]))
