@@ -1,5 +1,6 @@
 """cached_attention, segment by segment, against one softmax attention over the whole sequence, written out plainly."""
 
+import doctest
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import multicoco_kernels
 from multicoco_kernels import (
     BufferPool,
     KeyMask,
@@ -131,6 +133,10 @@ def test_gradcheck(kernel):
         lambda *qkv: _OnceForEachBackward.apply(*qkv, key_mask, [0, 3, 4], kernel),
         tensors(heads=2, kv_heads=1, length=5, dim=3),
     )
+
+
+def test_the_packages_example():
+    assert doctest.testmod(multicoco_kernels) == (0, 8)  # failures, examples
 
 
 def test_the_compiled_kernel_is_the_one_under_test():
