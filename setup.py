@@ -2,6 +2,7 @@
 
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -13,10 +14,11 @@ def compiled_kernel() -> dict:
     """The C++ kernel for this machine's instruction set, with MULTICOCO_BUILD_OPS=1; else it compiles on first use."""
     if os.environ.get("MULTICOCO_BUILD_OPS") != "1":
         return {}
+    sys.path.append(sysconfig.get_path("purelib"))  # pip's isolation hides the torch that the kernel is for
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
-        sys.exit("MULTICOCO_BUILD_OPS=1 needs torch at build time: install it, then pip install --no-build-isolation .")
+        sys.exit("MULTICOCO_BUILD_OPS=1 compiles for the PyTorch that is installed: pip install torch, then again")
     sys.path.insert(0, str(ROOT / "kernels"))
     from multicoco_kernels import cpu
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import setuptools
+
 ROOT = Path(__file__).resolve().parents[2]
 ATTEND = """
 import torch
@@ -43,15 +45,34 @@ def test_it_is_compiled_on_first_use_and_found_on_the_second(tmp_path):
     assert library == kept and "compiling" not in said
 
 
+BUILD_WHEEL = """
+import importlib.util
+import sys
+import setuptools.build_meta
+
+assert importlib.util.find_spec("torch") is None
+print(setuptools.build_meta.build_wheel(sys.argv[1]))
+"""
+
+
 def test_it_can_be_built_ahead_with_the_package(tmp_path):
-    install = ["pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--target", str(tmp_path / "packages")]
-    copy = tmp_path / "source"  # a build leaves files behind
+    """As `pip install .` builds: it hides all that is installed and puts setuptools in a folder beside it."""
+    copy, isolated = tmp_path / "source", tmp_path / "isolated"  # a build leaves files behind
     for folder in ("multicoco", "kernels"):
         shutil.copytree(ROOT / folder, copy / folder)
     for file in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / file, copy)
-    environment = os.environ | {"MULTICOCO_BUILD_OPS": "1"}
-    done = subprocess.run([sys.executable, "-m", *install, str(copy)], env=environment, capture_output=True, text=True)
+    isolated.mkdir()
+    (isolated / "setuptools").symlink_to(Path(setuptools.__file__).parent)
+    (isolated / "sitecustomize.py").write_text(
+        "import sys, sysconfig\nsys.path.remove(sysconfig.get_path('purelib'))\n"
+    )
+    environment = os.environ | {"MULTICOCO_BUILD_OPS": "1", "PYTHONPATH": str(isolated)}
+    command = [sys.executable, "-c", BUILD_WHEEL, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=copy)
     assert done.returncode == 0, done.stdout + done.stderr
+    wheel = tmp_path / done.stdout.splitlines()[-1]
+    install = ["pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "packages"), str(wheel)]
+    subprocess.run([sys.executable, "-m", *install], check=True)
     library, said = attend(tmp_path / "packages", tmp_path / "extensions")
     assert library.parent == tmp_path / "packages" / "multicoco_kernels" and "compiling" not in said
