@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from multicoco.latent.products import autocast_dtype
 from multicoco_kernels import BufferPool, KeyMask, LayerCache, cached_attention, first_handle
 
 ATTENTION_NAME = "multicoco_cached"
@@ -80,6 +81,8 @@ def _attention_forward(
     if segment is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if dtype := autocast_dtype(query.device):  # which casts the inputs of PyTorch's own attention
+        query, key, value = (x.to(dtype) for x in (query, key, value))
     out = segment.attend(module.layer_idx, query, key, value, scale)
     return out.transpose(1, 2).contiguous(), None  # [B, S, H, D]
 

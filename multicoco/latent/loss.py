@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from multicoco.curriculum import IGNORE_INDEX
-from multicoco.latent.products import linear
+from multicoco.latent.products import autocast_dtype, linear
 
 CHUNK_POSITIONS = 256  # at 151,674 words: 155 MB of logits in fp32 at a time
 
@@ -65,5 +65,7 @@ class LabelledCrossEntropy(nn.Module):
 
     def forward(self, hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
         """hidden (N, D), targets (N,) -> scalar, at least fp32. Logits are made again in backward."""
-        bias = getattr(head, "bias", None)  # a head of which peft trains rows has none
-        return _SummedCrossEntropy.apply(hidden, head.weight, bias, targets)
+        weight, bias = head.weight, getattr(head, "bias", None)  # a head of which peft trains rows has none
+        if dtype := autocast_dtype(hidden.device):  # backward, which makes the logits again, runs outside of autocast
+            hidden, weight, bias = (x if x is None else x.to(dtype) for x in (hidden, weight, bias))
+        return _SummedCrossEntropy.apply(hidden, weight, bias, targets)

@@ -1,4 +1,4 @@
-"""Matrix products outside autograd, by the faster of the libraries that PyTorch has at hand."""
+"""Matrix products outside autograd, by the faster of the libraries that PyTorch has at hand, and what autocast asks."""
 
 import torch
 import torch.nn.functional as F
@@ -15,3 +15,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if by_onednn and torch.backends.mkldnn.is_available():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What `torch.autocast` makes products in on a device; None where it is off or, as on meta, not known."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from multicoco.latent.products import linear
+from multicoco.latent.products import autocast_dtype, linear
 
 
 class _Sum(torch.autograd.Function):
@@ -73,7 +73,7 @@ class StackedLinear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
+        if autocast_dtype(x.device) is not None:
             return super().forward(x)
         if not torch.is_grad_enabled():
             return linear(x, self.weight, self.bias)

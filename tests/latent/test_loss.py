@@ -53,6 +53,19 @@ def test_bf16_stays_within_its_rounding(monkeypatch):
         torch.testing.assert_close(actual.double(), want, rtol=2e-2, atol=2e-2 * want.abs().max().item())
 
 
+def test_autocast_makes_the_logits_in_its_type():
+    torch.manual_seed(0)
+    head, hidden, targets = nn.Linear(6, 11), torch.randn(20, 6, requires_grad=True), torch.randint(0, 11, (20,))
+    inputs = [hidden, *head.parameters()]
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = F.cross_entropy(head(hidden).float(), targets, reduction="sum")
+        loss = LabelledCrossEntropy()(hidden, head, targets)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)  # from the same logits
+    for actual, want in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual, want, rtol=2e-2, atol=2e-2 * want.abs().max().item())  # 8 bits of mantissa
+
+
 class LargestLogits(TorchDispatchMode):
     """The most rows of any tensor as wide as the vocabulary that an operation makes."""
 
