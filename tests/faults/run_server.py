@@ -2,8 +2,8 @@
 
 Reads one JSON object a line from stdin: {"arguments": [...], "ranks": n, "log": path, "metrics": path, "kill": null or
 {"since": "start" or "step" (the first one logged), "after": seconds, "signal": number, "ranks": [...]}}. The rest of a
-run's ranks are killed when one of them ends badly, as launchers do. Answers with a line of JSON: the ranks' exit
-codes, and whether the kill came before the end.
+run's ranks are killed when one of them ends badly, as launchers do, which leave them time after a preemption. Answers
+with a line of JSON: the ranks' exit codes, and whether the kill came before the end.
 """
 
 import json
@@ -20,6 +20,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 import train  # noqa: E402
 from multicoco.engine.deepspeed import free_port  # noqa: E402
 from multicoco.process import end_process  # noqa: E402
+
+GRACE_SECONDS = 30  # after a preemption, torchrun's
 
 
 def become_rank(rank: int, request: dict, port: int) -> None:
@@ -56,15 +58,17 @@ def serve(request: dict) -> dict:
     metrics = Path(request["metrics"])
     logged_before = metrics.stat().st_size if metrics.exists() else 0
     pids, codes, kill, killed = dict(running), {}, request["kill"], False
-    since = {"start": time.monotonic()}
+    since, deadline = {"start": time.monotonic()}, math.inf
     while running:
         done, status = os.waitpid(-1, os.WNOHANG)
         if done:
             codes[running.pop(done)] = code = os.waitstatus_to_exitcode(status)
             if code:
-                for pid in running:
-                    os.kill(pid, signal.SIGKILL)
+                deadline = time.monotonic() + (GRACE_SECONDS if code == train.PREEMPTED else 0)
             continue
+        if time.monotonic() > deadline:
+            for pid in running:
+                os.kill(pid, signal.SIGKILL)
         if "step" not in since and metrics.exists() and metrics.stat().st_size > logged_before:
             since["step"] = time.monotonic()
         if kill and not killed and time.monotonic() - since.get(kill["since"], math.inf) > kill["after"]:
