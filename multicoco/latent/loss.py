@@ -19,9 +19,10 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets):
-        lse, chosen = (hidden.new_empty(len(hidden), dtype=_wide(hidden)) for _ in range(2))
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        lse, chosen = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(2))
         for rows in _chunks(hidden):
-            logits = linear(hidden[rows], weight, bias).to(lse.dtype)  # [n, V]
+            logits = linear(hidden[rows], weight, bias).to(wide)  # [n, V]
             lse[rows] = logits.logsumexp(-1)
             chosen[rows] = logits.gather(1, targets[rows, None].clamp(min=0))[:, 0]
         ctx.save_for_backward(hidden, weight, bias, targets, lse)
@@ -50,10 +51,6 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
 def _chunks(hidden: Tensor) -> list[slice]:
     return [slice(start, start + CHUNK_POSITIONS) for start in range(0, len(hidden), CHUNK_POSITIONS)]
-
-
-def _wide(hidden: Tensor) -> torch.dtype:
-    return torch.promote_types(hidden.dtype, torch.float32)
 
 
 class LabelledCrossEntropy(nn.Module):

@@ -51,13 +51,14 @@ class _Linear(torch.autograd.Function):
         grad_x = linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
         grad = grad.reshape(-1, grad.shape[-1])
         grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
-        if not ctx.needs_input_grad[1]:
-            return grad_x, None, grad_bias, None, None
-        x = x.reshape(-1, x.shape[-1])
-        if ctx.rows is None:
-            return grad_x, linear(grad.t(), x.t()), grad_bias, None, None
-        ctx.rows.append((x, grad))
-        return grad_x, None, grad_bias, None, None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            x = x.reshape(-1, x.shape[-1])
+            if ctx.rows is None:
+                grad_weight = linear(grad.t(), x.t())
+            else:
+                ctx.rows.append((x, grad))
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 # the rows and the scalar of each layer in the forward of a step; None for a layer that has run its first pass only
