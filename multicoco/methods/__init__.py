@@ -1,0 +1,8 @@
+"""Training methods: what an example looks like at a stage, how many passes that takes, what a thought is, the loss.
+
+One file a method, named in `multicoco.registry`. No torch at import: configs are read without it.
+"""
+
+from multicoco.methods.method import Method, MethodKeys, method_class
+
+__all__ = ["Method", "MethodKeys", "method_class"]

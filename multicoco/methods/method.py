@@ -1,0 +1,103 @@
+"""What the trainer, the evaluator and the planner ask of a training method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from multicoco.config.section import Section
+from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, layout
+from multicoco.registry import load
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from multicoco.config import RunConfig
+    from multicoco.data.prompt import Asked
+    from multicoco.latent.reasoner import LatentOutput
+    from multicoco.latent.thoughts import ThoughtSource
+
+
+class MethodKeys(Section):
+    """A method's section of the run config."""
+
+    def problems(self, config: RunConfig) -> Iterator[str]:
+        """What of this section does not go with the rest of the config, one sentence each, with what to do."""
+        yield from ()
+
+
+class Method:
+    """One way to train and to answer. The methods below are all that the rest of the engine asks.
+
+    Args:
+        config: the run's.
+        latent_tokens: ids of the tokens around and of the thoughts; None where the vocabulary has none, and where only
+            numbers are asked for, as by the planner.
+
+    Attributes:
+        section, Keys: name and keys of its section of the run config; several methods may share one.
+        has_thoughts: whether the latent tokens must be in the vocabulary.
+        asked: what the prompt asks the model for.
+        schedule: from epochs to stages.
+    """
+
+    section: ClassVar[str | None] = None
+    Keys: ClassVar[type[MethodKeys] | None] = None
+    has_thoughts: ClassVar[bool] = False
+    asked: ClassVar[Asked] = "reasoning"
+
+    def __init__(self, config: RunConfig, latent_tokens: LatentTokens | None = None):
+        self.config = config
+        self.latent_tokens = latent_tokens
+        self.schedule = self._schedule()
+
+    def _schedule(self) -> StageSchedule:
+        """One stage, 0, for the whole run."""
+        return StageSchedule(epochs_per_stage=self.config.num_epochs)
+
+    def learning_rate(self, stage: int) -> float:
+        """The peak learning rate of a stage."""
+        return self.config.lr
+
+    def train_row(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> tuple[list[int], list[int]]:
+        """A training example at a stage: input_ids and labels, both (T,); see `curriculum.layout`.
+
+        A function of its arguments and the config alone, so that it is the same on any number of ranks.
+        """
+        return layout(tokens, n_replaced=0, latent_block=())
+
+    def prompt_row(self, tokens: ExampleTokens, stage: int) -> list[int]:
+        """What the model is given at evaluation: input_ids (T,)."""
+        return tokens.prompt
+
+    def passes(self, stage: int) -> int:
+        """Passes over the language model in a training step: of the stage alone, as ZeRO-3 needs."""
+        return 1
+
+    def prompt_passes(self, stage: int) -> int:
+        """The most passes that a `prompt_row` takes."""
+        return 1
+
+    def longest_row(self, tokens: ExampleTokens, stage: int) -> int:
+        """The most columns that a `train_row` can have in a stage, whatever it draws."""
+        return len(self.train_row(tokens, stage, 0, "")[0])
+
+    def thought_source(self) -> ThoughtSource:
+        """Where a thought's content comes from; not asked of methods without thoughts."""
+        from multicoco.latent.thoughts import hidden_state
+
+        return hidden_state
+
+    def loss(self, output: LatentOutput) -> Tensor:
+        """What is minimised, from the output of the passes, whose loss is the language model's: a scalar."""
+        return output.loss
+
+
+def method_class(name: str) -> type[Method]:
+    """The method of a name.
+
+    Raises:
+        UserError: there is none.
+    """
+    found: type[Method] = load("methods", name)
+    return found

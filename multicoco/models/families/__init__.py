@@ -1,0 +1,8 @@
+"""Model families: how images become tokens and tensors, which inputs a model takes, its positions and its features.
+
+One file a family, named in `multicoco.registry`.
+"""
+
+from multicoco.models.families.family import Family, ImageInputs, family_of
+
+__all__ = ["Family", "ImageInputs", "family_of"]

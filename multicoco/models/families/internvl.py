@@ -1,0 +1,79 @@
+"""InternVL 3 and its like in transformers' own form (`-hf`): an image is cut into tiles of one size, each of which is a
+fixed number of tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from multicoco.errors import UserError
+from multicoco.models.families.family import Family, ImageInputs
+
+
+class InternVL(Family):
+    """`<img>`, tiles x image_seq_length context tokens, `</img>` for every image."""
+
+    auto_model = AutoModelForImageTextToText
+    sees_images = True
+    input_names = ("pixel_values",)
+    parts = {"vision_tower": "vision_tower", "projector": "multi_modal_projector"}  # noqa: RUF012
+
+    @classmethod
+    def matches(cls, config: PreTrainedConfig) -> bool:
+        return config.model_type == "internvl"
+
+    def load_image_processor(self, source: str, max_image_tiles: int, **options: Any) -> Any:
+        # AutoProcessor would need torchvision for the video part, which is not used here
+        return AutoImageProcessor.from_pretrained(
+            source, backend="pil", crop_to_patches=True, max_patches=max_image_tiles, **options
+        )
+
+    def read_images(self, images: Sequence[Image.Image], image_processor: Any) -> ImageInputs:
+        if not images:
+            return ImageInputs()
+        # [tiles, 3, H, W] each; more than one tile ends with the thumbnail of the whole image
+        tiles = [image_processor(image, return_tensors="pt").pixel_values for image in images]
+        return ImageInputs([len(t) * self.config.image_seq_length for t in tiles], {"pixel_values": torch.cat(tiles)})
+
+    def content(self, text: str, n_images: int) -> list[dict[str, str]]:
+        return [*({"type": "image"} for _ in range(n_images)), {"type": "text", "text": text}]
+
+    def place_images(self, ids: list[int], tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        image_token: int = self.config.image_token_id
+        if ids.count(image_token) != len(tokens):
+            raise UserError(
+                f"the model's chat template shows {ids.count(image_token)} images of {len(tokens)}: is it an InternVL "
+                "`-hf` model?"
+            )
+        counts = iter(tokens)
+        placed: list[int] = []
+        for token in ids:
+            if token == image_token:
+                context = [image_token] * next(counts)
+                placed += [tokenizer.start_image_token_id, *context, tokenizer.end_image_token_id]
+            else:
+                placed.append(token)
+        return placed
+
+    def embed(self, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        embeds = super().embed(model, input_ids, inputs)
+        if "pixel_values" not in inputs:  # a blank tile that counts for nothing: every rank must call the same modules
+            vision = self.config.vision_config
+            blank = embeds.new_zeros(1, vision.num_channels, *vision.image_size)
+            return embeds + 0 * self._features(model, blank).sum().to(embeds)
+        features = self._features(model, inputs["pixel_values"]).to(embeds)  # [N, tokens per tile, D]
+        at_image = input_ids == self.config.image_token_id
+        return embeds.masked_scatter(at_image[..., None], features)
+
+    def _features(self, model: Any, pixel_values: Tensor) -> Tensor:
+        features: Tensor = model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
+        return features
