@@ -75,7 +75,7 @@ class Memory:
 class _Walk:
     """What is held at a moment, by kind, at the worst one, and the most of each part."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.held: Counter[str] = Counter()
         self.worst: Counter[str] = Counter()
         self.parts = dict.fromkeys(PARTS, 0)

@@ -54,7 +54,7 @@ class Trace:
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that operations have made and that are still alive, and their peak."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = self.kernels = 0
         self._seen: set[int] = set()
