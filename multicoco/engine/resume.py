@@ -12,7 +12,7 @@ from typing import IO, Any
 import yaml
 
 from multicoco.config import RunConfig
-from multicoco.engine.checkpoint import TrainerState
+from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.manifest import sha256
 from multicoco.errors import UserError
 

@@ -86,6 +86,10 @@ class Coconut(Method):
         assert self.latent_tokens is not None
         return self.latent_tokens
 
+    @property
+    def latent_init_token(self) -> str | None:
+        return self.keys.latent_init_token
+
     def learning_rate(self, stage: int) -> float:
         rates = self.keys.stage_lr or [self.config.lr]
         return rates[min(stage - self.schedule.first_stage, len(rates) - 1)]

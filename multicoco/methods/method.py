@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from multicoco.latent.reasoner import LatentOutput
     from multicoco.latent.thoughts import ThoughtSource
 
+PUBLISHED = ("cot", "coconut", "vanilla")  # keys of `eval_config`, in the order in which they are evaluated
+
 
 class MethodKeys(Section):
     """A method's section of the run config."""
@@ -54,6 +56,11 @@ class Method:
     def _schedule(self) -> StageSchedule:
         """One stage, 0, for the whole run."""
         return StageSchedule(epochs_per_stage=self.config.num_epochs)
+
+    @property
+    def latent_init_token(self) -> str | None:
+        """The token whose embedding the latent tokens start from; None: the tokenizer's eos."""
+        return None
 
     def learning_rate(self, stage: int) -> float:
         """The peak learning rate of a stage."""
@@ -101,3 +108,14 @@ def method_class(name: str) -> type[Method]:
     """
     found: type[Method] = load("methods", name)
     return found
+
+
+def evaluated_methods(config: RunConfig) -> list[str]:
+    """The methods that a run evaluates by: those that `eval_config` names, else the one that it trains."""
+    return [name for name in PUBLISHED if getattr(config.eval_config, name)] or [config.trained_method]
+
+
+def thinking_method(config: RunConfig) -> type[Method] | None:
+    """The method with thoughts that a run trains or evaluates by, if it does."""
+    used = [method_class(name) for name in (config.trained_method, *evaluated_methods(config))]
+    return next((method for method in used if method.has_thoughts), None)
