@@ -58,15 +58,15 @@ def main() -> int:
                 print(config.to_yaml(), end="")
             return 0
         from multicoco.engine.preemption import Preempted  # imports torch, as the next does transformers and deepspeed
-        from multicoco.trainer import Trainer
+        from multicoco.training import build_run
 
-        trainer = Trainer(config, args.allow_change)
+        run = build_run(config, args.allow_change)
     except UserError as error:  # raised on every rank
         if is_rank_0:
             print(f"error: {error}", file=sys.stderr)
         return 1
     try:
-        trainer.run()
+        run.run()
     except Preempted:
         if is_rank_0:
             print("stopped by a signal, with a checkpoint: the same command goes on from there", file=sys.stderr)
@@ -75,7 +75,7 @@ def main() -> int:
         if is_rank_0 and error.on_all_ranks:
             print(f"error: {error}", file=sys.stderr)
         elif not error.on_all_ranks:
-            print(f"error on rank {trainer.rank}: {error}", file=sys.stderr)
+            print(f"error on rank {run.group.rank}: {error}", file=sys.stderr)
         return 1
     return 0
 

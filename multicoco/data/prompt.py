@@ -78,9 +78,7 @@ class PromptBuilder:
         self.date = date
         self._templates: dict[int, tuple[list[int], list[int]]] = {}  # by the number of images
 
-    def __call__(
-        self, example: Example, asked: Asked = "reasoning", image_tokens: Sequence[int] = ()
-    ) -> ExampleTokens:
+    def __call__(self, example: Example, asked: Asked = "reasoning", image_tokens: Sequence[int] = ()) -> ExampleTokens:
         """Tokens of one example whose images take so many tokens each.
 
         If only the answer is asked for, the prompt ends with the answer's prefix: the model can do nothing but answer.

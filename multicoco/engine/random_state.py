@@ -22,5 +22,3 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-

@@ -71,5 +71,3 @@ def _fit_every_stage(source: Path, target: Path) -> None:
         step = torch.load(parameters[0] / "step.pt", weights_only=True)
         common["optimizer_state_dict"] = {"state": {0: {"step": step}}, "param_groups": common["param_groups"]}
     torch.save({"ds_version": deepspeed.__version__} | common, path)
-
-

@@ -61,5 +61,7 @@ def as_trained(config: RunConfig, weights: Weights) -> tuple[RunConfig, int, lis
         return config, weights.state.stage if method.has_thoughts else last_stage, []
     keys = method.Keys.model_validate(trained[method.section])
     own = getattr(config, method.section)
-    changes = [f"{method.section}.{key}: {change}" for key, change in config_changes(own.model_dump(), keys.model_dump())]
+    changes = [
+        f"{method.section}.{key}: {change}" for key, change in config_changes(own.model_dump(), keys.model_dump())
+    ]
     return config.model_copy(update={method.section: keys}), weights.state.stage, changes

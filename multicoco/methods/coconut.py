@@ -10,7 +10,7 @@ from pydantic import Field
 
 from multicoco.config.section import NonNegativeInt, OptionalStr, PositiveInt
 from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, layout
-from multicoco.methods.method import Method, MethodKeys
+from multicoco.methods.method import Extent, Method, MethodKeys
 
 if TYPE_CHECKING:
     from multicoco.config import RunConfig
@@ -112,7 +112,8 @@ class Coconut(Method):
         fixed = self.config.eval_config.eval_latent_tokens
         return self.passes(stage) if fixed is None else fixed + 1
 
-    def longest_row(self, tokens: ExampleTokens, stage: int) -> int:
+    def extent(self, tokens: ExampleTokens, stage: int) -> Extent:
+        # an example that draws its stage may write all of its steps
         replaced = 0 if self.schedule.uniform_prob else self.schedule.train_counts(stage, len(tokens.steps))[0]
         written = sum(map(len, tokens.steps[replaced:])) + len(tokens.answer)
-        return len(tokens.prompt) + self.schedule.max_latents(stage) + 2 + written
+        return Extent(len(tokens.prompt) + 1, self.schedule.max_latents(stage), written + 1)

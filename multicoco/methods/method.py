@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from multicoco.config.section import Section
 from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, layout
@@ -26,6 +26,14 @@ class MethodKeys(Section):
     def problems(self, config: RunConfig) -> Iterator[str]:
         """What of this section does not go with the rest of the config, one sentence each, with what to do."""
         yield from ()
+
+
+class Extent(NamedTuple):
+    """Columns of a row: before the first thought, of thoughts, and after them, which carry the loss."""
+
+    context: int
+    thoughts: int
+    written: int
 
 
 class Method:
@@ -85,9 +93,9 @@ class Method:
         """The most passes that a `prompt_row` takes."""
         return 1
 
-    def longest_row(self, tokens: ExampleTokens, stage: int) -> int:
+    def extent(self, tokens: ExampleTokens, stage: int) -> Extent:
         """The most columns that a `train_row` can have in a stage, whatever it draws."""
-        return len(self.train_row(tokens, stage, 0, "")[0])
+        return Extent(len(tokens.prompt), 0, sum(map(len, tokens.steps)) + len(tokens.answer))
 
     def thought_source(self) -> ThoughtSource:
         """Where a thought's content comes from; not asked of methods without thoughts."""

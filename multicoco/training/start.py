@@ -54,8 +54,8 @@ class Start:
         state = read_state(newest)
         if state.epoch >= self.config.num_epochs:
             raise UserError(
-                f"{newest} has been trained for {state.epoch} epochs and num_epochs is {self.config.num_epochs}: nothing "
-                "is left to train. Raise num_epochs (with --allow-change num_epochs), or give this run another name"
+                f"{newest} has been trained for {state.epoch} epochs and num_epochs is {self.config.num_epochs}: "
+                "nothing is left to train. Raise num_epochs (with --allow-change num_epochs), or take another name"
             )
         return state
 
