@@ -8,6 +8,7 @@
     trainer.json    where the run stands (`TrainerState`)
     config.yaml     the run's config
     manifest.json   size and hash of all of these; written last
+    evaluation.json the accuracy, once it is known
 <run folder>/checkpoints/latest    the name of the newest one
 """
 
@@ -27,7 +28,7 @@ from multicoco.engine.manifest import damage, describe, flush, seal
 from multicoco.engine.random_state import random_state, set_random_state
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.engine.state_files import StateFiles
-from multicoco.engine.trainer_state import TrainerState, age_key, all_checkpoints, rank_key, read_state
+from multicoco.engine.trainer_state import EVALUATION, TrainerState, age_key, all_checkpoints, rank_key, read_state
 from multicoco.engine.universal import TAG, plain_data_only, to_universal
 from multicoco.errors import UserError
 from multicoco.models.backbone import Backbone
@@ -43,11 +44,13 @@ class _Pending:
     Attributes:
         path: where it will be; until it is whole, it is `unfinished`.
         written: this rank's files of it, described for the manifest, once they are on disk.
+        awaits_evaluation: what it is worth is not known yet, so nothing is pruned in its favour.
     """
 
     path: Path
     unfinished: Path
     written: Future[dict[str, dict]]
+    awaits_evaluation: bool
 
 
 class Checkpoints:
@@ -68,8 +71,16 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
 
-    def save(self, engine: DeepSpeedEngine, backbone: Backbone, state: TrainerState, config: str) -> None:
-        """Starts to write a checkpoint beside the others; `finish` makes it one of them. All ranks call it.
+    def save(
+        self,
+        engine: DeepSpeedEngine,
+        backbone: Backbone,
+        state: TrainerState,
+        config: str,
+        awaits_evaluation: bool = False,
+    ) -> None:
+        """Starts to write a checkpoint beside the others; `finish` makes it one of them, and prunes unless the
+        checkpoint awaits an evaluation: then `note_evaluation` does. All ranks call it.
 
         The one before must be finished. One of this step that is there already, because the run was stopped a second
         time before the next, stays.
@@ -83,7 +94,7 @@ class Checkpoints:
         unfinished = path.with_name(f"{path.name}.unfinished")
         agree(lambda: _or_user_error(path, lambda: self._prepare(unfinished)), only_rank_0=True)
         write = self._collect(engine, backbone, state, config, unfinished)
-        self._pending = _Pending(path, unfinished, self._writer.submit(write))
+        self._pending = _Pending(path, unfinished, self._writer.submit(write), awaits_evaluation)
 
     def _prepare(self, unfinished: Path) -> None:
         self.remove_leftovers()
@@ -125,8 +136,8 @@ class Checkpoints:
         return self._pending is not None
 
     def finish(self) -> None:
-        """Waits until the checkpoint that is being written, if there is one, is whole and on disk, names it, then
-        prunes. All ranks call it.
+        """Waits until the checkpoint that is being written, if there is one, is whole and on disk, and names it. All
+        ranks call it.
 
         Raises:
             UserError: as in `save`.
@@ -147,8 +158,36 @@ class Checkpoints:
         seal(pending.unfinished, described)
         pending.unfinished.rename(pending.path)
         flush(self.root)
-        write_text(self.root / "latest", pending.path.name)
+        self._name_newest()
+        if not pending.awaits_evaluation:
+            self.prune()
+
+    def note_evaluation(self, name: str, accuracy: float | None, best_accuracy: float | None, keep: bool) -> None:
+        """Adds an evaluation to a finished checkpoint, or takes the checkpoint away, then prunes. All ranks call it.
+
+        Raises:
+            UserError: it could not be written; on all ranks.
+        """
+        path = self.root / name
+        agree(lambda: _or_user_error(path, lambda: self._note(path, accuracy, best_accuracy, keep)), only_rank_0=True)
+
+    def _note(self, path: Path, accuracy: float | None, best_accuracy: float | None, keep: bool) -> None:
+        if not path.exists():  # it could not be written, and training went on
+            return
+        if keep:
+            noted = {"accuracy": accuracy, "best_accuracy": best_accuracy, "evaluated": True}
+            write_json(path / EVALUATION, noted)
+        else:
+            path.rename(path.with_name(f"{path.name}.removed"))
+            self._name_newest()
         self.prune()
+
+    def _name_newest(self) -> None:
+        newest = max(all_checkpoints(self.root), key=age_key, default=None)
+        if newest is None:
+            (self.root / "latest").unlink(missing_ok=True)
+        else:
+            write_text(self.root / "latest", newest.name)
 
     def load(self, engine: DeepSpeedEngine, path: Path, state: TrainerState) -> None:
         """Puts a checkpoint into the engine, its learning-rate schedule and random states included. All ranks call it.

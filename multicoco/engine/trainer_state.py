@@ -7,6 +7,8 @@ from typing import Any
 
 from multicoco.errors import UserError
 
+EVALUATION = "evaluation.json"  # of a checkpoint: written after it, and not among the files that its manifest seals
+
 
 @dataclass(frozen=True)
 class TrainerState:
@@ -17,7 +19,7 @@ class TrainerState:
         stage: the one trained last.
         step: optimizer steps of the whole run.
         epoch_step: optimizer steps into the epoch after the finished ones.
-        accuracy: of the evaluation after the last epoch; None without one, or within an epoch.
+        accuracy: of the evaluation after the last epoch; None without one, within an epoch, or with no known answer.
         best_accuracy: of the stage so far.
         global_batch, world_size, zero_stage: with which it was written.
         data: SHA-256 of the files the records came from.
@@ -25,6 +27,7 @@ class TrainerState:
         method: that trained it.
         prompt_date: what a chat template that writes the date was given.
         versions: of the software that wrote it.
+        evaluated: whether there was an evaluation after its last epoch.
     """
 
     epoch: int
@@ -41,6 +44,7 @@ class TrainerState:
     method: str | None = None
     prompt_date: str | None = None
     versions: dict[str, Any] = field(default_factory=dict)
+    evaluated: bool = False
 
     @property
     def name(self) -> str:
@@ -53,11 +57,28 @@ def all_checkpoints(root: Path) -> list[Path]:
 
 
 def read_state(path: Path) -> TrainerState:
-    """Raises UserError when the file is not what this version writes."""
+    """Of a checkpoint, with what its evaluation has added.
+
+    Raises:
+        UserError: a file is not what this version writes.
+    """
+    state = _read(path / "trainer.json")
+    if (path / EVALUATION).exists():
+        state |= _read(path / EVALUATION)
     try:
-        return TrainerState(**json.loads((path / "trainer.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return TrainerState(**state)
+    except TypeError as error:
         raise UserError(f"{path / 'trainer.json'} cannot be read: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    raise UserError(f"{path} cannot be read: it is no JSON object")
 
 
 def age_key(path: Path) -> tuple[int, ...]:

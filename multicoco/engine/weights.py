@@ -49,6 +49,8 @@ def find_weights(load_model_path: str) -> Weights:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:

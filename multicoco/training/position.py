@@ -13,6 +13,7 @@ class Position:
         step: optimizer steps of the whole run.
         stage: the one trained last; None before the first.
         best_accuracy: of this stage's evaluations so far; those of other stages do not compare.
+        evaluated: whether the evaluation after the last finished epoch has been, if one is due.
     """
 
     epoch: int = 0
@@ -20,9 +21,10 @@ class Position:
     step: int = 0
     stage: int | None = None
     best_accuracy: float | None = None
+    evaluated: bool = True
 
-    def evaluated(self, accuracy: float | None) -> bool:
-        """Notes an evaluation's accuracy; whether it is the best of the stage so far."""
+    def note_accuracy(self, accuracy: float | None) -> bool:
+        """Of an evaluation; whether it is the best of the stage so far."""
         improved = accuracy is not None and (self.best_accuracy is None or accuracy > self.best_accuracy)
         if improved:
             self.best_accuracy = accuracy

@@ -46,30 +46,23 @@ class Saver:
         self.at = at
         self._started, self._slowest = 0.0, 0.0
 
-    def save(self, accuracy: float | None = None) -> None:
+    def save(self, awaits_evaluation: bool = False) -> None:
         """A checkpoint of where the run stands. It may be finished later: by the next one, or `finish`. Collective.
+
+        Args:
+            awaits_evaluation: `note_evaluation` is to follow.
 
         Raises:
             UserError: this one or the one before could not be written, and `on_save_error` is to stop.
         """
         self.finish()
-        at = self.at
-        assert at.stage is not None
-        state = replace(
-            self.origin,
-            epoch=at.epoch,
-            stage=at.stage,
-            step=at.step,
-            epoch_step=at.epoch_step,
-            accuracy=accuracy,
-            best_accuracy=at.best_accuracy,
-        )
+        state = self._state()
         self._started = monotonic()
         with self._errors():
-            self.checkpoints.save(self.engine, self.backbone, state, self.config.to_yaml())
+            self.checkpoints.save(self.engine, self.backbone, state, self.config.to_yaml(), awaits_evaluation)
         if not self.config.asynchronous_save:
             self.finish()
-        self.tracker.log({"save/blocked_seconds": monotonic() - self._started}, at.step)
+        self.tracker.log({"save/blocked_seconds": monotonic() - self._started}, self.at.step)
 
     def finish(self) -> None:
         """Waits for the checkpoint that is being written, if there is one. Collective.
@@ -90,6 +83,28 @@ class Saver:
                     file=sys.stderr,
                 )
             self._slowest = max(self._slowest, seconds)
+
+    def note_evaluation(self, accuracy: float | None, keep: bool = True) -> None:
+        """Adds an evaluation to the checkpoint of where the run stands, or takes the checkpoint away. Collective.
+
+        Raises:
+            UserError: as `save`.
+        """
+        self.finish()
+        with self._errors():
+            self.checkpoints.note_evaluation(self._state().name, accuracy, self.at.best_accuracy, keep)
+
+    def _state(self) -> TrainerState:
+        at = self.at
+        assert at.stage is not None
+        return replace(
+            self.origin,
+            epoch=at.epoch,
+            stage=at.stage,
+            step=at.step,
+            epoch_step=at.epoch_step,
+            best_accuracy=at.best_accuracy,
+        )
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

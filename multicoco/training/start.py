@@ -52,7 +52,7 @@ class Start:
             return None
         newest = max(exist, key=age_key)
         state = read_state(newest)
-        if state.epoch >= self.config.num_epochs:
+        if state.epoch >= self.config.num_epochs and (state.evaluated or not self.config.val_path):
             raise UserError(
                 f"{newest} has been trained for {state.epoch} epochs and num_epochs is {self.config.num_epochs}: "
                 "nothing is left to train. Raise num_epochs (with --allow-change num_epochs), or take another name"
@@ -91,4 +91,8 @@ class Start:
             print(f"going on from {path}", *(f"  changed: {change}" for change in changes), sep="\n", flush=True)
         stages.start_schedule(state.stage)  # DeepSpeed then puts it where it was
         agree(lambda: self.checkpoints.load(engine, path, state))
-        return Position(state.epoch, state.epoch_step, state.step, state.stage, state.best_accuracy), state.wandb_id
+        is_evaluated = state.evaluated or state.accuracy is not None or state.epoch_step > 0
+        position = Position(
+            state.epoch, state.epoch_step, state.step, state.stage, state.best_accuracy, evaluated=is_evaluated
+        )
+        return position, state.wandb_id

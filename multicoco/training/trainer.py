@@ -104,18 +104,21 @@ class Trainer:
         at, config = self.at, self.config
         remaining = (config.num_epochs - at.epoch) * self.batches.steps_per_epoch - at.epoch_step
         with self.tracker.progress(remaining, "training") as progress:
+            if not at.evaluated:
+                self._evaluate(at.epoch)
             for epoch in range(at.epoch, config.num_epochs):
                 self.stages.enter(self.method.schedule.stage(epoch), at)
                 try:
                     self._train_epoch(epoch, progress)
-                    accuracy = self._evaluate(epoch)
                 except Preempted:
                     self.saver.save()
                     self.saver.finish()
                     raise
                 at.epoch, at.epoch_step = epoch + 1, 0
-                if at.evaluated(accuracy) or not config.save_only_improve:
-                    self.saver.save(accuracy)
+                is_due = self._evaluation_is_due(at.epoch)
+                if is_due or not config.save_only_improve:  # before the evaluation: it must not cost a trained epoch
+                    self.saver.save(awaits_evaluation=is_due)
+                self._evaluate(at.epoch)
 
     def _train_epoch(self, epoch: int, progress: "tqdm[None]") -> None:
         """Trains what is left of an epoch."""
@@ -151,10 +154,19 @@ class Trainer:
         where = {"train/stage": self.at.stage, "train/epoch": epoch + 1, "train/lr": learning_rate}
         self.tracker.log(metrics | where, self.at.step)
 
-    def _evaluate(self, epoch: int) -> float | None:
-        """After an epoch, where one is due: the accuracy that checkpoints are ranked by."""
-        is_last = epoch + 1 == self.config.num_epochs
-        if not self.questions or not (is_last or (epoch + 1) % self.config.eval_every_epochs == 0):
-            return None
+    def _evaluate(self, epochs: int) -> None:
+        """After so many epochs, if it is due; the accuracy goes to the checkpoint, or decides whether it stays."""
+        if not self._evaluation_is_due(epochs):
+            return
         assert self.at.stage is not None
-        return self.evaluator.run(f"epoch_{epoch + 1:04d}", self.at.stage, self.at.step)
+        try:
+            accuracy = self.evaluator.run(f"epoch_{epochs:04d}", self.at.stage, self.at.step)
+        except Preempted:
+            self.saver.finish()
+            raise
+        improved = self.at.note_accuracy(accuracy)
+        self.saver.note_evaluation(accuracy, keep=improved or not self.config.save_only_improve)
+
+    def _evaluation_is_due(self, epochs: int) -> bool:
+        is_last = epochs == self.config.num_epochs
+        return bool(self.questions) and epochs > 0 and (is_last or epochs % self.config.eval_every_epochs == 0)
