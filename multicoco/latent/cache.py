@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from multicoco.latent.kinds import attention_window
 from multicoco.latent.products import autocast_dtype
 from multicoco_kernels import BufferPool, KeyMask, LayerCache, cached_attention, first_handle
 
@@ -80,6 +81,13 @@ def _attention_forward(
 ) -> tuple[Tensor, None]:
     if segment is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if dropped := [key for key in ("s_aux", "softcap") if kwargs.get(key) is not None]:
+        raise ValueError(
+            f"latent passes do not reproduce {', '.join(dropped)} of {module.config.model_type}'s attention"
+        )
+    window, length = attention_window(module.config), segment.start + query.shape[2]
+    if window is not None and length > window:
+        raise ValueError(f"{length} columns do not fit the sliding window of {module.config.model_type}, {window}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dtype := autocast_dtype(query.device):  # which casts the inputs of PyTorch's own attention
         query, key, value = (x.to(dtype) for x in (query, key, value))

@@ -40,7 +40,7 @@ def stage_workloads(
     schedule = build_schedule(config)
     stages = {schedule.stage(epoch) for epoch in range(config.num_epochs)}
     deepest = min(stages, key=lambda stage: (-schedule.max_latents(stage), stage))
-    tiles = tiles if model.sees_images else 0
+    tiles = tiles if model.tile else 0
     measured = None if assumed else _measure(config, model, tiles)
     if measured:
         lengths, source = measured, f"measured on the first {len(measured)} records of {config.train_path}"
