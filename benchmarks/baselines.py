@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from multicoco import LatentReasoner
-from multicoco.models.backbone import checkpoint_activations
+from multicoco.models.checkpointing import checkpoint_activations
 
 
 def full_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from multicoco.config import RunConfig
 from multicoco.engine.deepspeed import build_engine, init_distributed, model_shape
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.latent.reasoner import LatentReasoner
-from multicoco.models.backbone import freeze
+from multicoco.models.freezing import freeze
 from multicoco.planning.geometry import ModelGeometry, Workload
 from multicoco.planning.memory import Setting, peak_memory
 from multicoco.planning.plan import ds_config, model_dtype, overrides

@@ -19,8 +19,11 @@ from multicoco.engine.weights import Weights, find_weights
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.methods import thinking_method
-from multicoco.models.backbone import Backbone, add_latent_tokens, freeze, load_authors_weights, load_backbone
+from multicoco.models.authors import load_authors_weights
+from multicoco.models.backbone import Backbone, load_backbone
+from multicoco.models.freezing import freeze
 from multicoco.models.lora import add_lora
+from multicoco.models.vocabulary import add_latent_tokens
 from multicoco_kernels import implementation
 
 

@@ -23,7 +23,7 @@ from multicoco.engine.ds_config import ModelShape
 from multicoco.engine.optimizer import build_optimizer, reset_optimizer_state
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
-from multicoco.models.backbone import checkpoint_activations
+from multicoco.models.checkpointing import checkpoint_activations
 
 _PORTS = range(10000, 32768)  # above, Linux gives them to outgoing connections
 

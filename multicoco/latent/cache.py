@@ -80,6 +80,10 @@ def _attention_forward(
 ) -> tuple[Tensor, None]:
     if segment is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if dropped := [key for key in ("s_aux", "softcap") if kwargs.get(key) is not None]:
+        raise ValueError(
+            f"latent passes do not reproduce {', '.join(dropped)} of {module.config.model_type}'s attention"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dtype := autocast_dtype(query.device):  # which casts the inputs of PyTorch's own attention
         query, key, value = (x.to(dtype) for x in (query, key, value))

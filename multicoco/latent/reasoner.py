@@ -11,20 +11,12 @@ from transformers.utils import ModelOutput
 
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask, rotary_tables
+from multicoco.latent.kinds import attention_window, check_supported
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.thoughts import ThoughtSource, hidden_state
 from multicoco.latent.weight_gradients import stack_weight_gradients, stacked_columns
 from multicoco.models.families import family_of
 from multicoco_kernels import KERNELS, BufferPool
-
-# settings of a language model that the passes would silently get wrong, and the value at which they do nothing
-_NOT_REPRODUCED = {
-    "attention_dropout": 0.0,
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "logit_scale": 1.0,
-    "logits_scaling": 1.0,
-}
 
 
 @dataclass
@@ -104,13 +96,7 @@ class LatentReasoner(nn.Module):
         super().__init__()
         if kernel not in KERNELS:
             raise ValueError(f"kernel {kernel!r} is not one of {', '.join(KERNELS)}")
-        text_config = model.config.get_text_config()
-        kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"}:
-            raise ValueError(f"latent passes need full attention in every layer, {model.config.model_type} has {kinds}")
-        for key, neutral in _NOT_REPRODUCED.items():
-            if getattr(text_config, key, None) not in (None, neutral):
-                raise ValueError(f"latent passes do not reproduce {key} of {model.config.model_type}")
+        check_supported(model.config)
         self.model = model
         self.family = family_of(model.config)
         self.latent_token_id = latent_token_id
@@ -154,7 +140,8 @@ class LatentReasoner(nn.Module):
 
         Raises:
             TypeError: the family has no such input.
-            ValueError: more latent columns than n_passes allows, or a latent token without a token before it.
+            ValueError: more latent columns than n_passes allows, a latent token without a token before it, or a row
+                that is longer than the model's sliding window.
         """
         passes = self._run_passes(input_ids, attention_mask, inputs, position_ids, n_passes)
         head = self.model.get_output_embeddings()
@@ -208,6 +195,7 @@ class LatentReasoner(nn.Module):
     ) -> _Passes:
         if unknown := inputs.keys() - set(self.family.input_names):
             raise TypeError(f"{self.model.config.model_type} takes no {', '.join(sorted(unknown))}")
+        self._check_window(attention_mask)
         is_latent = self._is_latent(input_ids) & attention_mask.bool()  # [B, T]
         latent_columns = self._latent_columns(is_latent, attention_mask)
         starts = split_columns(latent_columns, input_ids.shape[1], n_passes)
@@ -244,6 +232,13 @@ class LatentReasoner(nn.Module):
                 fed.append(segment_embeds)
         stacked = torch.stack(thoughts, dim=1) if thoughts else embeds[:, :0]
         return _Passes(torch.cat(hidden, dim=1), torch.cat(fed, dim=1), stacked, cache)
+
+    def _check_window(self, attention_mask: Tensor) -> None:
+        window = attention_window(self.model.config.get_text_config())
+        if window is not None and (longest := int(attention_mask.sum(1).max())) > window:
+            raise ValueError(
+                f"{longest} tokens do not fit the sliding window of {self.model.config.model_type}, {window}"
+            )
 
     def _is_latent(self, input_ids: Tensor) -> Tensor:
         if self.latent_token_id is None:

@@ -41,7 +41,7 @@ def stage_workloads(
     method = method_class(config.trained_method)(config)
     stages = {method.schedule.stage(epoch) for epoch in range(config.num_epochs)}
     deepest = min(stages, key=lambda stage: (-method.passes(stage), stage))
-    tiles = tiles if model.sees_images else 0
+    tiles = tiles if model.tile else 0
     measured = None if assumed else _measure(config, model, tiles, method)
     if measured:
         examples, source = measured, f"measured on the first {len(measured)} records of {config.train_path}"

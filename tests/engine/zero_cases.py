@@ -7,7 +7,7 @@ from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD, internvl
 from transformers import PreTrainedModel
 
 from multicoco.config import RunConfig
-from multicoco.models.backbone import freeze
+from multicoco.models.freezing import freeze
 from multicoco.models.lora import add_lora
 
 GLOBAL_BATCH = 4

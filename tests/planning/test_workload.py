@@ -5,7 +5,8 @@ from multicoco.config import load_config
 from multicoco.data.prompt import PromptBuilder
 from multicoco.data.sources import load_examples
 from multicoco.methods import method_class
-from multicoco.models.backbone import add_latent_tokens, load_backbone
+from multicoco.models.backbone import load_backbone
+from multicoco.models.vocabulary import add_latent_tokens
 from multicoco.planning.geometry import ModelGeometry, read_model_config
 from multicoco.planning.workload import stage_workloads
 
