@@ -31,7 +31,7 @@ def say_before_meeting(text: str) -> None:
 
 
 def _rank_0_goes_on() -> bool:
-    """Whether it opens the port where the ranks meet; torchrun's is open anyhow, so there, whether this rank lives on."""
+    """Whether it opens the port where the ranks meet; torchrun's is open anyhow: there, whether this rank lives on."""
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     meeting = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", 0))
     ends = monotonic() + LINGER_SECONDS
