@@ -49,6 +49,7 @@ setup(
         "tokenizers",
         "safetensors",
         "pydantic>=2.11",
+        "hjson",
         "pyyaml",
         "pillow",
         "numpy",
