@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class Trace:
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that operations have made and that are still alive, and their peak."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = self.kernels = 0
         self._seen: set[int] = set()
@@ -190,7 +191,7 @@ class Tracer:
         """One layer of the vision tower on so many tiles."""
 
         def run(layers: int) -> Trace:
-            model = self._models(layers, checkpointing)
+            model: Any = self._models(layers, checkpointing)
             vision = self.config.vision_config
             pixels = torch.empty(tiles, vision.num_channels, *vision.image_size, dtype=self.dtype, device="meta")
             return _trace(lambda: model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output)
