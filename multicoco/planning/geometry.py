@@ -86,13 +86,9 @@ class ModelGeometry:
         self.decoder_layer = _part(decoder.layers[0], len(decoder.layers))
         self.vision_layer = self.projector = Part(0, 0, 0, 0)
         if self.sees_images:
-            layers = max(
-                (m for m in base.get_submodule("vision_tower").modules() if isinstance(m, nn.ModuleList)), key=len
-            )
-            self.vision_layer, self.projector = (
-                _part(layers[0], len(layers)),
-                _part(base.get_submodule("multi_modal_projector")),
-            )
+            tower, projector = base.get_submodule("vision_tower"), base.get_submodule("multi_modal_projector")
+            layers = max((m for m in tower.modules() if isinstance(m, nn.ModuleList)), key=len)
+            self.vision_layer, self.projector = _part(layers[0], len(layers)), _part(projector)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.decoder_parameters = sum(p.numel() for p in decoder.parameters()) - self.embedding.parameters
