@@ -8,6 +8,7 @@ only what a recompute may see again: explicit columns, and handles that are writ
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ def _attention_forward(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     segment: Segment | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if segment is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
@@ -87,7 +88,7 @@ def _attention_forward(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dtype := autocast_dtype(query.device):  # which casts the inputs of PyTorch's own attention
         query, key, value = (x.to(dtype) for x in (query, key, value))
-    out = segment.attend(module.layer_idx, query, key, value, scale)
+    out = segment.attend(cast(int, module.layer_idx), query, key, value, scale)
     return out.transpose(1, 2).contiguous(), None  # [B, S, H, D]
 
 

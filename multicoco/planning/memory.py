@@ -112,8 +112,8 @@ def peak_memory(model: ModelGeometry, work: Workload, setting: Setting) -> Memor
     _forward(walk, model, work, setting, gather)
     _backward(walk, model, work, setting, gather, reduction)
     _optimizer_step(walk, model, setting)
-    device, host = ({kind: n for kind, n in held.items() if n} for held in (walk.worst, host))
-    return Memory(device, host, walk.parts)
+    device, offloaded = ({kind: n for kind, n in held.items() if n} for held in (walk.worst, host))
+    return Memory(device, offloaded, walk.parts)
 
 
 def pass_activations(model: ModelGeometry, work: Workload, setting: Setting) -> list[int]:

@@ -99,6 +99,6 @@ def serve(request: dict) -> dict:
 
 
 # what train.main imports when it comes to it
-sys.modules["multicoco.trainer"] = types.SimpleNamespace(Trainer=Trainer)  # type: ignore[assignment]
+sys.modules["multicoco.training"] = types.SimpleNamespace(build_run=Trainer)  # type: ignore[assignment]
 for line in sys.stdin:
     print(json.dumps(serve(json.loads(line))), flush=True)
