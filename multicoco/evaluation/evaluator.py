@@ -6,17 +6,16 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import GenerationConfig
 
 from multicoco.config import RunConfig
-from multicoco.curriculum import ExampleTokens
+from multicoco.curriculum import ExampleTokens, LatentTokens
 from multicoco.data.collate import Collator
 from multicoco.data.example import Example
 from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader
 from multicoco.data.prompt import ANSWER_PREFIX
 from multicoco.engine.assembly import Assembly
-from multicoco.engine.ranks import gather
+from multicoco.engine.ranks import gather, rank, world_size
 from multicoco.evaluation.answers import extract_answer, is_correct
 from multicoco.evaluation.metrics import summarize
 from multicoco.methods import Method, evaluated_methods, method_class
@@ -50,9 +49,13 @@ class Evaluator:
         self.sharded_weights = sharded_weights
         self.between_batches = between_batches
         self.about = about or {}
-        self.methods = {
-            name: method_class(name)(config, self.backbone.latent_tokens) for name in evaluated_methods(config)
-        }
+        self.methods = evaluation_methods(config, self.backbone.latent_tokens)
+        if self.backbone.ignored_generation and rank() == 0:
+            ignored = ", ".join(f"{key} {value}" for key, value in self.backbone.ignored_generation.items())
+            print(
+                f"evaluating as `generation` of the run config says; the model's generation_config.json has {ignored}",
+                flush=True,
+            )
 
     def run(self, name: str, stage: int, step: int) -> float | None:
         """Evaluates at a stage and logs under a name. Collective.
@@ -72,7 +75,7 @@ class Evaluator:
         self.reasoner.eval()
         started = time.time()
         with torch.random.fork_rng():
-            torch.manual_seed(self.config.seed + dist.get_rank())
+            torch.manual_seed(self.config.seed + rank())
             own = self._answer(mode, method, stage)
         self.reasoner.train(was_training)
         ordered = [sample for _, sample in sorted((pair for part in gather(own) for pair in part), key=lambda x: x[0])]
@@ -87,7 +90,7 @@ class Evaluator:
         tokenizer, latent = self.backbone.tokenizer, self.reasoner.latent_token_id
         passes = method.prompt_passes(stage)
         collator = Collator(tokenizer.pad_token_id, latent, self.backbone.family.batch, True, min_length=passes)
-        batches = RankBatches(len(dataset), self.config.eval_batch_size, dist.get_rank(), dist.get_world_size())
+        batches = RankBatches(len(dataset), self.config.eval_batch_size, rank(), world_size())
         device = self.reasoner.decoder.device
         samples = []
         with self.tracker.progress(len(batches), f"evaluating {mode}") as progress:
@@ -99,7 +102,7 @@ class Evaluator:
                     **{name: tensor.to(device) for name, tensor in batch["inputs"].items()},
                     n_passes=passes,
                     generation_config=self._generation_config(),
-                    synced_gpus=self.sharded_weights and dist.get_world_size() > 1,
+                    synced_gpus=self.sharded_weights and world_size() > 1,
                 )
                 for index, counted, prompt, new in zip(
                     batch["index"], batch["counted"], batch["input_ids"].tolist(), tokens.tolist(), strict=True
@@ -136,6 +139,11 @@ class Evaluator:
             "new_tokens": len(new_ids),
             "latent_passes": latent_passes,
         }
+
+
+def evaluation_methods(config: RunConfig, latent_tokens: LatentTokens | None) -> dict[str, Method]:
+    """The methods that a run evaluates by, by their names."""
+    return {name: method_class(name)(config, latent_tokens) for name in evaluated_methods(config)}
 
 
 def _prompt_row(example: Example, tokens: ExampleTokens, method: Method, stage: int) -> tuple[list[int], list[int]]:

@@ -4,11 +4,13 @@ from transformers import set_seed
 
 from multicoco.config import RunConfig
 from multicoco.engine.assembly import assemble, load_records, prompt_date, weights_of
+from multicoco.engine.lengths import check_prompt_lengths
 from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
 from multicoco.engine.resume import config_changes, lock_run_folder
 from multicoco.engine.weights import Weights
-from multicoco.evaluation.evaluator import Evaluator
+from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
+from multicoco.latent.kinds import longest_sequence
 from multicoco.methods import evaluated_methods, method_class, thinking_method
 from multicoco.tracking import Tracker
 
@@ -31,6 +33,13 @@ class EvaluationRun:
         if changes and group.rank == 0:
             print("as the checkpoint was trained:", *changes, sep="\n  ", flush=True)
         assembly = assemble(config, weights, prompt_date(config, weights.state))
+        if (limit := longest_sequence(assembly.backbone.model)) is not None:
+            methods = evaluation_methods(config, assembly.backbone.latent_tokens).values()
+            max_new_tokens = config.generation.max_new_tokens
+            agree(
+                lambda: check_prompt_lengths(limit, questions, assembly.encoder, methods, [self.stage], max_new_tokens),
+                only_rank_0=True,
+            )
         assembly.reasoner.to(group.device)
         self.run_lock = agree(lambda: lock_run_folder(config.run_dir) if group.rank == 0 else None)
         set_seed(config.seed + group.rank)

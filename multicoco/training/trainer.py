@@ -1,6 +1,6 @@
 """Training by a run config: stages -> epochs -> steps -> evaluation -> checkpoint."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -8,16 +8,21 @@ from tqdm import tqdm
 from transformers import set_seed
 
 from multicoco.config import RunConfig
-from multicoco.engine.assembly import assemble, load_records, prompt_date, weights_of
+from multicoco.data.example import Example
+from multicoco.engine.assembly import Assembly, assemble, load_records, prompt_date, weights_of
 from multicoco.engine.checkpoint import Checkpoints
 from multicoco.engine.deepspeed import build_engine, model_shape
 from multicoco.engine.ds_config import resolve_ds_config
+from multicoco.engine.lengths import check_prompt_lengths, check_training_lengths
 from multicoco.engine.preemption import Preempted
 from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
 from multicoco.engine.resume import lock_run_folder
 from multicoco.engine.trainer_state import TrainerState
-from multicoco.evaluation.evaluator import Evaluator
+from multicoco.errors import UserError
+from multicoco.evaluation.answers import is_correct
+from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
+from multicoco.latent.kinds import longest_sequence
 from multicoco.methods import method_class
 from multicoco.tracking import Tracker
 from multicoco.training.batches import TrainingBatches
@@ -57,8 +62,8 @@ class Trainer:
         assembly = assemble(config, weights, date)
         self.method = method_class(config.trained_method)(config, assembly.backbone.latent_tokens)
         self.batches = TrainingBatches(config, examples, assembly, self.method)
-        passes = max(self.method.passes(self.method.schedule.stage(epoch)) for epoch in range(config.num_epochs))
-        shape = model_shape(assembly.reasoner, passes)
+        agree(lambda: self._check_purpose(examples, assembly), only_rank_0=True)
+        shape = model_shape(assembly.reasoner, max(map(self.method.passes, self._stages)))
         ds_config = agree(lambda: resolve_ds_config(Path(config.deepspeed), config, group.size, shape))
         self.engine = build_engine(assembly.reasoner, config, ds_config)
         self.run_lock = agree(lambda: lock_run_folder(config.run_dir) if group.rank == 0 else None)
@@ -86,6 +91,26 @@ class Trainer:
         self.skip_limit = SkipLimit(config.max_skipped_steps, self.batches)
         sharded = self.engine.zero_optimization_stage() == 3
         self.evaluator = Evaluator(config, assembly, self.questions, self.tracker, sharded, self.look_around)
+
+    @property
+    def _stages(self) -> set[int]:
+        return {self.method.schedule.stage(epoch) for epoch in range(self.config.num_epochs)}
+
+    def _check_purpose(self, examples: Sequence[Example], assembly: Assembly) -> None:
+        """What would make the run pointless, or break it in its middle, is said before it starts."""
+        config, limit = self.config, longest_sequence(assembly.backbone.model)
+        if config.save_only_improve and all(is_correct(None, question) is None for question in self.questions):
+            raise UserError(
+                f"save_only_improve is true, but no answer is known in {config.val_path}: accuracy would never improve "
+                "and nothing be saved. Set it to false, or name records with answers"
+            )
+        if limit is None:
+            return
+        check_training_lengths(limit, examples, assembly.encoder, self.method, self._stages)
+        if self.questions:
+            methods = evaluation_methods(config, assembly.backbone.latent_tokens).values()
+            max_new_tokens = config.generation.max_new_tokens
+            check_prompt_lengths(limit, self.questions, assembly.encoder, methods, self._stages, max_new_tokens)
 
     def run(self) -> None:
         """Trains.
