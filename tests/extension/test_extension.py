@@ -34,6 +34,7 @@ eval_batch_size: 8
 log_every_steps: 1
 num_workers: 0
 kernel: reference
+self_check: false
 deepspeed: ds.json
 generation: {max_new_tokens: 2}
 """
@@ -87,7 +88,7 @@ def test_they_train_for_two_steps_and_are_evaluated(home):
     (home / "toys-1.0.dist-info" / "entry_points.txt").write_text(
         ENTRY_POINTS.replace("backwards = toys:Backwards", "")
     )
-    forwards = train(home, "name=forwards", "doubling.factor=1", "val_path=null", "max_train_samples=4")
+    forwards = train(home, "name=forwards", "doubling.factor=1", "val_path=null")
     (home / "toys-1.0.dist-info" / "entry_points.txt").write_text(ENTRY_POINTS)
     assert forwards.returncode == 0, forwards.stderr[-3000:]
     assert losses(home / "runs" / "forwards")[0] != pytest.approx(losses(home / "runs" / "undoubled")[0], rel=1e-4)
