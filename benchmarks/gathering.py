@@ -36,7 +36,7 @@ def gathered(folder: Path, side: dict, latents: int) -> dict:
         name="cost",
         model_id=str(folder / "model"),
         train_path="none.json",
-        coconut={"enabled": True, "max_latent_stage": latents},
+        coconut={"enabled": True, "max_latent_stage": latents, "first_stage": 1},
         activation_checkpointing=side["checkpointing"],
     )
     reasoner = LatentReasoner(backbone.model, backbone.latent_tokens.latent)

@@ -84,7 +84,7 @@ class Case:
             train_path="none.json",
             bf16=self.bf16,
             freeze={"vision_tower": self.frozen},
-            coconut={"enabled": True},
+            coconut={"enabled": True, "first_stage": 1},
             **overrides(self.setting),
         )
 

@@ -3,20 +3,58 @@
 Light on purpose (no torch): `train.py --help` and `--print-config` answer at once.
 """
 
+import re
 from collections.abc import Iterator
+from datetime import date, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 from pydantic.fields import FieldInfo
 
+from multicoco.config.combinations import PUBLISHED_MODES, contradictions, pointless
 from multicoco.config.dialect import dump
-from multicoco.config.section import Beta, NonNegativeInt, OptionalStr, PositiveInt, Section
+from multicoco.config.section import (
+    Beta,
+    NonNegativeInt,
+    OptionalPath,
+    OptionalStr,
+    PathStr,
+    PositiveInt,
+    Section,
+    expand,
+)
 from multicoco.errors import UserError
-from multicoco.registry import load_all
+from multicoco.registry import Kind, check_name, load_all
 
 if TYPE_CHECKING:
     from multicoco.methods import MethodKeys
+
+
+def _registered(kind: Kind, name: str | None) -> str | None:
+    try:
+        if name is not None:
+            check_name(kind, name)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+def _folder_name(name: str) -> str:
+    expanded = expand(name)
+    if not re.fullmatch(r"[^/\\]*[^/\\.\s][^/\\]*", expanded):
+        raise ValueError("must be the name of a folder, without separators")
+    return expanded
+
+
+def _day(value: object) -> object:
+    """A date, as Python and YAML have it, or its text."""
+    if value is None or (isinstance(value, date) and not isinstance(value, datetime)):
+        return value and value.isoformat()
+    if not isinstance(value, str) or not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+        raise ValueError("must be a date, as 2026-11-25")
+    return date.fromisoformat(value).isoformat()
 
 
 class Freeze(Section):
@@ -63,12 +101,18 @@ class Wandb(Section):
 class _First(Section):
     """The engine's keys above the sections of the methods."""
 
-    mode: Literal["cot_train", "coconut_train", "vanilla_train", "eval_only"] = Field(
-        description="train with written reasoning, with latent reasoning, without reasoning; or only evaluate"
+    mode: Literal["cot_train", "coconut_train", "vanilla_train", "train", "eval_only"] = Field(
+        description="train with written reasoning, with latent reasoning, without reasoning, with the method of "
+        "`method`; or only evaluate"
+    )
+    method: Annotated[OptionalStr, AfterValidator(partial(_registered, "methods"))] = Field(
+        None,
+        description="training method by its registered name; null: the one that mode names, and for eval_only the "
+        "first of eval_config's that is true",
     )
     project: str = Field("multicoco", description="W&B project")
-    name: str = Field(pattern=r"^[^/\\]*[^/\\.\s][^/\\]*$", description="name of the run, and of its folder")
-    output_dir: str = Field("runs", description="folder of all runs")
+    name: Annotated[str, AfterValidator(_folder_name)] = Field(description="name of the run, and of its folder")
+    output_dir: PathStr = Field("runs", description="folder of all runs")
     use_run_name_in_output_dir: bool = Field(True, description="the run's folder is output_dir/name, not output_dir")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of new weights, data order, stage mixing and sampling")
     resume: Literal["auto"] | bool | NonNegativeInt = Field(
@@ -77,8 +121,8 @@ class _First(Section):
         "one; false: there must be none; N: none, and skip the first N epochs",
     )
 
-    model_id: str = Field(min_length=1, description="Hugging Face directory or hub id")
-    load_model_path: OptionalStr = Field(
+    model_id: Annotated[PathStr, Field(min_length=1)] = Field(description="Hugging Face directory or hub id")
+    load_model_path: OptionalPath = Field(
         None,
         description="weights to start from: a run folder (its best checkpoint), a checkpoint, a model directory, "
         "a hub id, or a state dict file of the original Coconut (`base_causallm.*`), for the model of model_id",
@@ -91,14 +135,25 @@ class _First(Section):
         "auto", description="implementation of the cached attention: auto is `cpu` on CPUs, `triton` or `flash` on GPUs"
     )
 
-    data_dir: str = Field(".", description="folder that train_path and val_path are relative to")
-    image_dir: OptionalStr = Field(None, description="folder of the images; null: data_dir")
-    train_path: OptionalStr = Field(None, description="JSON file of the training records")
-    val_path: OptionalStr = Field(None, description="JSON file of the validation records")
+    data_dir: PathStr = Field(".", description="folder that train_path and val_path are relative to")
+    image_dir: OptionalPath = Field(None, description="folder of the images; null: data_dir")
+    train_path: OptionalPath = Field(None, description="JSON file of the training records")
+    val_path: OptionalPath = Field(None, description="JSON file of the validation records")
+    source: Annotated[OptionalStr, AfterValidator(partial(_registered, "sources"))] = Field(
+        None, description="format of the records by its registered name; null: told by each record's keys"
+    )
     steps_from: Literal["sentences", "rationales"] = Field(
         "sentences", description="steps are the sentences of the first rationale, or the rationales"
     )
     answer_format: Literal["letter", "index", "text"] = Field("letter", description="how an answer names its choice")
+    answer_type: Literal["text", "number"] = Field(
+        "text", description="how open answers are compared: as texts, or as numbers: 18 = 18.0 = $18"
+    )
+    prompt_date: Annotated[str | None, BeforeValidator(_day)] = Field(
+        None,
+        description="date that a chat template may write into the prompt, YYYY-MM-DD; null: the day the run was "
+        "started first",
+    )
     direct_instruction: str = Field("", description="last line of a question to be answered without reasoning")
     reasoning_instruction: str = Field("", description="last line of a question to be answered with reasoning")
     on_bad_record: Literal["error", "skip"] = Field(
@@ -108,6 +163,12 @@ class _First(Section):
     max_val_samples: PositiveInt | None = Field(None, description="use only the first validation records")
     num_workers: NonNegativeInt = Field(2, description="processes per rank that load data")
     max_image_tiles: PositiveInt = Field(12, description="most tiles an image is cut into, the thumbnail not counted")
+
+    self_check: bool = Field(
+        True,
+        description="at the start, compare the latent engine with the model's own forward pass on a short and a long "
+        "example",
+    )
 
     num_epochs: PositiveInt = Field(1, description="passes over the training records, all stages together")
     batch_size: PositiveInt = Field(1, description="micro-batch per rank")
@@ -165,9 +226,10 @@ class _Last(Section):
 
     eval_config: EvalConfig = EvalConfig()
     wandb: Wandb = Wandb()
-    deepspeed: str = Field("ds_configs/zero2.json", description="DeepSpeed config (JSON)")
+    deepspeed: PathStr = Field("ds_configs/zero2.json", description="DeepSpeed config (JSON)")
 
 
+@cache
 def method_sections() -> dict[str, type["MethodKeys"]]:
     """The sections that training methods bring, each with its keys; methods that share a section share these.
 
@@ -177,7 +239,7 @@ def method_sections() -> dict[str, type["MethodKeys"]]:
     sections: dict[str, type[MethodKeys]] = {}
     for name, method in load_all("methods").items():
         section, keys = method.section, method.Keys
-        if section is None:
+        if section is None or keys is None:
             continue
         where = f"method {name!r}, {method.__module__}.{method.__qualname__}: its section of the run config, {section}"
         if section in _First.model_fields | _Last.model_fields or sections.setdefault(section, keys) != keys:
@@ -209,43 +271,24 @@ class RunConfig(_Last, _WithMethods):
     @property
     def trained_method(self) -> str:
         """The registered name of the method that trains, or has trained."""
-        if self.mode != "eval_only":
-            return self.mode.removesuffix("_train")
-        evaluated = [name for name in ("cot", "coconut", "vanilla") if getattr(self.eval_config, name)]
-        return evaluated[0] if evaluated else "vanilla"
+        if self.method is not None:
+            return self.method
+        return PUBLISHED_MODES.get(self.mode) or next(iter(self.evaluated), "vanilla")
+
+    @property
+    def evaluated(self) -> list[str]:
+        """The methods that eval_config names; one with thoughts first, as it has the larger vocabulary."""
+        return [name for name in ("coconut", "cot", "vanilla") if getattr(self.eval_config, name)]
 
     @model_validator(mode="after")
     def _refuse_impossible_combinations(self) -> Self:
-        problems = list(self._problems())
-        for section in method_sections():
-            problems += getattr(self, section).problems(self)
+        problems = [*contradictions(self), *pointless(self)]
+        if self.mode != "train" or self.method:
+            for section in method_sections():
+                problems += getattr(self, section).problems(self)
         if problems:
             raise ValueError("\n  ".join(problems))
         return self
-
-    def _problems(self) -> Iterator[str]:
-        """Combinations of the engine's own keys that cannot be."""
-        training, evaluated = self.mode != "eval_only", self.eval_config
-        if training and not self.train_path:
-            yield f"mode is {self.mode} but train_path is null: name the training records"
-        if not training and not self.val_path:
-            yield "mode is eval_only but val_path is null: name the records to evaluate"
-        if not training and not (evaluated.cot or evaluated.coconut or evaluated.vanilla):
-            yield "mode is eval_only but none of eval_config.cot, .coconut and .vanilla is true: set one to true"
-        if self.bf16 and self.fp16:
-            yield "bf16 and fp16 are both true: set one of them to false"
-        if training and self.save_only_improve and not self.val_path:
-            yield "save_only_improve is true but val_path is null: set it to false, or name the validation records"
-        if training and self.lora.rank is not None and self.freeze.language_model:
-            yield (
-                f"lora.rank is {self.lora.rank} but freeze.language_model is true: set it to false, LoRA keeps the "
-                "language model's own weights as they are"
-            )
-        if training and all(self.freeze.model_dump().values()):
-            yield (
-                "freeze.vision_tower, freeze.projector and freeze.language_model are all true "
-                f"but mode is {self.mode}: leave one of them to train"
-            )
 
 
 def all_keys(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

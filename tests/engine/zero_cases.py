@@ -144,7 +144,7 @@ def run_config(case: Case) -> RunConfig:
         name="case",
         model_id="none",
         train_path="train.json",
-        coconut={"enabled": True},
+        coconut={"enabled": True, "first_stage": 1},
         activation_checkpointing=case.checkpointing,
         batch_size=GLOBAL_BATCH // 2 // case.accumulation,
         gradient_accumulation_steps=case.accumulation,

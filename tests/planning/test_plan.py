@@ -17,6 +17,7 @@ from multicoco.planning.plan import GIB, HEADER, HEADROOM, candidates, choose, d
 
 CONFIG = """
 mode: coconut_train
+num_epochs: 3
 name: run
 model_id: {model}
 train_path: none.json
