@@ -36,12 +36,14 @@ class Assembly:
     encoder: Encoder
 
 
-def load_records(config: RunConfig, path: str, limit: int | None) -> list[Example]:
-    """The examples of `train_path` or `val_path`, checked on rank 0. Collective.
+def load_records(config: RunConfig, path: str | None, limit: int | None) -> list[Example]:
+    """The examples of `train_path` or `val_path`, none if it is null, checked on rank 0. Collective.
 
     Raises:
         UserError: as `load_examples`; on all ranks.
     """
+    if path is None:
+        return []
     root = Path(config.data_dir)
     image_dir = Path(config.image_dir) if config.image_dir else root
     return agree(

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -246,7 +247,7 @@ class Checkpoints:
             problems = damage(path)
             if not problems:
                 return path
-            agree(lambda path=path, problems=problems: _put_aside(path, problems), only_rank_0=True)
+            agree(partial(_put_aside, path, problems), only_rank_0=True)
         if paths:
             raise UserError(f"every checkpoint in {self.root} is damaged: start again under another name")
         return None

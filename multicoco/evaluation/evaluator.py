@@ -124,7 +124,7 @@ class Evaluator:
         """How a response becomes a line of the samples file. new_tokens counts the token that ends it, none after."""
         ends = [place for place, token in enumerate(new_ids) if token in self.backbone.end_token_ids]
         new_ids = new_ids[: ends[0] + 1] if ends else new_ids
-        text = self.backbone.tokenizer.decode(new_ids, skip_special_tokens=True)
+        text = str(self.backbone.tokenizer.decode(new_ids, skip_special_tokens=True))
         response = f"{ANSWER_PREFIX} {text}" if method.asked == "answer" else text  # its prompt ends with the prefix
         extracted = extract_answer(response, example.choices, self.config.answer_format, truncated=not ends)
         return {

@@ -102,7 +102,7 @@ class LatentReasoner(nn.Module):
         self.latent_token_id = latent_token_id
         self.kernel = kernel
         self.thought_source = thoughts
-        self.buffers = BufferPool()
+        self.cache_buffers = BufferPool()
         self.cross_entropy = LabelledCrossEntropy()
         self.decoder.set_attn_implementation(ATTENTION_NAME)
         if self.decoder.config._attn_implementation != ATTENTION_NAME:
@@ -112,7 +112,8 @@ class LatentReasoner(nn.Module):
     @property
     def decoder(self) -> PreTrainedModel:
         """The language model without its head."""
-        return self.model.get_decoder()
+        decoder: PreTrainedModel = self.model.get_decoder()
+        return decoder
 
     def forward(
         self,
@@ -177,13 +178,15 @@ class LatentReasoner(nn.Module):
             for key in ("num_beams", "num_return_sequences")
         )
         cache.batch_repeat_interleave(expand)
-        return self.model.generate(
+        model: Any = self.model  # `generate` comes from a mixin that the type does not show
+        tokens: Tensor = model.generate(
             inputs_embeds=passes.embeds,
             attention_mask=attention_mask,
             past_key_values=cache,
             generation_config=generation_config,
             **inputs_and_options,
         )
+        return tokens
 
     def _run_passes(
         self,
@@ -202,7 +205,7 @@ class LatentReasoner(nn.Module):
         if position_ids is None:
             position_ids = self.family.position_ids(input_ids, attention_mask, inputs)
         embeds = self.family.embed(self.model, input_ids, inputs)  # [B, T, D]
-        cache = StaticKVCache(attention_mask.bool(), self.kernel, self.buffers)
+        cache = StaticKVCache(attention_mask.bool(), self.kernel, self.cache_buffers)
         mask = no_mask(embeds)
 
         segment: Segment | None = None
@@ -262,4 +265,5 @@ class LatentReasoner(nn.Module):
         if divisor is None:
             divisor = labelled.sum().clamp(min=1)
         labelled[:, 0] |= ~labelled.any()  # without labels still call the head, as other ranks do: its loss is 0
-        return self.cross_entropy(hidden[:, :-1][labelled], head, targets[labelled]) / divisor
+        summed: Tensor = self.cross_entropy(hidden[:, :-1][labelled], head, targets[labelled])
+        return summed / divisor

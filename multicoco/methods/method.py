@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from multicoco.latent.reasoner import LatentOutput
     from multicoco.latent.thoughts import ThoughtSource
 
-PUBLISHED = ("cot", "coconut", "vanilla")  # keys of `eval_config`, in the order in which they are evaluated
-
 
 class MethodKeys(Section):
     """A method's section of the run config."""
@@ -105,6 +103,7 @@ class Method:
 
     def loss(self, output: LatentOutput) -> Tensor:
         """What is minimised, from the output of the passes, whose loss is the language model's: a scalar."""
+        assert output.loss is not None  # the engine always passes labels
         return output.loss
 
 
@@ -120,7 +119,7 @@ def method_class(name: str) -> type[Method]:
 
 def evaluated_methods(config: RunConfig) -> list[str]:
     """The methods that a run evaluates by: those that `eval_config` names, else the one that it trains."""
-    return [name for name in PUBLISHED if getattr(config.eval_config, name)] or [config.trained_method]
+    return config.evaluated or [config.trained_method]
 
 
 def thinking_method(config: RunConfig) -> type[Method] | None:

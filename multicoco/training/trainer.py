@@ -54,7 +54,7 @@ class Trainer:
         start = Start(config, checkpoints, allow_change)
         earlier = start.check_folder()
         examples = load_records(config, config.train_path, config.max_train_samples)
-        self.questions = load_records(config, config.val_path, config.max_val_samples) if config.val_path else []
+        self.questions = load_records(config, config.val_path, config.max_val_samples)
 
         set_seed(config.seed)
         weights = weights_of(config)

@@ -1,4 +1,4 @@
-"""A method, a family and a source of another package's (toys.py) train and are evaluated, found by entry points alone."""
+"""A method, a family and a source of another package (toys.py) train and are evaluated, found by entry points."""
 
 import json
 import os
