@@ -47,6 +47,7 @@ setup(
         "pyyaml",
         "pillow",
         "numpy",
+        "sentencex>=1.0.30",
         "torchdata>=0.11",
         "tqdm",
         "jinja2",

@@ -29,6 +29,8 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
     },
     "sources": {
         "aokvqa": "multicoco.data.sources.aokvqa:AOKVQA",
+        "gsm8k": "multicoco.data.sources.gsm8k:GSM8K",
+        "scienceqa": "multicoco.data.sources.scienceqa:ScienceQA",
         "records": "multicoco.data.sources.records:Records",
     },
 }
