@@ -5,7 +5,7 @@ What a config does not tell, `multicoco.latent.self_check` finds out by running 
 
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from multicoco.models.checks import position_limit
 
@@ -37,12 +37,6 @@ def check_supported(model_config: PreTrainedConfig) -> None:
     for key, neutral in _NOT_REPRODUCED.items():
         if getattr(text, key, None) not in (None, neutral):
             raise ValueError(f"latent passes do not reproduce {key} {getattr(text, key)} of {name}")
-    if type(text) in AutoModelForCausalLM._model_mapping:  # another package's own model has to run to be known
-        model = AutoModelForCausalLM._model_mapping[type(text)]
-        if model._is_stateful:
-            raise ValueError(f"latent passes need attention in every layer, {name} has layers with a state instead")
-        if not model._supports_attention_backend:
-            raise ValueError(f"latent passes must replace a model's attention, which {name} does not allow")
 
 
 def attention_window(config: PreTrainedConfig) -> int | None:

@@ -73,8 +73,8 @@ def load_backbone(
     Its generation config keeps the end-of-text tokens alone: the rest is the run's to say.
 
     Raises:
-        UserError: nothing loadable there, a model of no family, damaged or unfitting weights, a tokenizer without words or
-            end-of-text token or with words that the model has not, or a chat template that loses a user's text.
+        UserError: nothing loadable there, a model of no family, damaged or unfitting weights, a tokenizer that has no
+            words, no end-of-text token or words that the model has not, or a chat template that loses a user's text.
     """
     options = {"trust_remote_code": trust_remote_code}
     with _one_message(source):

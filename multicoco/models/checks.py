@@ -71,7 +71,7 @@ def _check_weights(path: Path) -> None:
     except Exception as error:  # unpickling may raise anything
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{path} is cut or damaged, or holds code, which is not run ({reason}): download it again, or as safetensors"
+            f"{path} is cut or damaged, or holds code, which is not run ({reason}): download it as safetensors"
         ) from error
 
 
@@ -90,7 +90,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, n_rows: int) -> None:
     texts = [_QUESTION, *words[:100]]
     if not any(set(tokenizer.encode(text, add_special_tokens=False)) - special for text in texts):
         raise UserError(
-            f"its tokenizer has no words: {_QUESTION!r} is no token of it. Put its files (tokenizer.json) into the folder"
+            f"its tokenizer has no words: {_QUESTION!r} is no token of it; put its files (tokenizer.json) beside it"
         )
     if tokenizer.eos_token_id is None:
         raise UserError("its tokenizer has no end-of-text token (eos_token); answers would never end")
