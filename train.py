@@ -48,7 +48,8 @@ def parse_args() -> argparse.Namespace:
         help="go on from a checkpoint although this key differs from what it was trained with; repeatable",
     )
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    # the launchers of deepspeed and of older torch pass it
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

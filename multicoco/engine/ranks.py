@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from hashlib import sha256
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 
@@ -48,7 +48,7 @@ def agree(function: Callable[[], T], only_rank_0: bool = False) -> T:
     for error in filter(None, gather(own_error)):
         error.on_all_ranks = True
         raise error
-    return gather(result)[0] if only_rank_0 else result
+    return cast(T, gather(result)[0] if only_rank_0 else result)
 
 
 def tell(text: str, on_all_ranks: bool = True) -> None:
