@@ -13,7 +13,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers are for
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # runs from a checkout that is not installed, on every host
 
-from multicoco.config import load_config  # noqa: E402
 from multicoco.errors import UserError  # noqa: E402
 from multicoco.process import end_process  # noqa: E402
 
@@ -48,11 +47,14 @@ def main() -> int:
     args = parse_args()
     is_rank_0 = os.environ.get("RANK", "0") == "0"
     try:
+        from multicoco.config import check_keys, load_config  # asks installed methods for their keys, which may fail
+
         overrides = [
             *args.overrides,
             *([f"deepspeed={args.deepspeed_config}"] if args.deepspeed_config else []),
         ]
         config = load_config(args.config, overrides)
+        check_keys(args.allow_change, "--allow-change")
         if args.print_config:
             if is_rank_0:
                 print(config.to_yaml(), end="")
