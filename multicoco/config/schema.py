@@ -121,7 +121,9 @@ class _First(Section):
         "one; false: there must be none; N: none, and skip the first N epochs",
     )
 
-    model_id: Annotated[PathStr, Field(min_length=1)] = Field(description="Hugging Face directory or hub id")
+    model_id: Annotated[str, Field(min_length=1), AfterValidator(expand)] = Field(
+        description="Hugging Face directory or hub id"
+    )
     load_model_path: OptionalPath = Field(
         None,
         description="weights to start from: a run folder (its best checkpoint), a checkpoint, a model directory, "
