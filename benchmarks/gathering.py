@@ -12,14 +12,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from common import Gathers, goal, parser, report
+from common import Gathers, parser
+from measuring import Report
 
 from multicoco.config import RunConfig
 from multicoco.engine.deepspeed import build_engine, init_distributed, model_shape
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.latent.reasoner import LatentReasoner
-from multicoco.models.backbone import add_latent_tokens, load_backbone
+from multicoco.models.backbone import load_backbone
 from multicoco.models.tiny import build_tiny_internvl
+from multicoco.models.vocabulary import add_latent_tokens
 from multicoco.process import end_process
 
 STEPS = 4  # DeepSpeed records its trace in the first, and follows it from the second on
@@ -34,7 +36,7 @@ def gathered(folder: Path, side: dict, latents: int) -> dict:
         name="cost",
         model_id=str(folder / "model"),
         train_path="none.json",
-        coconut={"enabled": True, "max_latent_stage": latents},
+        coconut={"enabled": True, "max_latent_stage": latents, "first_stage": 1},
         activation_checkpointing=side["checkpointing"],
     )
     reasoner = LatentReasoner(backbone.model, backbone.latent_tokens.latent)
@@ -81,7 +83,7 @@ def main() -> None:
         dist.barrier()
         return
     torch.set_num_threads(args.threads)
-    rows = []
+    report = Report("gathering", settings | {"latents": args.latents}, args.out)
     with tempfile.TemporaryDirectory() as folder:
         build_tiny_internvl(["start at red"], Path(folder) / "model", **settings)
         for checkpointing in (False, True):
@@ -96,10 +98,10 @@ def main() -> None:
                     check=True,
                     env=os.environ | {"OMP_NUM_THREADS": "1"},
                 )
-                rows.append(side | json.loads(done.stdout.splitlines()[-1]))
-    most = max(row["gathered_of_model"] for row in rows if row["live"] == "all")
-    goals = [goal("gathered in a step, of the model's bytes, where all may live", "<= 1.05", most, most <= 1.05)]
-    report("gathering", rows, goals, settings | {"latents": args.latents}, args.out)
+                report.add(side | json.loads(done.stdout.splitlines()[-1]))
+    most = max(row["gathered_of_model"] for row in report.rows if row["live"] == "all")
+    report.goal("gathered in a step, of the model's bytes, where all may live", "<= 1.05", most, most <= 1.05)
+    report.finish()
 
 
 if __name__ == "__main__":

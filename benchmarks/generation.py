@@ -1,7 +1,8 @@
 """Batched Coconut generation from the static cache against one example at a time, everything computed again."""
 
 import torch
-from common import EOS, LATENT, Geometry, goal, in_turn, parser, report
+from common import EOS, LATENT, Geometry, parser
+from measuring import Report
 from transformers import GenerationConfig, PreTrainedModel
 
 from multicoco import LatentReasoner
@@ -44,27 +45,24 @@ def main() -> None:
     def one_by_one():
         results["one by one"] = recompute_generate(model, geometry, prompts["input_ids"][:1], new)
 
-    seconds = in_turn({"batched": batched, "one by one": one_by_one}, args.repeats)
+    report = Report("generation", geometry, args.out)
+    times = report.in_turn({"batched": batched, "one by one": one_by_one}, args.repeats)
     examples = {"batched": geometry.batch, "one by one": 1}
-    rows = [
-        {
-            "way": name,
-            "examples": examples[name],
-            "examples_per_s": examples[name] / seconds[name],
-            "ms_per_token": 1000 * seconds[name] / (examples[name] * new),
-        }
-        for name in seconds
-    ]
-    ratio = rows[0]["examples_per_s"] / rows[1]["examples_per_s"]
+    for name, timing in times.items():
+        report.add(
+            {
+                "way": name,
+                "examples": examples[name],
+                "examples_per_s": examples[name] / timing.median,
+                "ms_per_token": 1000 * timing.median / (examples[name] * new),
+                **{key: examples[name] * x for key, x in times["one by one"].over(timing, "speed_up").items()},
+            }
+        )
     same = torch.equal(results["batched"][:1], results["one by one"])
     print(f"the first example's tokens are {'the same' if same else 'NOT the same'} both ways")
-    report(
-        "generation",
-        rows,
-        [goal("examples/s, batched over one by one", ">= 10", ratio, ratio >= 10)],
-        geometry,
-        args.out,
-    )
+    ratio = report.rows[0]["speed_up"]
+    report.goal("examples/s, batched over one by one", ">= 10", ratio, ratio >= 10)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ On a GPU in bf16 where there is one, else on the CPU in fp32.
 """
 
 import torch
-from common import LATENT, WORD, Geometry, InternVL3Geometry, goal, in_turn, parser, report
+from common import LATENT, WORD, Geometry, InternVL3Geometry, parser
+from measuring import Report
 
 from multicoco import LatentReasoner
 
@@ -16,7 +17,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     geometry_type, most = (InternVL3Geometry, 1.15) if args.internvl3 else (Geometry, 1.25)
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    rows = []
+    name = "latent_overhead_internvl3" if args.internvl3 else "latent_overhead"
+    report = Report(name, geometry_type(**args.geometry), args.out)
     for latents in (0, 1, 2, 4, 6, 12):
         geometry = geometry_type(**{**args.geometry, "latents": latents})
         reasoner = LatentReasoner(geometry.model().to(device, dtype), LATENT)
@@ -31,13 +33,13 @@ def main() -> None:
             "with": lambda step=step, inputs=with_latents: step(inputs),
             "without": lambda step=step, inputs=without: step(inputs),
         }
-        seconds = in_turn(sides, args.repeats)
-        ratio = seconds["with"] / seconds["without"]
-        rows.append({"K": latents, "step_s": seconds["with"], "one_pass_s": seconds["without"], "ratio": ratio})
-    [at_6] = [row["ratio"] for row in rows if row["K"] == 6]
-    goals = [goal("step with K = 6 over one pass", f"<= {most}", at_6, at_6 <= most)]
-    name = "latent_overhead_internvl3" if args.internvl3 else "latent_overhead"
-    report(name, rows, goals, geometry_type(**args.geometry), args.out)
+        times = report.in_turn(sides, args.repeats)
+        with_, without_ = times["with"], times["without"]
+        row = {"K": latents, "step_s": with_.median, "one_pass_s": without_.median}
+        report.add(row | with_.over(without_, "ratio"))
+    [at_6] = [row["ratio"] for row in report.rows if row["K"] == 6]
+    report.goal("step with K = 6 over one pass", f"<= {most}", at_6, at_6 <= most)
+    report.finish()
 
 
 if __name__ == "__main__":

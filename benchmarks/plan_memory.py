@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from common import EOS, LATENT, allocated_peak, goal, in_new_process, parser, report
+from common import EOS, LATENT, allocated_peak, in_new_process, parser
+from measuring import Report
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import InternVLConfig, PreTrainedConfig, Qwen2Config
 
@@ -21,7 +22,7 @@ from multicoco.config import RunConfig
 from multicoco.engine.deepspeed import build_engine, init_distributed, model_shape
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.latent.reasoner import LatentReasoner
-from multicoco.models.backbone import freeze
+from multicoco.models.freezing import freeze
 from multicoco.planning.geometry import ModelGeometry, Workload
 from multicoco.planning.memory import Setting, peak_memory
 from multicoco.planning.plan import ds_config, model_dtype, overrides
@@ -83,7 +84,7 @@ class Case:
             train_path="none.json",
             bf16=self.bf16,
             freeze={"vision_tower": self.frozen},
-            coconut={"enabled": True},
+            coconut={"enabled": True, "first_stage": 1},
             **overrides(self.setting),
         )
 
@@ -218,11 +219,11 @@ def main() -> None:
             print(json.dumps({"peak": peak}), flush=True)
         torch.distributed.barrier()
         end_process(0)
-    rows = []
+    report = Report("plan_memory", asdict(Case()), args.out)
     for name in args.cases:
         case = replace(CASES[name], **args.geometry)
         predicted, measured = predict(case), measure(case, args.threads)
-        rows.append(
+        report.add(
             {
                 "case": name,
                 "predicted_mib": predicted / 2**20,
@@ -230,10 +231,10 @@ def main() -> None:
                 "ratio": predicted / measured,
             }
         )
-    worst = max(abs(row["ratio"] - 1) for row in rows)
+    worst = max(abs(row["ratio"] - 1) for row in report.rows)
     aim = f"within {TOLERANCE:.0%}"
-    goals = [goal("predicted peak memory, largest error of a case", aim, worst, worst <= TOLERANCE)]
-    report("plan_memory", rows, goals, asdict(Case()), args.out)
+    report.goal("predicted peak memory, largest error of a case", aim, worst, worst <= TOLERANCE)
+    report.finish()
 
 
 if __name__ == "__main__":

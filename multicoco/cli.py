@@ -46,6 +46,7 @@ def doctor(args: argparse.Namespace) -> None:
 
 def make_plan(args: argparse.Namespace) -> None:
     from multicoco.config import load_config
+    from multicoco.methods import method_class
     from multicoco.planning.cost import Cluster
     from multicoco.planning.plan import plan
     from multicoco.planning.workload import Lengths
@@ -58,7 +59,8 @@ def make_plan(args: argparse.Namespace) -> None:
     given = {"prompt": args.prompt_tokens, "answer": args.answer_tokens}
     assumed = {key: value for key, value in given.items() if value is not None}
     if args.step_tokens is not None:
-        assumed["steps"] = (args.step_tokens,) * config.coconut.max_latent_stage
+        method = method_class(config.trained_method)(config)
+        assumed["steps"] = (args.step_tokens,) * method.schedule.max_latent_stage
     print(plan(config, cluster, tiles, Lengths(**assumed) if assumed else None, args.write))
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from measuring import Report, Timing
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"layers": 2, "hidden": 32, "intermediate": 48, "heads": 4, "vocabulary": 50, "batch": 2, "prefix": 9}
@@ -22,15 +23,44 @@ def run(name: str, out: Path, *arguments: str, geometry: dict = TINY) -> dict:
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    [result] = out.glob("*.json")
+    [result] = out.iterdir()
     return json.loads(result.read_text()) | {"printed": done.stdout}
+
+
+def test_an_interrupted_run_keeps_every_row_and_time_and_the_results_before(tmp_path, capsys):
+    (tmp_path / "sums.json").write_text("the results before")
+    report = Report("sums", {"n": 3}, tmp_path)
+    report.add({"way": "by hand", "seconds": 1.25})
+    assert "by hand" in capsys.readouterr().out  # not only at the end
+
+    def stop() -> None:
+        if report.timed[0]["fast"]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        report.in_turn({"fast": lambda: None, "stopped": stop}, repeats=2)
+    kept = json.loads((tmp_path / "sums.unfinished.json").read_text())
+    assert kept["rows"] == [{"way": "by hand", "seconds": 1.25}] and kept["settings"] == {"n": 3}
+    [timed] = kept["timed"]
+    assert len(timed["fast"]) == 1 and not timed["stopped"]
+    assert (tmp_path / "sums.json").read_text() == "the results before"
+    report.goal("seconds", "<= 2", 1.25, True)
+    report.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["sums.json"]
+    assert json.loads((tmp_path / "sums.json").read_text())["goals"][0]["met"] == "yes"
+
+
+def test_a_ratio_comes_with_its_range_over_the_turns():
+    slow, fast = Timing([4.0, 9.0, 6.0]), Timing([2.0, 3.0, 3.0])
+    assert slow.over(fast, "ratio") == {"ratio": 2.0, "ratio_lowest": 2.0, "ratio_highest": 3.0}
 
 
 def test_latent_overhead(tmp_path):
     result = run("latent_overhead", tmp_path)
     assert [row["K"] for row in result["rows"]] == [0, 1, 2, 4, 6, 12]
     assert result["goals"][0]["measured"] == pytest.approx(result["rows"][4]["ratio"], rel=5e-3)  # three digits
-    assert result["machine"]["torch"] and result["settings"]["prefix"] == 9
+    assert result["settings"]["prefix"] == 9 and result["machine"].keys() > {"cpu", "cores", "memory_gib", "torch"}
+    assert all(row["ratio_lowest"] <= row["ratio_highest"] for row in result["rows"])
 
 
 def test_latent_overhead_of_internvl3(tmp_path):

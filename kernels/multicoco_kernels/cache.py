@@ -11,7 +11,7 @@ from torch import Tensor
 class BufferPool:
     """Flat buffers that caches take and, when they are gone, give back: later steps of a shape allocate nothing."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.free: list[Tensor] = []
 
     def take(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -40,41 +40,47 @@ class KeyMask:
 
     def __init__(self, valid: Tensor):
         self.valid = valid
-        self._forms: dict = {}
+        self._biases: dict[torch.dtype, Tensor] = {}
+        self._visible: dict[tuple[int, int], Tensor] = {}
+        self._segment_biases: dict[tuple[int, int, torch.dtype], Tensor] = {}
+        self._packed: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def bias(self, dtype: torch.dtype) -> Tensor:
         """(B, L), 0 at keys and minus infinity at padding."""
-        if dtype not in self._forms:
+        if dtype not in self._biases:
             zeros = torch.zeros(self.valid.shape, dtype=dtype, device=self.valid.device)  # contiguous, as kernels need
-            self._forms[dtype] = zeros.masked_fill_(~self.valid, -torch.inf)
-        return self._forms[dtype]
+            self._biases[dtype] = zeros.masked_fill_(~self.valid, -torch.inf)
+        return self._biases[dtype]
 
     def visible(self, start: int, end: int) -> Tensor:
         """(B, 1, end - start, end) bool: the keys at or before each column of a segment."""
-        if (start, end) not in self._forms:
+        if (start, end) not in self._visible:
             columns = torch.arange(end, device=self.valid.device)
-            self._forms[start, end] = self.valid[:, None, None, :end] & (columns <= columns[start:, None])
-        return self._forms[start, end]
+            self._visible[start, end] = self.valid[:, None, None, :end] & (columns <= columns[start:, None])
+        return self._visible[start, end]
 
     def segment_bias(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         """(B, 1, end - start, end): `visible` as 0 and minus infinity."""
-        if (start, end, dtype) not in self._forms:
+        if (start, end, dtype) not in self._segment_biases:
             visible = self.visible(start, end)
-            self._forms[start, end, dtype] = torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)
-        return self._forms[start, end, dtype]
+            bias = torch.zeros_like(visible, dtype=dtype)
+            self._segment_biases[start, end, dtype] = bias.masked_fill_(~visible, -torch.inf)
+        return self._segment_biases[start, end, dtype]
 
     def packed(self, start: int, end: int) -> tuple[Tensor, Tensor]:
         """The keys among columns [start, end): (N,) places in the flattened (B, end - start), and (B + 1,) int32
         offsets of the rows in them. Only the first one waits for the device: how many there are is counted on the host.
         """
-        if ("packed", start, end) not in self._forms:
+        if (start, end) not in self._packed:
             valid = self._on_host[:, start:end]
             offsets = F.pad(valid.sum(1).cumsum(0), (1, 0)).int()
-            forms = valid.flatten().nonzero()[:, 0], offsets
-            if self.valid.is_cuda:  # from pinned memory a copy waits for nothing
-                forms = tuple(form.pin_memory().to(self.valid.device, non_blocking=True) for form in forms)
-            self._forms["packed", start, end] = forms
-        return self._forms["packed", start, end]
+            self._packed[start, end] = self._to_device(valid.flatten().nonzero()[:, 0]), self._to_device(offsets)
+        return self._packed[start, end]
+
+    def _to_device(self, form: Tensor) -> Tensor:
+        if self.valid.is_cuda:  # from pinned memory a copy waits for nothing
+            return form.pin_memory().to(self.valid.device, non_blocking=True)
+        return form
 
     @functools.cached_property
     def _on_host(self) -> Tensor:
@@ -115,7 +121,8 @@ class LayerCache:
 
     def release(self) -> None:
         """Gives the buffers back; the cache is of no further use."""
-        self.keys = self.values = self.grad_keys = self.grad_values = None
+        del self.keys, self.values
+        self.grad_keys = self.grad_values = None
         self._give_back()
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> None:
@@ -126,11 +133,11 @@ class LayerCache:
     def gradients(self) -> tuple[Tensor, Tensor, bool]:
         """The gradient buffers, and whether they are fresh: then they hold anything, and the first segment to run its
         backward, which is the last one and so reaches furthest, stores instead of adding."""
-        fresh = self.grad_keys is None
-        if fresh:
-            dtype = torch.promote_types(self.keys.dtype, torch.float32)
-            self.grad_keys, self.grad_values = (self._take(dtype, self.keys.device) for _ in range(2))
-        return self.grad_keys, self.grad_values, fresh
+        if self.grad_keys is not None and self.grad_values is not None:
+            return self.grad_keys, self.grad_values, False
+        dtype, device = torch.promote_types(self.keys.dtype, torch.float32), self.keys.device
+        self.grad_keys, self.grad_values = keys, values = self._take(dtype, device), self._take(dtype, device)
+        return keys, values, True
 
     def accumulate(self, grad_keys: Tensor, grad_values: Tensor) -> None:
         """Adds one segment's gradients with respect to columns [0, end), (B, H_kv, end, D) each."""

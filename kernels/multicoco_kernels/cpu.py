@@ -73,6 +73,7 @@ def _build_or_load() -> ModuleType:
     library = kept / f"{name}_{version[:16]}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if library.exists():
         spec = importlib.util.spec_from_file_location(name, library)
+        assert spec and spec.loader  # Python knows its own suffix
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
@@ -82,9 +83,11 @@ def _build_or_load() -> ModuleType:
     os.environ["PATH"] = os.pathsep.join((os.environ["PATH"], ninja.BIN_DIR))
     kept.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept) as folder:  # the same file system, so that the move is atomic
-        module = cpp_extension.load(name, [str(SOURCE)], extra_cflags=compile_flags(), build_directory=folder)
-        os.replace(module.__file__, library)
-    return module
+        built: ModuleType = cpp_extension.load(
+            name, [str(SOURCE)], extra_cflags=compile_flags(), build_directory=folder
+        )
+        os.replace(str(built.__file__), library)
+    return built
 
 
 def _kernel_for(q: Tensor, cache: LayerCache) -> ModuleType | None:
@@ -96,7 +99,8 @@ def forward(q: Tensor, cache: LayerCache, start: int, scale: float) -> tuple[Ten
     """q (B, H, S, D) -> out (B, H, S, D), and lse (B, H, S)."""
     if kernel := _kernel_for(q, cache):
         bias = cache.mask.bias(torch.promote_types(q.dtype, torch.float32))
-        return kernel.forward(q, cache.keys, cache.values, bias, start, scale)
+        out, lse = kernel.forward(q, cache.keys, cache.values, bias, start, scale)
+        return out, lse
     return flash.forward(q, cache, start, scale)
 
 
@@ -107,5 +111,6 @@ def backward(
     if kernel := _kernel_for(q, cache):
         bias = cache.mask.bias(lse.dtype)
         keys, values = cache.keys, cache.values
-        return kernel.backward(grad_out, q, out, lse, keys, values, bias, start, scale, *cache.gradients())
+        grad_q: Tensor = kernel.backward(grad_out, q, out, lse, keys, values, bias, start, scale, *cache.gradients())
+        return grad_q
     return flash.backward(grad_out, q, out, lse, cache, start, scale)

@@ -9,6 +9,7 @@ import functools
 import importlib
 import os
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,13 @@ def first_handle(device: torch.device) -> Tensor:
 
 def _mark(handle: Tensor, cache: LayerCache | None, end: int) -> Tensor:
     """Notes on a handle which cache it belongs to (a first one to any) and where the next segment starts."""
-    handle.cache, handle.end = cache, end
+    handle.note = (cache, end)  # type: ignore[attr-defined]  # a tensor takes any attribute
     return handle
+
+
+def _note(handle: Tensor) -> tuple[LayerCache | None, int]:
+    note: tuple[LayerCache | None, int] = handle.note  # type: ignore[attr-defined]
+    return note
 
 
 def cached_attention(
@@ -82,10 +88,11 @@ def cached_attention(
             f"q {tuple(q.shape)}, k, v {expected} and the cache {tuple(cache.keys.shape)} must share one dtype and "
             f"device, got {sorted(map(str, kinds))}"
         )
-    if handle.end != start or handle.cache not in (None, cache):
-        whose = "this" if handle.cache in (None, cache) else "another"
+    belongs_to, next_start = _note(handle)
+    if next_start != start or belongs_to not in (None, cache):
+        whose = "this" if belongs_to in (None, cache) else "another"
         raise ValueError(
-            f"stale handle: of {whose} cache, for a segment that starts at column {handle.end}; this one is "
+            f"stale handle: of {whose} cache, for a segment that starts at column {next_start}; this one is "
             f"[{start}, {start + length}), q {tuple(q.shape)}"
         )
     out, handle = _CachedAttention.apply(q, k, v, handle, cache, start, scale, implementation(kernel, q.device))
@@ -96,18 +103,23 @@ def implementation(kernel: str, device: torch.device) -> ModuleType:
     """The module that computes a kernel on a device.
 
     Raises:
-        ValueError: this machine cannot run it there.
+        ValueError: there is no such kernel, or this machine cannot run it there.
     """
+    if kernel not in KERNELS:
+        raise ValueError(f"there is no kernel {kernel!r}: take one of {', '.join(KERNELS)}")
     on_cpu = device.type == "cpu"
     if kernel == "auto":
         kernel = "cpu" if on_cpu else "triton" if _triton() else "flash"
     if kernel == "cpu" and not on_cpu:
         raise ValueError(f"kernel 'cpu' cannot run on {device}: use 'auto'")
-    if kernel == "triton" and not _triton():
+    if kernel != "triton":
+        return {"reference": reference, "cpu": cpu, "flash": flash}[kernel]
+    triton = _triton()
+    if triton is None:
         raise ValueError("kernel 'triton' needs the triton package: install it, or use 'auto'")
-    if kernel == "triton" and on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
+    if on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError("kernel 'triton' needs a GPU, or TRITON_INTERPRET=1 to be tried out on a CPU: use 'auto'")
-    return {"reference": reference, "cpu": cpu, "flash": flash}.get(kernel) or _triton()
+    return triton
 
 
 @functools.cache
@@ -121,7 +133,17 @@ def _triton() -> ModuleType | None:
 
 class _CachedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, handle, cache, start, scale, implementation):
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        handle: Tensor,
+        cache: LayerCache,
+        start: int,
+        scale: float,
+        implementation: ModuleType,
+    ) -> tuple[Tensor, Tensor]:
         cache.write(start, k, v)
         out, lse = implementation.forward(q, cache, start, scale)
         ctx.save_for_backward(q, out, lse)
@@ -130,7 +152,7 @@ class _CachedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out, grad_handle):
+    def backward(ctx: Any, grad_out: Tensor, grad_handle: Tensor) -> tuple[Tensor | None, ...]:
         q, out, lse = ctx.saved_tensors
         cache, start, end = ctx.cache, ctx.start, ctx.start + q.shape[2]
         if cache is None:
@@ -141,7 +163,7 @@ class _CachedAttention(torch.autograd.Function):
         ctx.cache = None
         grad_q = ctx.implementation.backward(grad_out, q, out, lse, cache, start, ctx.scale)
         # copies: the buffers are another step's soon
-        grad_k, grad_v = (x[:, :, start:end].to(q.dtype, copy=True) for x in (cache.grad_keys, cache.grad_values))
+        grad_k, grad_v = (x[:, :, start:end].to(q.dtype, copy=True) for x in cache.gradients()[:2])
         if start == 0:
             cache.release()
         return grad_q, grad_k, grad_v, grad_handle, None, None, None, None

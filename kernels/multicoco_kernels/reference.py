@@ -25,7 +25,7 @@ def _group(x: Tensor, kv_heads: int, dtype: torch.dtype) -> Tensor:
 def _masked_scores(queries: Tensor, cache: LayerCache, start: int, end: int, scale: float) -> Tensor:
     """[B, H_kv, G * S, D] -> [B, H_kv, G * S, end], minus infinity where a key must not be seen."""
     scores = scale * queries @ cache.keys[:, :, :end].to(queries.dtype).mT
-    by_column = scores.unflatten(2, (-1, end - start))
+    by_column: Tensor = scores.unflatten(2, (-1, end - start))
     return by_column.masked_fill_(~cache.mask.visible(start, end)[:, None], -torch.inf).flatten(2, 3)
 
 

@@ -12,8 +12,8 @@ from typing import IO, Any
 import yaml
 
 from multicoco.config import RunConfig
-from multicoco.engine.checkpoint import TrainerState
 from multicoco.engine.manifest import sha256
+from multicoco.engine.trainer_state import TrainerState
 from multicoco.errors import UserError
 
 # keys, or sections, that change how a run is watched, kept or computed, but not what is computed

@@ -8,6 +8,8 @@ only what a recompute may see again: explicit columns, and handles that are writ
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,11 @@ class StaticKVCache:
         self.kernel = kernel
         self.pool = pool
         self.layers: dict[int, LayerCache] = {}
+
+    @cached_property
+    def longest_row(self) -> int:
+        """Without padding; waits for the device."""
+        return int(self.mask.valid.sum(-1).max())
 
     def layer(self, index: int, like: Tensor) -> LayerCache:
         if index not in self.layers:
@@ -76,14 +83,21 @@ def _attention_forward(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     segment: Segment | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if segment is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if dropped := [key for key in ("s_aux", "softcap") if kwargs.get(key) is not None]:
+        raise ValueError(f"latent passes do not reproduce {' and '.join(dropped)} of {module.config.model_type}")
+    window = attention_window(module.config)
+    if window is not None and segment.cache.longest_row > window:
+        raise ValueError(
+            f"{segment.cache.longest_row} tokens do not fit the sliding window of {module.config.model_type}, {window}"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dtype := autocast_dtype(query.device):  # which casts the inputs of PyTorch's own attention
         query, key, value = (x.to(dtype) for x in (query, key, value))
-    out = segment.attend(module.layer_idx, query, key, value, scale)
+    out = segment.attend(cast(int, module.layer_idx), query, key, value, scale)
     return out.transpose(1, 2).contiguous(), None  # [B, S, H, D]
 
 

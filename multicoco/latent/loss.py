@@ -1,5 +1,7 @@
 """Language-model loss on labelled positions only, never holding the logits of a whole batch."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -18,7 +20,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets):
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         lse, chosen = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(2))
         for rows in _chunks(hidden):
@@ -30,7 +32,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, lse = ctx.saved_tensors
         wanted = zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         grad_hidden, grad_weight, grad_bias = (torch.zeros_like(x) if needed else None for x, needed in wanted)
@@ -60,9 +62,10 @@ class LabelledCrossEntropy(nn.Module):
     call, and the number of chunks may differ between ranks while the number of calls must not.
     """
 
-    def forward(self, hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
         """hidden (N, D), targets (N,) -> scalar, at least fp32. Logits are made again in backward."""
         weight, bias = head.weight, getattr(head, "bias", None)  # a head of which peft trains rows has none
         if dtype := autocast_dtype(hidden.device):  # backward, which makes the logits again, runs outside of autocast
-            hidden, weight, bias = (x if x is None else x.to(dtype) for x in (hidden, weight, bias))
-        return _SummedCrossEntropy.apply(hidden, weight, bias, targets)
+            hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        loss: Tensor = _SummedCrossEntropy.apply(hidden, weight, bias, targets)
+        return loss

@@ -8,6 +8,7 @@ are small: they are kept, and dW = [Y_1; ...; Y_K]^T [X_1; ...; X_K] is made whe
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +16,21 @@ from torch.autograd.function import once_differentiable
 
 from multicoco.latent.products import autocast_dtype, linear
 
+Rows = list[tuple[Tensor, Tensor]]  # of one layer's calls: input [B, in], and output's gradient [B, out]
+
 
 class _Sum(torch.autograd.Function):
     """weight (out, in) -> a scalar for the columns' calls to take, so that its backward runs once all theirs have."""
 
     @staticmethod
-    def forward(ctx, weight, rows):
+    def forward(ctx: Any, weight: Tensor, rows: Rows) -> Tensor:
         ctx.rows = rows
         ctx.set_materialize_grads(False)  # nothing flows through the scalar
         return weight.new_zeros(())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
         if not ctx.rows:
             return None, None
         inputs, grads = (torch.cat(kept) for kept in zip(*ctx.rows, strict=True))  # [K B, in], [K B, out]
@@ -39,14 +42,16 @@ class _Linear(torch.autograd.Function):
     """x (..., in) -> (..., out). Keeps the rows that its weight's gradient is made of, or makes it if rows is None."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, rows, scalar):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows | None, scalar: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.rows = rows
         return linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_x = linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
         grad = grad.reshape(-1, grad.shape[-1])
@@ -62,7 +67,7 @@ class _Linear(torch.autograd.Function):
 
 
 # the rows and the scalar of each layer in the forward of a step; None for a layer that has run its first pass only
-_step: ContextVar[dict[nn.Module, tuple[list, Tensor] | None] | None] = ContextVar("step", default=None)
+_step: ContextVar[dict[nn.Module, tuple[Rows, Tensor] | None] | None] = ContextVar("step", default=None)
 
 
 class StackedLinear(nn.Linear):
@@ -79,15 +84,16 @@ class StackedLinear(nn.Linear):
         if not torch.is_grad_enabled():
             return linear(x, self.weight, self.bias)
         step = _step.get() if self.weight.requires_grad else None
-        rows = scalar = None
+        shared: tuple[Rows, Tensor] | None = None
         if step is not None and self not in step:
             step[self] = None
         elif step is not None and x.dim() == 3 and x.shape[1] == 1:
-            if step[self] is None:
-                rows = []
-                step[self] = rows, _Sum.apply(self.weight, rows)
-            rows, scalar = step[self]
-        return _Linear.apply(x, self.weight, self.bias, rows, scalar)
+            shared = step[self]
+            if shared is None:
+                rows: Rows = []
+                step[self] = shared = rows, _Sum.apply(self.weight, rows)
+        out: Tensor = _Linear.apply(x, self.weight, self.bias, *(shared or (None, None)))
+        return out
 
 
 def stack_weight_gradients(decoder: nn.Module) -> None:

@@ -75,7 +75,7 @@ class Memory:
 class _Walk:
     """What is held at a moment, by kind, at the worst one, and the most of each part."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.held: Counter[str] = Counter()
         self.worst: Counter[str] = Counter()
         self.parts = dict.fromkeys(PARTS, 0)
@@ -112,8 +112,8 @@ def peak_memory(model: ModelGeometry, work: Workload, setting: Setting) -> Memor
     _forward(walk, model, work, setting, gather)
     _backward(walk, model, work, setting, gather, reduction)
     _optimizer_step(walk, model, setting)
-    device, host = ({kind: n for kind, n in held.items() if n} for held in (walk.worst, host))
-    return Memory(device, host, walk.parts)
+    device, offloaded = ({kind: n for kind, n in held.items() if n} for held in (walk.worst, host))
+    return Memory(device, offloaded, walk.parts)
 
 
 def pass_activations(model: ModelGeometry, work: Workload, setting: Setting) -> list[int]:
@@ -255,7 +255,7 @@ class _Reduction:
 def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting, gather: _Gathering) -> None:
     rows, hidden = setting.micro_batch, model.text.hidden_size * model.width
     gather.first_use(model.embedding)
-    if model.sees_images:
+    if model.tile:
         vision = model.trace.vision(max(1, rows * work.tiles), setting.checkpointing)
         for _ in range(model.vision_layer.copies):
             gather.first_use(model.vision_layer)
@@ -308,7 +308,7 @@ def _backward(
         walk.release("unfinished gradients")
     reduction.finish(model.embedding)
     gather.last_use(model.embedding)
-    if model.sees_images:
+    if model.tile:
         reduction.finish(model.projector)
         gather.last_use(model.projector)
         vision = model.trace.vision(max(1, rows * work.tiles), setting.checkpointing)

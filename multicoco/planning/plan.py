@@ -97,7 +97,7 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int, assumed: Lengths | Non
             f"lora.rank is {config.lora.rank}: adapters are not planned for; --set lora.rank=null plans for training "
             "all weights, which takes more"
         )
-    notes = explanation_path(path) if path else None
+    files = (path, explanation_path(path)) if path else None
     model = ModelGeometry(
         read_model_config(config.model_id, config.trust_remote_code), model_dtype(config), config.freeze.model_dump()
     )
@@ -120,7 +120,8 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int, assumed: Lengths | Non
         "",
         explanation,
     ]
-    if path:
+    if files:
+        path, notes = files
         write_text(path, json.dumps(ds_config(chosen.setting), indent=2) + "\n")
         write_text(notes, explanation + "\n")
         options = " ".join(f"--set {key}={str(value).lower()}" for key, value in overrides(chosen.setting).items())
@@ -190,7 +191,7 @@ def _kinds(parts: dict[str, int]) -> str:
 
 
 def _remedy(smallest: Candidate) -> str:
-    largest = max(smallest.memory.device, key=smallest.memory.device.get)
+    largest = max(smallest.memory.device, key=smallest.memory.device.__getitem__)
     if largest == "unfinished gradients":
         return (
             "The gradients of the language model are whole on every GPU until backward has been through the first "

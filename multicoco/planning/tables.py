@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 from transformers import InternVLConfig
 
@@ -29,7 +30,7 @@ _VISION_6B = {
     "use_qk_norm": True,
 }
 _QWEN = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
-INTERNVL3 = {
+INTERNVL3: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "InternVL3-1B": (_VISION_300M, (896, 24, 14, 2, 4864)),
     "InternVL3-2B": (_VISION_300M, (1536, 28, 12, 2, 8960)),
     "InternVL3-8B": (_VISION_300M, (3584, 28, 28, 4, 18944)),
@@ -56,15 +57,16 @@ def internvl3(name: str) -> InternVLConfig:
 
 
 def _config(examples_per_rank: int) -> RunConfig:
-    return RunConfig(
-        mode="coconut_train",
-        name="table",
-        model_id="table",
-        train_path="table",
-        bf16=True,
-        batch_size=examples_per_rank,
-        coconut={"enabled": True, "max_latent_stage": LATENTS},
-    )
+    keys: dict[str, Any] = {
+        "mode": "coconut_train",
+        "name": "table",
+        "model_id": "table",
+        "train_path": "table",
+        "bf16": True,
+        "batch_size": examples_per_rank,
+        "coconut": {"enabled": True, "max_latent_stage": LATENTS, "first_stage": 1},
+    }
+    return RunConfig(**keys)
 
 
 def _row(name: str, model: ModelGeometry, n_gpus: int) -> list[str]:
@@ -81,7 +83,7 @@ def _row(name: str, model: ModelGeometry, n_gpus: int) -> list[str]:
 
 def tables(names: Iterable[str] = INTERNVL3) -> str:
     """The models' rows, as Markdown."""
-    rows = []
+    rows: list[list[str]] = []
     for name in names:
         config = _config(1)
         model = ModelGeometry(internvl3(name), model_dtype(config), config.freeze.model_dump())

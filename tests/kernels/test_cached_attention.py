@@ -275,6 +275,8 @@ def test_kernels_that_cannot_run_are_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="'triton' needs a GPU"):
         implementation("triton", cpu_device)
+    with pytest.raises(ValueError, match="no kernel 'tritom': take one of auto, "):
+        implementation("tritom", gpu)
     with pytest.raises(ValueError, match="'cpu' cannot run on cuda"):
         implementation("cpu", gpu)
     monkeypatch.setattr(operator, "_triton", lambda: None)

@@ -116,7 +116,8 @@ def test_pytorchs_build_takes_these_arguments():
 
     q, k, v = rows(10, 4), rows(14, 2), rows(14, 2)
     offsets = torch.empty(3, dtype=torch.int32, device="meta")
-    out, lse = flash._pytorch_forward(q, k, v, offsets, offsets, 6, 9, 0.125)
+    packed = flash._Rows(offsets, offsets, 6, 9)
+    out, lse = flash._pytorch_forward(q, k, v, packed, 0.125)
     assert out.shape == q.shape and lse.shape == (4, 10)
-    grads = flash._pytorch_backward(out, q, k, v, out, lse, offsets, offsets, 6, 9, 0.125)
+    grads = flash._pytorch_backward(out, q, k, v, out, lse, packed, 0.125)
     assert [x.shape for x in grads] == [q.shape, k.shape, v.shape]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from multicoco.config import RunConfig, config_reference, load_config
 from multicoco.errors import UserError
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 MINIMAL = {"mode": "cot_train", "name": "x", "model_id": "m", "train_path": "t.json"}
 
 
@@ -311,7 +311,7 @@ class TestShippedConfigs:
 
 def test_the_reference_in_the_docs_is_up_to_date():
     assert (REPO / "docs" / "config.md").read_text() == config_reference(), (
-        "run: python -m multicoco.config > docs/config.md"
+        "run: python -m multicoco.config.reference > docs/config.md"
     )
 
 
