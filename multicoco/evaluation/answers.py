@@ -23,8 +23,6 @@ from collections.abc import Sequence
 from multicoco.data.example import Example, Judge
 from multicoco.data.numbers import single_number
 
-ANSWER_PREFIX = "Answer:"
-
 _MARKERS = (re.compile(r"\banswer[\s*]*:", re.IGNORECASE), re.compile(r"\banswer\s+is\b", re.IGNORECASE))
 # GSM8K's "#### 72", and no heading
 _NUMBER_MARKERS = (re.compile(rf"{_MARKERS[0].pattern}|#{{2,}}(?=\s*[-+$]*\s?\.?[0-9])", re.IGNORECASE), _MARKERS[1])
