@@ -17,7 +17,7 @@ from PIL import Image
 
 from multicoco.cli import main as command_line
 from multicoco.config import RunConfig, Section, load_config
-from multicoco.data.aokvqa import load_examples
+from multicoco.data.sources import load_examples
 from multicoco.engine.ds_config import ModelShape, resolve_ds_config
 from multicoco.errors import UserError
 
@@ -248,9 +248,9 @@ def test_images(folder):
     svg = b"<svg xmlns='http://www.w3.org/2000/svg'/>"
     bad = {"empty": b"", "text": b"no image", "html": b"<html>", "svg": svg, "pdf": b"%PDF-1.7", "zeros": b"\0" * 999}
     bad |= {f"bomb {size}": bomb(*size) for size in ((60_000, 60_000), (2**31 - 1, 1), (1, 2**31 - 1), (0, 0))}
-    tiff = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(tiff, "TIFF")
-    bad["tiff"] = tiff.getvalue()
+    unusual = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(unusual, "SGI")
+    bad["SGI"] = unusual.getvalue()
     for suffix, good in (("png", folder / "7.png"), ("jpg", folder / "8.jpg")):
         content = good.read_bytes()
         bad |= {f"{suffix} cut at {n}": content[:n] for n in range(1, len(content) - 20, len(content) // 12)}

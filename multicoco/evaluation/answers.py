@@ -109,7 +109,7 @@ def is_correct(extracted: int | str | None, example: Example) -> bool | None:
     if not example.direct_answers:
         return None
     given = [normalise(answer) for answer in example.direct_answers]
-    return given.count(extracted) >= _DIRECT_ANSWERS_FOR_FULL_CREDIT
+    return sum(answer == extracted for answer in given) >= _DIRECT_ANSWERS_FOR_FULL_CREDIT
 
 
 def _flat(text: str) -> str:

@@ -110,8 +110,9 @@ def test_rules(text, answer_format, expected):
 
 
 HEDGES = [
-    "B or C", "B and C", "B, C", "B/C", "BC", "A, no, B", "A. No, B.", "A... wait, B", "not B", "Not B.", "B?", "maybe B",
-    "anything but B", "either A or B", "B is wrong", "isn't B", "neither", "B. Just kidding, A.", "all of them", "-1",
+    "B or C", "B and C", "B, C", "B/C", "BC", "A, no, B", "A. No, B.", "A... wait, B", "not B", "Not B.", "B?",
+    "maybe B", "anything but B",
+    "either A or B", "B is wrong", "isn't B", "neither", "B. Just kidding, A.", "all of them", "-1",
     "dog or cat", "cat, dog", "dog/cat", "not dog", "no dog", "not a dog", "anything but dog", "a dog? No, a cat",
     "dog, no, cat", "dog cat", "dog and cat", "rather the dog than the cat", "dog is wrong", "a cat is no dog", "doggy",
     "cats and dogs", "I see a dog here", "1 or 2", "0, 1", "not 1", "1?", "1 and 2", "1-2", "1, no, 0", "more than 1",

@@ -1,6 +1,6 @@
 """GSM8K (Cobbe et al. 2021, arXiv:2110.14168) as released: question, answer ("one step a line ... #### 72")."""
 
-from multicoco.data.example import Example
+from multicoco.data.example import Example, Judge
 from multicoco.data.numbers import single_number
 from multicoco.data.sources import fields
 from multicoco.data.sources.source import ID_KEYS, Record, Source
@@ -24,5 +24,5 @@ class GSM8K(Source):
         written, _, final = fields.text(record.get("answer"), "answer").rpartition(_MARK)
         answer = fields.text(final, f"answer after {_MARK}")
         steps = fields.texts(written.splitlines(), "answer")
-        judge = "text" if single_number(answer) is None else "number"
+        judge: Judge = "text" if single_number(answer) is None else "number"
         return Example(record_id, question, (), (), steps, answer, None, judge=judge)

@@ -5,7 +5,7 @@ The Coconut authors' files have this form (github.com/facebookresearch/coconut);
 
 from typing import Any
 
-from multicoco.data.example import Example
+from multicoco.data.example import Example, Judge
 from multicoco.data.sources import fields
 from multicoco.data.sources.source import ID_KEYS, Record, Source
 from multicoco.errors import UserError
@@ -28,8 +28,8 @@ class Records(Source):
         fields.required(record, "question", "answer")
         question = fields.text(record["question"], "question")
         images = fields.images_of(record, self.image_dir)
-        listed = record.get("choices")
-        choices = () if listed in (None, []) else fields.choices_of(listed, "choices")
+        listed = record.get("choices") or []
+        choices = () if listed == [] else fields.choices_of(listed, "choices")
         steps = self._steps(record)
         answer = record["answer"]
         if answer is None:
@@ -37,7 +37,7 @@ class Records(Source):
         if choices:
             index = _answer_index(answer, listed, choices)
             return Example(record_id, question, images, choices, steps, choices[index], index)
-        judge = "number" if fields.is_number(answer) else "text"
+        judge: Judge = "number" if fields.is_number(answer) else "text"
         return Example(record_id, question, images, (), steps, fields.text_or_number(answer, "answer"), None, (), judge)
 
     def _steps(self, record: Record) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-import sentencex
+import sentencex  # type: ignore[import-untyped]
 
 from multicoco.data.sources.source import StepsFrom
 
