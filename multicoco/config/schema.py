@@ -146,8 +146,9 @@ class _First(Section):
         "sentences", description="steps are the sentences of the first rationale, or the rationales"
     )
     answer_format: Literal["letter", "index", "text"] = Field("letter", description="how an answer names its choice")
-    answer_type: Literal["text", "number"] = Field(
-        "text", description="how open answers are compared: as texts, or as numbers: 18 = 18.0 = $18"
+    answer_type: Literal["text", "number"] | None = Field(
+        None,
+        description="how open answers are compared: as texts, or as numbers: 18 = 18.0 = $18; null: as the source says",
     )
     prompt_date: Annotated[str | None, BeforeValidator(_day)] = Field(
         None,
