@@ -14,7 +14,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers are for
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # runs from a checkout that is not installed, on every host
 
-from multicoco.config import load_config  # noqa: E402
 from multicoco.errors import UserError  # noqa: E402
 from multicoco.process import end_process, environment_rank, say_before_meeting  # noqa: E402
 
@@ -56,8 +55,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     try:
         args = parse_args()
+        from multicoco.config import check_keys, load_config  # asks installed methods for their keys, which may fail
+
         own_ds_config = [f"deepspeed={args.deepspeed_config}"] if args.deepspeed_config else []
         config = load_config(args.config, [*args.overrides, *own_ds_config])
+        check_keys(args.allow_change, "--allow-change")
     except UserError as error:
         say_before_meeting(f"error: {error}")
         return 1

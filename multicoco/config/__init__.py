@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from multicoco.config.errors import nearest
+    from multicoco.config.errors import check_keys, nearest
     from multicoco.config.load import load_config
     from multicoco.config.reference import config_reference
     from multicoco.config.schema import RunConfig, Wandb
@@ -20,11 +20,12 @@ _HOMES = {
     "RunConfig": "schema",
     "Section": "section",
     "Wandb": "schema",
+    "check_keys": "errors",
     "config_reference": "reference",
     "load_config": "load",
     "nearest": "errors",
 }
-__all__ = ["RunConfig", "Section", "Wandb", "config_reference", "load_config", "nearest"]
+__all__ = ["RunConfig", "Section", "Wandb", "check_keys", "config_reference", "load_config", "nearest"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,8 @@ from multicoco.config.schema import RunConfig, all_keys
 from multicoco.config.values import on_command_line, read_as
 from multicoco.errors import UserError
 
+_LONGEST_OVERRIDE = 200  # that a message repeats
+
 Content = tuple[dict[str, Any], dict[str, str]]  # nested keys and values; the place of each dotted key
 
 
@@ -45,7 +47,7 @@ def read_override(override: str) -> Content:
     Raises:
         UserError: it is no `key=value`, or its value is no YAML where it is to be.
     """
-    source = f"--set {override}"
+    source = f"--set {override if len(override) <= _LONGEST_OVERRIDE else override[:_LONGEST_OVERRIDE] + '...'}"
     key, separator, text = override.partition("=")
     if not separator or not key or key != key.strip():
         raise UserError(f"{source}: write it as --set key=value")

@@ -52,7 +52,7 @@ def _one_message(source: str) -> Iterator[None]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: !!int x; RecursionError: a: &a {b: *a}
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise UserError(f"{source}: not valid YAML{where}: {_CLEARER.get(problem, problem)}") from error
 
 

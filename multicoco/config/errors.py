@@ -77,12 +77,13 @@ def check_keys(keys: Iterable[str], option: str) -> None:
 
 
 def nearest(key: str, valid: Collection[str]) -> str | None:
-    """The valid key most like this one, as a whole or by its last part: c_thougt is coconut.c_thought."""
+    """The other valid key most like this one, as a whole or by its last part: c_thougt is coconut.c_thought."""
 
     def likeness(name: str) -> tuple[float, float]:
         pairs = ((key, name), (key.rpartition(".")[2], name.rpartition(".")[2]))
         whole, last = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
         return max(whole, last), whole
 
-    best = max((name for name in valid if name != key), key=likeness)
+    # not what was written: neither itself nor the section that it is in
+    best = max((name for name in valid if not f"{key}.".startswith(f"{name}.")), key=likeness)
     return best if likeness(best)[0] >= 0.75 else None

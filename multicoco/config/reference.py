@@ -19,9 +19,26 @@ def _type_name(annotation: Any) -> str:
     return "null" if annotation is type(None) else annotation.__name__
 
 
+_HOW_IT_IS_READ = """\
+# Run config
+
+A run config is one YAML file. `inherits: other.yaml`, relative to the file itself, names the one that all other keys
+are taken from; without it that is the `base.yaml` beside it, if there is one, and with `inherits: null` none. Sections
+merge key by key, everything else is replaced, lists too. `coconut.c_thought: 2` is short for `coconut: {c_thought: 2}`.
+
+- **Paths** (of output_dir, model_id, deepspeed, ...), names of runs, and paths that commands take: `~`, `~user`,
+  `$NAME` and `${NAME}` are expanded when the config is read, and the run's own config.yaml holds what they became. A
+  variable that is not set, or empty, is an error. A path that begins with a literal `~` is written `./~`.
+- **Text** is taken as it is written: `name: 007`, `project: 2e5` and `wandb.tags: [on, 2026-11-25]` need no quotes.
+- **Numbers** may be quoted, and a whole one written `1e3` or `2.0`. `010` is ten. `None` is `null`.
+- **`--set key=value`**: text arrives whole, ` #` and all, unless the whole of it stands in YAML's quotes
+  (`--set 'project="two\\nlines"'`); an unquoted `null` is null. Values of other types are YAML, without comments.
+"""
+
+
 def config_reference() -> str:
-    """All keys as a Markdown table: docs/config.md."""
-    lines = ["# Run config", "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    """How a run config is read, and all keys as a Markdown table: docs/config.md."""
+    lines = [_HOW_IT_IS_READ, "| key | type | default | meaning |", "|---|---|---|---|"]
     for key, field in all_keys(RunConfig):
         default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
         lines.append(f"| `{key}` | {_type_name(field.annotation)} | {default} | {field.description} |")

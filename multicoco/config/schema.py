@@ -121,7 +121,9 @@ class _First(Section):
         "one; false: there must be none; N: none, and skip the first N epochs",
     )
 
-    model_id: Annotated[PathStr, Field(min_length=1)] = Field(description="Hugging Face directory or hub id")
+    model_id: Annotated[str, Field(min_length=1), AfterValidator(expand)] = Field(
+        description="Hugging Face directory or hub id"
+    )
     load_model_path: OptionalPath = Field(
         None,
         description="weights to start from: a run folder (its best checkpoint), a checkpoint, a model directory, "
@@ -148,7 +150,8 @@ class _First(Section):
     answer_format: Literal["letter", "index", "text"] = Field("letter", description="how an answer names its choice")
     answer_type: Literal["text", "number"] | None = Field(
         None,
-        description="how open answers are compared: as texts, or as numbers: 18 = 18.0 = $18; null: as the source says",
+        description="how open answers are compared: as texts, or as numbers: 18 = 18.0 = $18; null: as the records' "
+        "source says",
     )
     prompt_date: Annotated[str | None, BeforeValidator(_day)] = Field(
         None,

@@ -1,13 +1,16 @@
 """What a run works with, made from its config: the examples, the model and what turns one into inputs of the other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import strftime
 
 import torch
+from torch import Tensor
 
 from multicoco.config import RunConfig
+from multicoco.curriculum import layout
 from multicoco.data.example import Example
 from multicoco.data.loader import Encoder
 from multicoco.data.prompt import PromptBuilder
@@ -18,6 +21,7 @@ from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import Weights, find_weights
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
+from multicoco.latent.self_check import self_check
 from multicoco.methods import thinking_method
 from multicoco.models.authors import load_authors_weights
 from multicoco.models.backbone import Backbone, load_backbone
@@ -25,6 +29,8 @@ from multicoco.models.freezing import freeze
 from multicoco.models.lora import add_lora
 from multicoco.models.vocabulary import add_latent_tokens
 from multicoco_kernels import implementation
+
+SHORT_AND_LONG = 64  # examples that are looked at for a short and a long one
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,12 @@ def prompt_date(config: RunConfig, *states: TrainerState | None) -> str:
     return agree(lambda: config.prompt_date or (known or [strftime("%Y-%m-%d")])[0], only_rank_0=True)
 
 
-def assemble(config: RunConfig, weights: Weights, date: str) -> Assembly:
+def assemble(config: RunConfig, weights: Weights, date: str, examples: Sequence[Example]) -> Assembly:
     """Loads the model and prepares it for the config's method; before ZeRO shards it. Collective.
+
+    Args:
+        date: as of `prompt_date`.
+        examples: on two of which the latent passes are compared with the model's own forward.
 
     Raises:
         UserError: the model cannot be loaded, or is of a kind that latent passes do not reproduce; on all ranks.
@@ -87,7 +97,25 @@ def assemble(config: RunConfig, weights: Weights, date: str) -> Assembly:
         date,
     )
     read_images = partial(backbone.family.read_images, image_processor=backbone.image_processor)
-    return Assembly(backbone, reasoner, Encoder(prompt, read_images))
+    encoder = Encoder(prompt, read_images)
+    if config.self_check:
+        agree(lambda: self_check(reasoner, _short_and_long(examples, encoder)), only_rank_0=True)
+    return Assembly(backbone, reasoner, encoder)
+
+
+def _short_and_long(examples: Sequence[Example], encoder: Encoder) -> list[dict[str, Tensor]]:
+    """Two of the first examples with all that is written of them, as batches of one row."""
+    first = examples[:SHORT_AND_LONG]
+    encoded = [encoder(example, "reasoning") for example in {min(first, key=_size), max(first, key=_size)}]
+    rows = []
+    for tokens, inputs in encoded:
+        input_ids = torch.tensor([layout(tokens, n_replaced=0, latent_block=())[0]])
+        rows.append({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **inputs})
+    return rows
+
+
+def _size(example: Example) -> tuple[int, int]:
+    return len(example.images), len(example.question) + sum(map(len, (*example.choices, *example.steps)))
 
 
 def _load(config: RunConfig, weights: Weights) -> tuple[Backbone, LatentReasoner]:

@@ -96,6 +96,12 @@ def _defaults(section: str, model: type[DeepSpeedConfigModel]) -> Iterator[tuple
         yield f"{section}.{field.alias or name}", field.get_default(call_default_factory=True)
 
 
+def _constants(prefix: str, *names: str) -> Iterator[tuple[str, Any]]:
+    for name in names:
+        if hasattr(constants, name):  # not every release has all of them
+            yield prefix + getattr(constants, name), getattr(constants, f"{name}_DEFAULT")
+
+
 # A key at DeepSpeed's own default changes nothing either.
 DEFAULTS: dict[str, Any] = {
     **{key: default for section, model in SECTIONS.items() for key, default in _defaults(section, model)},
@@ -103,9 +109,9 @@ DEFAULTS: dict[str, Any] = {
     **dict(_defaults("zero_optimization.offload_param", DeepSpeedZeroOffloadParamConfig)),
     **dict(_defaults("hybrid_engine", HybridEngineConfig)),
     **dict(_defaults("compile", CompileConfig)),
-    **{
-        getattr(constants, name): getattr(constants, f"{name}_DEFAULT")
-        for name in (
+    **dict(
+        _constants(
+            "",
             "PRESCALE_GRADIENTS",
             "GRADIENT_PREDIVIDE_FACTOR",
             "GRADIENT_ALLREDUCE_OP",
@@ -116,17 +122,17 @@ DEFAULTS: dict[str, Any] = {
             "DISABLE_PYTHON_GC",
             "USE_DATA_BEFORE_EXPERT_PARALLEL",
         )
-    },
-    **{
-        f"checkpoint.{getattr(constants, name)}": getattr(constants, f"{name}_DEFAULT")
-        for name in (
+    ),
+    **dict(
+        _constants(
+            "checkpoint.",
             "CHECKPOINT_TAG_VALIDATION",
             "LOAD_UNIVERSAL_CHECKPOINT",
             "USE_NODE_LOCAL_STORAGE_CHECKPOINT",
         )
-    },
-    "checkpoint.parallel_write.pipeline_stage": constants.CHECKPOINT_PARALLEL_WRITE_PIPELINE_STAGE_DEFAULT,
-    "data_types.keep_in_fp32_modules": constants.KEEP_IN_FP32_MODULES_DEFAULT,
+    ),
+    **dict(_constants("checkpoint.parallel_write.", "CHECKPOINT_PARALLEL_WRITE_PIPELINE_STAGE")),
+    **dict(_constants("data_types.", "KEEP_IN_FP32_MODULES")),
     # what releases before 0.19 had, and files still say
     "sparse_gradients": False,
     "fp32_allreduce": False,

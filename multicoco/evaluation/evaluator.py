@@ -126,7 +126,9 @@ class Evaluator:
         new_ids = new_ids[: ends[0] + 1] if ends else new_ids
         text = str(self.backbone.tokenizer.decode(new_ids, skip_special_tokens=True))
         response = f"{ANSWER_PREFIX} {text}" if method.asked == "answer" else text  # its prompt ends with the prefix
-        extracted = extract_answer(response, example.choices, self.config.answer_format, truncated=not ends)
+        extracted = extract_answer(
+            response, example.choices, self.config.answer_format, truncated=not ends, judge=example.judge
+        )
         return {
             "id": example.id,
             "question": example.question,

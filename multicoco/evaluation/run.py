@@ -32,7 +32,7 @@ class EvaluationRun:
         config, self.stage, changes = as_trained(config, weights)
         if changes and group.rank == 0:
             print("as the checkpoint was trained:", *changes, sep="\n  ", flush=True)
-        assembly = assemble(config, weights, prompt_date(config, weights.state))
+        assembly = assemble(config, weights, prompt_date(config, weights.state), questions)
         if (limit := longest_sequence(assembly.backbone.model)) is not None:
             methods = evaluation_methods(config, assembly.backbone.latent_tokens).values()
             max_new_tokens = config.generation.max_new_tokens

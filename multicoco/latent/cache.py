@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from multicoco.latent.kinds import attention_window
 from multicoco.latent.products import autocast_dtype
 from multicoco_kernels import BufferPool, KeyMask, LayerCache, cached_attention, first_handle
 

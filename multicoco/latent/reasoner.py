@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask, rotary_tables
-from multicoco.latent.kinds import attention_window, check_supported
+from multicoco.latent.kinds import check_supported
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.thoughts import ThoughtSource, hidden_state
 from multicoco.latent.weight_gradients import stack_weight_gradients, stacked_columns
@@ -198,7 +198,6 @@ class LatentReasoner(nn.Module):
     ) -> _Passes:
         if unknown := inputs.keys() - set(self.family.input_names):
             raise TypeError(f"{self.model.config.model_type} takes no {', '.join(sorted(unknown))}")
-        self._check_window(attention_mask)
         is_latent = self._is_latent(input_ids) & attention_mask.bool()  # [B, T]
         latent_columns = self._latent_columns(is_latent, attention_mask)
         starts = split_columns(latent_columns, input_ids.shape[1], n_passes)
@@ -235,13 +234,6 @@ class LatentReasoner(nn.Module):
                 fed.append(segment_embeds)
         stacked = torch.stack(thoughts, dim=1) if thoughts else embeds[:, :0]
         return _Passes(torch.cat(hidden, dim=1), torch.cat(fed, dim=1), stacked, cache)
-
-    def _check_window(self, attention_mask: Tensor) -> None:
-        window = attention_window(self.model.config.get_text_config())
-        if window is not None and (longest := int(attention_mask.sum(1).max())) > window:
-            raise ValueError(
-                f"{longest} tokens do not fit the sliding window of {self.model.config.model_type}, {window}"
-            )
 
     def _is_latent(self, input_ids: Tensor) -> Tensor:
         if self.latent_token_id is None:

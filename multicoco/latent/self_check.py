@@ -131,14 +131,14 @@ def _head_only_at(reasoner: LatentReasoner, columns: Tensor) -> Iterator[None]:
 @contextmanager
 def _own_buffers_and_kernel(reasoner: LatentReasoner) -> Iterator[None]:
     """Inside, no buffer is left for the run, and where it has a GPU, a model on the CPU takes PyTorch's kernel."""
-    buffers, kernel = reasoner.buffers, reasoner.kernel
-    reasoner.buffers = BufferPool()
+    buffers, kernel = reasoner.cache_buffers, reasoner.kernel
+    reasoner.cache_buffers = BufferPool()
     if reasoner.decoder.device.type == "cpu" and torch.cuda.is_available():
         reasoner.kernel = "flash"
     try:
         yield
     finally:
-        reasoner.buffers, reasoner.kernel = buffers, kernel
+        reasoner.cache_buffers, reasoner.kernel = buffers, kernel
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from transformers import set_seed
 
 from multicoco.config import RunConfig
 from multicoco.data.example import Example
+from multicoco.data.sources import require_answers
 from multicoco.engine.assembly import Assembly, assemble, load_records, prompt_date, weights_of
 from multicoco.engine.checkpoint import Checkpoints
 from multicoco.engine.deepspeed import build_engine, model_shape
@@ -54,12 +55,13 @@ class Trainer:
         start = Start(config, checkpoints, allow_change)
         earlier = start.check_folder()
         examples = load_records(config, config.train_path, config.max_train_samples)
+        agree(lambda: require_answers(examples, Path(config.data_dir, str(config.train_path))), only_rank_0=True)
         self.questions = load_records(config, config.val_path, config.max_val_samples)
 
         set_seed(config.seed)
         weights = weights_of(config)
         date = prompt_date(config, earlier, weights.state)
-        assembly = assemble(config, weights, date)
+        assembly = assemble(config, weights, date, examples)
         self.method = method_class(config.trained_method)(config, assembly.backbone.latent_tokens)
         self.batches = TrainingBatches(config, examples, assembly, self.method)
         agree(lambda: self._check_purpose(examples, assembly), only_rank_0=True)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
+import multicoco.config  # noqa: E402
 import train  # noqa: E402
 from multicoco import process  # noqa: E402
 from multicoco.engine import ranks  # noqa: E402
@@ -74,7 +75,8 @@ def become_rank(rank: int, request: dict, port: int, said: int) -> None:
     train.say_before_meeting = lambda text: (slow(), say(text))
     process.LINGER_SECONDS = request.get("linger", process.LINGER_SECONDS)
     wrong = request["what"] == "config" or (request["what"] == "config on rank 1" and rank == 1)
-    train.load_config = lambda *_: (_ for _ in ()).throw(UserError("the reason")) if wrong else None
+    multicoco.config.check_keys = lambda *_: None
+    multicoco.config.load_config = lambda *_: (_ for _ in ()).throw(UserError("the reason")) if wrong else None
     sys.argv = ["train.py", "run.yaml", *(["--nonsense"] if request["what"] == "arguments" else ["--set", "a=b"])]
     train.end_process(train.main())
 

@@ -53,7 +53,13 @@ def home(tmp_path_factory) -> Path:
     (home / "run.yaml").write_text(CONFIG)
     set_seed(0)
     tokenizer = build_tokenizer(["Add 1 to 2. Answer: 3\n"] * 9, 320)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "initializer_range": 0.2,
+    }
     words = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes, **words))
     for part in (model, tokenizer):
