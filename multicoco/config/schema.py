@@ -150,12 +150,8 @@ class _First(Section):
     answer_format: Literal["letter", "index", "text"] = Field("letter", description="how an answer names its choice")
     answer_type: Literal["text", "number"] | None = Field(
         None,
-<<<<<<< HEAD
-        description="how open answers are compared: as texts, or as numbers: 18 = 18.0 = $18; null: as the source says",
-=======
         description="how open answers are compared: as texts, or as numbers: 18 = 18.0 = $18; null: as the records' "
         "source says",
->>>>>>> data
     )
     prompt_date: Annotated[str | None, BeforeValidator(_day)] = Field(
         None,
