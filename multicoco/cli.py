@@ -17,7 +17,7 @@ def prepare_scenes(args: argparse.Namespace) -> None:
 
 
 def prepare_model(args: argparse.Namespace) -> None:
-    from multicoco.data.aokvqa import load_examples
+    from multicoco.data.sources import load_examples
     from multicoco.models.tiny import build_tiny_internvl
 
     if args.out.exists() and any(args.out.iterdir()):

@@ -46,14 +46,19 @@ def plain_tag(text: str) -> str:
 
 
 @contextmanager
-def _one_message(source: str) -> Iterator[None]:
+def _one_message(source: str, start: yaml.Mark | None = None) -> Iterator[None]:
     try:
         yield
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: !!int x; RecursionError: a: &a {b: *a}
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None) or start
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise UserError(f"{source}: not valid YAML{where}: {_CLEARER.get(problem, problem)}") from error
+        raise UserError(f"{source}: not valid YAML{_in_line(mark)}: {_CLEARER.get(problem, problem)}") from error
+    except (ValueError, LookupError, AttributeError) as error:  # !!int x, !!int, !!timestamp x
+        raise UserError(f"{source}: not valid YAML{_in_line(start)}: a value is not what its tag says") from error
+
+
+def _in_line(mark: yaml.Mark | None) -> str:
+    return f" in line {mark.line + 1}" if mark else ""
 
 
 def compose(text: str, source: str) -> yaml.Node | None:
@@ -72,7 +77,7 @@ def construct(node: yaml.Node, source: str) -> Any:
     Raises:
         UserError: it has a tag that is none of YAML's own, or text that its tag does not allow.
     """
-    with _one_message(source):
+    with _one_message(source, node.start_mark):
         return Loader("").construct_document(node)
 
 

@@ -12,6 +12,8 @@ import yaml
 from multicoco.config.dialect import BOOL, FLOAT, INT, MERGE, NULL, STR, Loader, compose, plain_tag
 from multicoco.errors import UserError
 
+_NUMBERS = {bool, int, float}
+_EXACT = 2**53  # floats below it are the numbers that are written
 _NONE = ("", "None", "none", "null")  # as `section.OptionalStr` has it
 
 
@@ -43,12 +45,23 @@ def _read_scalar(node: yaml.ScalarNode, types: list[Any]) -> None:
         if node.style is None and node.tag in (BOOL, INT, FLOAT, MERGE):
             node.tag = STR
         return
+    if not _NUMBERS.intersection(types):
+        return
     if node.tag == STR and NoneType in types and node.value in _NONE:
         node.tag = NULL
     elif node.tag == STR and node.style is not None:
         node.tag = plain_tag(node.value)
-    if node.tag == FLOAT and int in types and float not in types and float(node.value.replace("_", "")).is_integer():
-        node.tag, node.value = INT, str(int(float(node.value)))
+    if node.tag == FLOAT and int in types and float not in types and (whole := _whole_number(node.value)) is not None:
+        node.tag, node.value = INT, str(whole)
+
+
+def _whole_number(text: str) -> int | None:
+    """The integer that a float's text stands for exactly, if it does."""
+    try:
+        value = float(text)
+    except ValueError:  # .inf, or whatever stands behind !!float
+        return None
+    return int(value) if value.is_integer() and abs(value) < _EXACT else None
 
 
 def on_command_line(text: str, annotation: Any, source: str) -> yaml.Node:

@@ -75,6 +75,8 @@ def _measure(config: RunConfig, model: ModelGeometry, tiles: int, method: Method
             "skip",
             MEASURED_EXAMPLES,
             verify_images=False,
+            source=config.source,
+            answer_type=config.answer_type,
         )
         prompt = PromptBuilder(
             tokenizer,

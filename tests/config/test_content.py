@@ -43,7 +43,10 @@ def test_what_editors_write_is_read(raw, change):
         ("? [a]\n: 1\n", str.encode, "a key must be text"),
         ("1: 2\n", str.encode, "1 (.*:5): unknown key"),
         ("generation: {on: 2}\n", str.encode, "generation.on (.*:5): unknown key"),
-        ("seed: !!int x\n", str.encode, "not valid YAML"),
+        ("seed: !!int x\n", str.encode, "in line 5: a value is not what its tag says"),
+        ("seed: !!int\n", str.encode, "in line 5: a value is not what its tag says"),
+        ("bf16: !!bool x\n", str.encode, "in line 5: a value is not what its tag says"),
+        ("seed: !!timestamp x\n", str.encode, "in line 5: a value is not what its tag says"),
         ("seed: !!python/object/apply:os.system [ls]\n", str.encode, "not valid YAML in line 5"),
     ],
 )

@@ -99,6 +99,8 @@ class TestNumbers:
         [
             "seed=2.5",
             "seed=12:30",
+            "seed=.inf",
+            "seed=9007199254740993.0",
             "seed=1e999",
             "bf16=1",
             "bf16='x'",

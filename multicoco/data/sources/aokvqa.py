@@ -60,7 +60,7 @@ class AOKVQA(Source):
         for path in (folder / f"{name}.jpg", folder / f"{name}.png"):
             if fields.is_file(path):
                 return path
-        raise UserError(f"there is no image {folder / name!s:.200}.jpg or .png")
+        raise UserError(f"there is no image {folder / name}.jpg or .png")
 
     def _flattened(self, record: Record, record_id: str) -> Example:
         fields.required(record, "question", "steps", "answer")

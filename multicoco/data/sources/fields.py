@@ -110,7 +110,8 @@ def image_file(value: Any, name: str, folder: Path) -> Path:
         raise UserError(f"{name!r} is no path, found {relative!r:.60}")
     path = inside(folder, relative)
     if not is_file(path):
-        raise UserError(f"there is no image {str(path)!r:.300}" + (", it is a folder" if path.is_dir() else ""))
+        found = "it is a folder" if path.is_dir() else "there is no such file"
+        raise UserError(f"there is no image {relative!r:.200} in {folder}: {found}")
     return path
 
 
