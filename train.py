@@ -7,21 +7,28 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers are forked
 
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # runs from a checkout that is not installed, on every host
 
-from multicoco.config import load_config  # noqa: E402
 from multicoco.errors import UserError  # noqa: E402
-from multicoco.process import end_process  # noqa: E402
+from multicoco.process import end_process, environment_rank, say_before_meeting  # noqa: E402
 
 PREEMPTED = 128 + 15  # the exit code of a process that SIGTERM has ended
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """Raises a UserError instead of ending the process, which every rank would do with a message of its own."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}\n{self.format_usage().strip()}")
+
+
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train or evaluate a MultiCoCo run config.")
+    parser = ArgumentParser(description="Train or evaluate a MultiCoCo run config.")
     parser.add_argument("config", help="YAML run config, for example args/aokvqa_cot.yaml")
     parser.add_argument("--deepspeed_config", metavar="PATH", help="ds_config that takes the place of the config's own")
     parser.add_argument(
@@ -40,42 +47,38 @@ def parse_args() -> argparse.Namespace:
         help="go on from a checkpoint although this key differs from what it was trained with; repeatable",
     )
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    # the launchers of deepspeed and of older torch pass it
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> int:
-    args = parse_args()
-    is_rank_0 = os.environ.get("RANK", "0") == "0"
     try:
-        overrides = [
-            *args.overrides,
-            *([f"deepspeed={args.deepspeed_config}"] if args.deepspeed_config else []),
-        ]
-        config = load_config(args.config, overrides)
-        if args.print_config:
-            if is_rank_0:
-                print(config.to_yaml(), end="")
-            return 0
-        from multicoco.engine.preemption import Preempted  # imports torch, as the next does transformers and deepspeed
-        from multicoco.trainer import Trainer
+        args = parse_args()
+        from multicoco.config import check_keys, load_config  # asks installed methods for their keys, which may fail
 
-        trainer = Trainer(config, args.allow_change)
-    except UserError as error:  # raised on every rank
-        if is_rank_0:
-            print(f"error: {error}", file=sys.stderr)
+        own_ds_config = [f"deepspeed={args.deepspeed_config}"] if args.deepspeed_config else []
+        config = load_config(args.config, [*args.overrides, *own_ds_config])
+        check_keys(args.allow_change, "--allow-change")
+    except UserError as error:
+        say_before_meeting(f"error: {error}")
         return 1
+    if args.print_config:
+        if environment_rank() == 0:
+            print(config.to_yaml(), end="")
+        return 0
+    # these import torch, transformers and deepspeed
+    from multicoco.engine.preemption import Preempted
+    from multicoco.engine.ranks import tell
+    from multicoco.training import build_run
+
     try:
-        trainer.run()
+        build_run(config, args.allow_change).run()
     except Preempted:
-        if is_rank_0:
-            print("stopped by a signal, with a checkpoint: the same command goes on from there", file=sys.stderr)
+        tell("stopped by a signal, with a checkpoint: the same command goes on from there")
         return PREEMPTED
     except UserError as error:
-        if is_rank_0 and error.on_all_ranks:
-            print(f"error: {error}", file=sys.stderr)
-        elif not error.on_all_ranks:
-            print(f"error on rank {trainer.rank}: {error}", file=sys.stderr)
+        tell(f"error: {error}", error.on_all_ranks)
         return 1
     return 0
 

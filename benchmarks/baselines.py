@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from multicoco import LatentReasoner
-from multicoco.models.backbone import checkpoint_activations
+from multicoco.models.checkpointing import checkpoint_activations
 
 PLAIN = "dynamic cache"  # the way that the others are compared with
 

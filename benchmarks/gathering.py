@@ -19,8 +19,9 @@ from multicoco.config import RunConfig
 from multicoco.engine.deepspeed import build_engine, init_distributed, model_shape
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.latent.reasoner import LatentReasoner
-from multicoco.models.backbone import add_latent_tokens, load_backbone
+from multicoco.models.backbone import load_backbone
 from multicoco.models.tiny import build_tiny_internvl
+from multicoco.models.vocabulary import add_latent_tokens
 from multicoco.process import end_process
 
 STEPS = 4  # DeepSpeed records its trace in the first, and follows it from the second on
@@ -35,7 +36,7 @@ def gathered(folder: Path, side: dict, latents: int) -> dict:
         name="cost",
         model_id=str(folder / "model"),
         train_path="none.json",
-        coconut={"enabled": True, "max_latent_stage": latents},
+        coconut={"enabled": True, "max_latent_stage": latents, "first_stage": 1},
         activation_checkpointing=side["checkpointing"],
     )
     reasoner = LatentReasoner(backbone.model, backbone.latent_tokens.latent)

@@ -27,7 +27,7 @@ from multicoco.engine.deepspeed import build_engine, init_distributed, model_sha
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.engine.state_files import StateFiles
 from multicoco.latent.reasoner import LatentReasoner
-from multicoco.models.backbone import freeze
+from multicoco.models.freezing import freeze
 from multicoco.planning.geometry import ModelGeometry, Workload
 from multicoco.planning.memory import Setting, peak_memory
 from multicoco.planning.plan import ds_config, model_dtype, overrides
@@ -90,7 +90,7 @@ class Case:
             train_path="none.json",
             bf16=self.bf16,
             freeze={"vision_tower": self.frozen},
-            coconut={"enabled": True},
+            coconut={"enabled": True, "first_stage": 1},
             **overrides(self.setting),
         )
 

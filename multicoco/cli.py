@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from multicoco.config.section import expand
 from multicoco.errors import UserError
 
 
@@ -16,7 +17,7 @@ def prepare_scenes(args: argparse.Namespace) -> None:
 
 
 def prepare_model(args: argparse.Namespace) -> None:
-    from multicoco.data.aokvqa import load_examples
+    from multicoco.data.sources import load_examples
     from multicoco.models.tiny import build_tiny_internvl
 
     if args.out.exists() and any(args.out.iterdir()):
@@ -46,6 +47,7 @@ def doctor(args: argparse.Namespace) -> None:
 
 def make_plan(args: argparse.Namespace) -> None:
     from multicoco.config import load_config
+    from multicoco.methods import method_class
     from multicoco.planning.cost import Cluster
     from multicoco.planning.plan import plan
     from multicoco.planning.workload import Lengths
@@ -58,7 +60,8 @@ def make_plan(args: argparse.Namespace) -> None:
     given = {"prompt": args.prompt_tokens, "answer": args.answer_tokens}
     assumed = {key: value for key, value in given.items() if value is not None}
     if args.step_tokens is not None:
-        assumed["steps"] = (args.step_tokens,) * config.coconut.max_latent_stage
+        method = method_class(config.trained_method)(config)
+        assumed["steps"] = (args.step_tokens,) * method.schedule.max_latent_stage
     print(plan(config, cluster, tiles, Lengths(**assumed) if assumed else None, args.write))
 
 
@@ -75,6 +78,14 @@ def positive(kind: type) -> Callable[[str], float]:
     return read
 
 
+def path(text: str) -> Path:
+    """An argument's type: a file or folder, `~` and environment variables expanded."""
+    try:
+        return Path(expand(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+
+
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="multicoco", description="Tools around MultiCoCo's train.py.")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
@@ -83,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     scenes = prepare.add_parser("scenes", help="render generated scenes in the A-OKVQA format")
-    scenes.add_argument("--out", type=Path, required=True)
+    scenes.add_argument("--out", type=path, required=True)
     for split, default in (("train", 8000), ("val", 500), ("test", 100)):
         scenes.add_argument(f"--{split}", type=int, default=default, help=f"records (default {default})")
     scenes.add_argument("--seed", type=int, default=0)
@@ -92,27 +103,27 @@ def parser() -> argparse.ArgumentParser:
     scenes.set_defaults(run=prepare_scenes)
 
     model = prepare.add_parser("model", help="write a tiny InternVL with random weights and a tokenizer for the data")
-    model.add_argument("--data", type=Path, required=True, help="JSON file that the tokenizer is trained on")
-    model.add_argument("--out", type=Path, required=True)
+    model.add_argument("--data", type=path, required=True, help="JSON file that the tokenizer is trained on")
+    model.add_argument("--out", type=path, required=True)
     model.add_argument("--seed", type=int, default=0)
     model.set_defaults(run=prepare_model)
 
     summary = commands.add_parser("summarize", help="compare evaluations: a table, and JSON")
     for mode in ("vanilla", "cot", "coconut"):
-        summary.add_argument(f"--{mode}", type=Path, metavar="RUN", help=f"run folder with a {mode} evaluation")
-    summary.add_argument("--trained", type=Path, nargs="*", default=[], metavar="RUN", help="runs whose time counts")
-    summary.add_argument("--out", type=Path, required=True, help="JSON file to write")
+        summary.add_argument(f"--{mode}", type=path, metavar="RUN", help=f"run folder with a {mode} evaluation")
+    summary.add_argument("--trained", type=path, nargs="*", default=[], metavar="RUN", help="runs whose time counts")
+    summary.add_argument("--out", type=path, required=True, help="JSON file to write")
     summary.set_defaults(run=summarize)
 
     checkup = commands.add_parser("doctor", help="check the hosts, the data and the network before a run")
-    checkup.add_argument("config", type=Path, help="run config of the run to be")
-    checkup.add_argument("--hostfile", type=Path, help="DeepSpeed hostfile (default: this machine alone)")
+    checkup.add_argument("config", type=path, help="run config of the run to be")
+    checkup.add_argument("--hostfile", type=path, help="DeepSpeed hostfile (default: this machine alone)")
     checkup.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
     checkup.add_argument("--timeout", type=int, default=120, help="seconds for the all_reduce (default 120)")
     checkup.set_defaults(run=doctor)
 
     planner = commands.add_parser("plan", help="choose a ds_config for a cluster, without a GPU and without weights")
-    planner.add_argument("config", type=Path, help="run config of the run to be; config.json of its model suffices")
+    planner.add_argument("config", type=path, help="run config of the run to be; config.json of its model suffices")
     planner.add_argument("--gpus", type=positive(int), required=True, help="GPUs of a node")
     planner.add_argument("--nodes", type=positive(int), default=1)
     planner.add_argument("--gpu-memory", type=positive(float), default=80, metavar="GIB", help="of a GPU (default 80)")
@@ -133,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
             f"--{name}-tokens", type=positive(int), metavar="N", help=f"of {what} (default: measured on the data)"
         )
     planner.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
-    planner.add_argument("--write", type=Path, metavar="PATH", help="ds_config to write; its explanation goes to .md")
+    planner.add_argument("--write", type=path, metavar="PATH", help="ds_config to write; its explanation goes to .md")
     planner.set_defaults(run=make_plan)
     return root
 

@@ -7,7 +7,7 @@ class UserError(Exception):
     The message names the file, record or key, says what is wrong and what to do.
 
     Attributes:
-        on_all_ranks: every rank has it, so one of them is enough to say so.
+        on_all_ranks: it is known that every rank has it.
     """
 
     on_all_ranks = False

@@ -29,6 +29,8 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
     },
     "sources": {
         "aokvqa": "multicoco.data.sources.aokvqa:AOKVQA",
+        "gsm8k": "multicoco.data.sources.gsm8k:GSM8K",
+        "scienceqa": "multicoco.data.sources.scienceqa:ScienceQA",
         "records": "multicoco.data.sources.records:Records",
     },
 }
@@ -59,17 +61,27 @@ def names(kind: Kind) -> list[str]:
     return list(_entries(kind))
 
 
-def load(kind: Kind, name: str) -> Any:
-    """The class of a name.
+def check_name(kind: Kind, name: str) -> None:
+    """Imports nothing.
 
     Raises:
-        UserError: there is no such name, or its package cannot be imported.
+        UserError: there is no such name.
     """
     entries = _entries(kind)
     if name not in entries:
         near = difflib.get_close_matches(name, entries, n=1)
         hint = f", did you mean {near[0]}?" if near else f": there are {', '.join(entries)}"
         raise UserError(f"{name!r} is none of the {kind}{hint}")
+
+
+def load(kind: Kind, name: str) -> Any:
+    """The class of a name.
+
+    Raises:
+        UserError: there is no such name, or its package cannot be imported.
+    """
+    check_name(kind, name)
+    entries = _entries(kind)
     try:
         return entries[name].load()
     except (ImportError, AttributeError) as error:

@@ -1,10 +1,14 @@
 """Folders for tests: one to train in, with a data set, a tiny model and a run config; and sealed ones."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from multicoco.data.aokvqa import load_examples
 from multicoco.data.scenes import render_scenes
+from multicoco.data.sources import load_examples
 from multicoco.engine.manifest import describe, seal
+from multicoco.engine.trainer_state import TrainerState
 from multicoco.models.tiny import build_tiny_internvl
 
 REPO = Path(__file__).resolve().parents[1]
@@ -36,3 +40,24 @@ deepspeed: {REPO}/ds_configs/zero2.json
 def seal_whole(folder: Path) -> None:
     """As if this process had written every file in it."""
     seal(folder, describe(folder, [path for path in folder.rglob("*") if path.is_file()]))
+
+
+def make_run(run: Path, accuracies: Sequence[float | None], stages: Sequence[int] | None = None) -> Path:
+    """A run folder whose epochs ended with these accuracies."""
+    for epoch, accuracy in enumerate(accuracies, start=1):
+        folder = run / "checkpoints" / f"epoch_{epoch:04d}"
+        folder.mkdir(parents=True)
+        stage = stages[epoch - 1] if stages else 0
+        state = TrainerState(epoch, stage, step=epoch, accuracy=accuracy, method="coconut")
+        (folder / "trainer.json").write_text(json.dumps(asdict(state)))
+        (folder / "model").mkdir()
+        (folder / "model" / "model.safetensors").write_bytes(bytes([epoch]) * 1000)
+        seal_whole(folder)
+    (run / "checkpoints" / "latest").write_text(f"epoch_{len(accuracies):04d}")
+    return run
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

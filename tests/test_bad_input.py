@@ -17,7 +17,7 @@ from PIL import Image
 
 from multicoco.cli import main as command_line
 from multicoco.config import RunConfig, Section, load_config
-from multicoco.data.aokvqa import load_examples
+from multicoco.data.sources import load_examples
 from multicoco.engine.ds_config import ModelShape, resolve_ds_config
 from multicoco.errors import UserError
 
@@ -112,11 +112,14 @@ def test_yaml_tags_that_build_objects(folder, monkeypatch, tag):
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(GOOD_CONFIG) + f"project: {tag}\n")
     refused(folder, f"tag {tag}", lambda: load_config(path), str(path))
-    refused(folder, f"override with tag {tag}", lambda: load_config(path, [f"name={tag}"]))
+    path.write_text(yaml.safe_dump(GOOD_CONFIG))
+    refused(folder, f"override with tag {tag}", lambda: load_config(path, [f"lr={tag}"]))
+    assert load_config(path, [f"project={tag}"]).project == tag  # text, as it is written
 
 
 @pytest.mark.parametrize(
-    "override", ["", "=", "name", "=x", "name=[", "a.b.c=1", "name.x=1", "lr=high", "lr=1e999", "seed=-1", "seed=1e99"]
+    "override",
+    ["", "=", "name", "=x", "lr=[", "a.b.c=1", "name.x=1", "lr=high", "lr=1e999", "seed=-1", "seed=1e99", "lr=1 # x"],
 )
 def test_overrides(folder, override):
     path = folder / "run.yaml"
@@ -131,9 +134,26 @@ def test_config_files_that_are_none(folder):
     (folder / "self.yaml").write_text("inherits: self.yaml")
     (folder / "orphan.yaml").write_text("inherits: gone.yaml")
     (folder / "deep.yaml").write_text("a: " + "[" * 5000)
-    for name in ("folder", "latin", "nul", "self", "orphan", "deep", "missing"):
+    (folder / "loop.yaml").write_text("coconut: &a {b: *a}")
+    (folder / "two.yaml").write_text("seed: 1\n---\nseed: 2\n")
+    (folder / "tab.yaml").write_text("coconut:\n\tenabled: true\n")
+    (folder / "twice.yaml").write_text("coconut.enabled: true\ncoconut: {enabled: false}\n")
+    (folder / "wide.yaml").write_bytes("seed: 1".encode("utf-16-le"))
+    names = ("folder", "latin", "nul", "self", "orphan", "deep", "missing", "loop", "two", "tab", "twice", "wide")
+    for name in names:
         path = folder / f"{name}.yaml"
         refused(folder, f"config file {name}", lambda path=path: load_config(path), str(path))
+
+
+@pytest.mark.parametrize(
+    "text", ["$NOT_SET/x", "${NOT_SET}", "~no_such_user/x", "$(pwd)", "${A:-b}", " ~/x", '"a\\0b"']
+)
+def test_paths_that_lead_nowhere(folder, monkeypatch, text):
+    monkeypatch.chdir(folder)
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(GOOD_CONFIG))
+    for key in ("output_dir", "image_dir", "name"):
+        refused(folder, f"path {key} {text!r}", lambda key=key: load_config(path, [f"{key}={text}"]), key)
 
 
 def ds_config(path: Path) -> dict:
@@ -161,8 +181,8 @@ def ds_config(path: Path) -> dict:
         {"optimizer": {"type": "AdamW", "params": {"lr": 1.0}}},
         {"optimizer": {"type": "AdamW", "params": {"amsgrad": True}}},
         {"optimizer": {"type": "AdamW", "params": 5}},
-        {"scheduler": {"type": "WarmupLR"}},
-        {"activation_checkpointing": {}},
+        {"scheduler": {"type": "OneCycle"}},
+        {"activation_checkpointing": {"cpu_checkpointing": True}},
         {"communication_data_type": "auto"},
     ],
     ids=json.dumps,
@@ -228,9 +248,9 @@ def test_images(folder):
     svg = b"<svg xmlns='http://www.w3.org/2000/svg'/>"
     bad = {"empty": b"", "text": b"no image", "html": b"<html>", "svg": svg, "pdf": b"%PDF-1.7", "zeros": b"\0" * 999}
     bad |= {f"bomb {size}": bomb(*size) for size in ((60_000, 60_000), (2**31 - 1, 1), (1, 2**31 - 1), (0, 0))}
-    tiff = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(tiff, "TIFF")
-    bad["tiff"] = tiff.getvalue()
+    unusual = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(unusual, "SGI")
+    bad["SGI"] = unusual.getvalue()
     for suffix, good in (("png", folder / "7.png"), ("jpg", folder / "8.jpg")):
         content = good.read_bytes()
         bad |= {f"{suffix} cut at {n}": content[:n] for n in range(1, len(content) - 20, len(content) // 12)}

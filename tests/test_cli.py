@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -37,6 +38,21 @@ def test_mistakes_get_one_message_and_write_nothing(tmp_path, capsys, arguments,
     assert message.startswith("error: ") and expected.format(tmp=tmp_path) in message
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
     assert (tmp_path / "full" / "mine.txt").read_text() == "precious"
+
+
+def test_paths_are_expanded(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PLACE", "~/place")
+    monkeypatch.delenv("UNSET", raising=False)
+    counts = ["--train", "2", "--val", "1", "--test", "1", "--kinds", "tile"]
+    assert main(["prepare", "scenes", "--out", "$PLACE/scenes", *counts]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert (tmp_path / "home" / "place" / "scenes" / "aokvqa_v1p0_val.json").exists()
+    for arguments in (["prepare", "scenes", "--out", "$UNSET/x"], ["plan", "~no_such_user/run.yaml", "--gpus", "1"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert re.search("UNSET is not set|no user 'no_such_user'", capsys.readouterr().err)
 
 
 def test_every_command_explains_itself(capsys):

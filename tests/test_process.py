@@ -4,6 +4,9 @@ import sys
 
 import pytest
 
+from multicoco import process
+from multicoco.process import environment_rank, say_before_meeting
+
 REDUCE_AND_END = """
 import atexit
 import sys
@@ -36,3 +39,28 @@ def test_a_process_ends_with_its_code_while_gloo_holds_tensors(tmp_path, attempt
     ]
     assert [rank.communicate(timeout=120)[0] for rank in ranks] == ["exit handlers ran\n"] * 2
     assert [rank.returncode for rank in ranks] == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"), [({}, 0), ({"RANK": "3"}, 3), ({"OMPI_COMM_WORLD_RANK": "2"}, 2)], ids=str
+)
+def test_every_launcher_s_rank_is_known_before_the_ranks_meet(monkeypatch, environment, rank):
+    for name in ("RANK", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert environment_rank() == rank
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [({"RANK": "0"}, "wrong\n"), ({"RANK": "1"}, ""), ({"RANK": "1", "TORCHELASTIC_RUN_ID": "x"}, "wrong (rank 1 on")],
+    ids=["rank 0", "another", "another under torchrun, which would have ended it after rank 0"],
+)
+def test_before_the_ranks_meet_the_others_leave_it_to_rank_0(monkeypatch, capsys, environment, said):
+    monkeypatch.setattr(process, "LINGER_SECONDS", 0.1)
+    for name, value in (environment | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}).items():
+        monkeypatch.setenv(name, value)
+    say_before_meeting("wrong")
+    heard = capsys.readouterr().err
+    assert heard.startswith(said) and heard.count("wrong") == (said != "")

@@ -1,23 +1,26 @@
 """Batches for the latent passes: rows of different lengths, padded so that their latent columns line up."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from multicoco.curriculum import IGNORE_INDEX
 
+BatchInputs = Callable[[Sequence[dict[str, Tensor]]], dict[str, Tensor]]  # `models.families.Family.batch`
+
 
 @dataclass
 class Row:
-    """One laid-out example. `pixel_values`: (tiles, 3, H, W) or None. `counted`: False for a filler row."""
+    """One laid-out example. `inputs`: its image tensors by name. `counted`: False for a filler row."""
 
     input_ids: list[int]
     labels: list[int]
-    pixel_values: Tensor | None
     index: int
     counted: bool = True
+    inputs: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Collator:
@@ -28,6 +31,7 @@ class Collator:
 
     Args:
         pad_token_id, latent_token_id: ids; the latent one is None where there are no latent tokens.
+        batch_inputs: puts the image tensors of all rows together.
         for_generation: align the ends.
         min_length: pad the batch to at least that many columns (the number of passes).
     """
@@ -36,16 +40,18 @@ class Collator:
         self,
         pad_token_id: int,
         latent_token_id: int | None,
+        batch_inputs: BatchInputs,
         for_generation: bool = False,
         min_length: int = 1,
     ):
         self.pad_token_id = pad_token_id
         self.latent_token_id = latent_token_id
+        self.batch_inputs = batch_inputs
         self.for_generation = for_generation
         self.min_length = min_length
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor | list | None]:
-        """input_ids, attention_mask, labels: (B, T); pixel_values: (N, 3, H, W) or None; index, counted: lists."""
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """input_ids, attention_mask, labels: (B, T); inputs: the model's further tensors; index, counted: lists."""
         left = self._left_padding(rows)
         length = max(self.min_length, *(pad + len(row.input_ids) for pad, row in zip(left, rows, strict=True)))
         if self.for_generation:
@@ -59,12 +65,11 @@ class Collator:
             attention_mask[i, here] = 1
             if row.counted:
                 labels[i, here] = torch.tensor(row.labels)
-        tiles = [row.pixel_values for row in rows if row.pixel_values is not None]
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "labels": labels,
-            "pixel_values": torch.cat(tiles) if tiles else None,
+            "inputs": self.batch_inputs([row.inputs for row in rows]),
             "index": [row.index for row in rows],
             "counted": [row.counted for row in rows],
         }

@@ -1,14 +1,31 @@
-"""One example of a data set, whatever file it came from, and its image."""
+"""One example of a data set, whatever file it came from, and its images."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
+from multicoco.data.metadata import without_metadata
 from multicoco.errors import UserError
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+Judge = Literal["text", "number"]
+
+Image.init()
+_SHOWN_BY_VIEWERS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")
+IMAGE_FORMATS = tuple(name for name in _SHOWN_BY_VIEWERS if name in Image.OPEN)  # a build of Pillow may lack some
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -18,40 +35,78 @@ class Example:
     Attributes:
         id: different for every example of a file.
         question: without the choices.
-        image: path of the image, None in a text-only example.
-        choices: their texts, () for an open question.
+        images: paths of the images, or whole image files as bytes; () in a text-only example, for which None may
+            be given.
+        choices: their texts, () for an open question; a text may be empty, or stand twice.
         steps: the written reasoning, step by step; may be ().
         answer: the right choice's text, or a free-text answer; None in a test record.
         answer_index: index into `choices`, None without choices or without an answer.
         direct_answers: free-text answers of several annotators; may be ().
+        judge: how an answer to an open question is compared with the right one.
     """
 
     id: str
     question: str
-    image: Path | None
+    images: tuple[Path | bytes, ...]
     choices: tuple[str, ...]
     steps: tuple[str, ...]
     answer: str | None
     answer_index: int | None
-    direct_answers: tuple[str, ...]
+    direct_answers: tuple[str, ...] = ()
+    judge: Judge = "text"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", tuple(self.images or ()))
+
+    @property
+    def image(self) -> Path | bytes | None:
+        """The first image."""
+        return self.images[0] if self.images else None
 
 
-def load_image(path: Path) -> Image.Image:
+def load_image(source: Path | bytes) -> Image.Image:
     """The first frame of an image file as 8-bit RGB, upright, transparency on white.
+
+    Whatever is wrong with its metadata is no matter, as long as all pixels are there.
+
+    Args:
+        source: the file's path, or its content.
 
     Raises:
         UserError: the file is missing, broken, far too large or in none of IMAGE_FORMATS.
     """
+    name = "an image" if isinstance(source, bytes) else source
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as file:
-            image = ImageOps.exif_transpose(file)
+        return _decode(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except Exception as error:  # on broken data, decoders raise nearly anything
+        for plain in without_metadata(source):
+            try:
+                return _decode(io.BytesIO(plain))
+            except Exception:  # the first error is the one to tell
+                continue
+        raise UserError(
+            f"{name}: cannot be read as an image ({error}): give a whole {', '.join(IMAGE_FORMATS)} file"
+        ) from error
+
+
+def _decode(file: Path | io.BytesIO) -> Image.Image:
+    with Image.open(file, formats=IMAGE_FORMATS) as opened:
+        opened.load()
+        image = _upright(opened)
+        if image.mode == "F":  # which convert() would clip to black
+            raise ValueError("its pixels are floating-point numbers of an unknown range")
         if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-            image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+            grey = np.asarray(image).astype(np.float64) / 257
+            image = Image.fromarray(np.round(grey).clip(0, 255).astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
-    except Exception as error:  # on broken data, decoders raise nearly anything
-        raise UserError(
-            f"{path}: cannot be read as an image ({error}): give a whole {', '.join(IMAGE_FORMATS)} file"
-        ) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # EXIF that is none says nothing
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image

@@ -6,17 +6,21 @@ rows (an example again, without labels) keep all ranks at the same number of equ
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
+from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, layout
+from multicoco.curriculum import ExampleTokens
 from multicoco.data.collate import Collator, Row
 from multicoco.data.example import Example, load_image
-from multicoco.data.prompt import PromptBuilder, Reasoning
+from multicoco.data.prompt import Asked, PromptBuilder
 
 Pick = tuple[int, bool]  # (index of an example, whether it counts)
+Arrange = Callable[[Example, ExampleTokens], tuple[list[int], list[int]]]  # -> input_ids and labels, both (T,)
 
 
 def epoch_batches(n: int, global_batch: int, order: Sequence[int]) -> list[list[Pick]]:
@@ -66,26 +70,44 @@ class RankBatches:
         return len(self.batches)
 
 
-class ReasoningDataset(Dataset):
-    """Examples as tokens and image tiles.
+class ImageInputs(Protocol):
+    """The images of one example (`models.families.ImageInputs`)."""
+
+    @property
+    def tokens(self) -> Sequence[int]: ...
+
+    @property
+    def tensors(self) -> dict[str, Tensor]: ...
+
+
+class Encoder:
+    """An example as tokens and image tensors.
 
     Args:
-        image_processor: transformers' for the model, None for a text-only model.
-        arrange: from an example's position and tokens to (input_ids, labels).
+        read_images: pictures as a model family takes them.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        prompt: PromptBuilder,
-        image_processor: Callable | None,
-        reasoning: Reasoning,
-        arrange: Callable,
-    ):
-        self.examples = examples
+    def __init__(self, prompt: PromptBuilder, read_images: Callable[[Sequence[Image.Image]], ImageInputs]):
         self.prompt = prompt
-        self.image_processor = image_processor
-        self.reasoning = reasoning
+        self.read_images = read_images
+
+    def __call__(self, example: Example, asked: Asked) -> tuple[ExampleTokens, dict[str, Tensor]]:
+        images = self.read_images([load_image(image) for image in example.images])
+        return self.prompt(example, asked, images.tokens), images.tensors
+
+
+class ReasoningDataset(Dataset[Row]):
+    """Examples as rows.
+
+    Args:
+        asked: what the prompts ask for.
+        arrange: lays an encoded example out.
+    """
+
+    def __init__(self, examples: Sequence[Example], encoder: Encoder, asked: Asked, arrange: Arrange):
+        self.examples = examples
+        self.encoder = encoder
+        self.asked = asked
         self.arrange = arrange
 
     def __len__(self) -> int:
@@ -94,48 +116,16 @@ class ReasoningDataset(Dataset):
     def __getitem__(self, pick: Pick) -> Row:
         index, counted = pick
         example = self.examples[index]
-        pixel_values, n_tiles = None, 0
-        if self.image_processor is not None and example.image is not None:
-            # [tiles, 3, H, W]; more than one tile ends with the thumbnail of the whole image
-            pixel_values = self.image_processor(load_image(example.image), return_tensors="pt").pixel_values
-            n_tiles = len(pixel_values)
-        tokens = self.prompt(example, self.reasoning, n_tiles)
+        tokens, inputs = self.encoder(example, self.asked)
         input_ids, labels = self.arrange(example, tokens)
-        return Row(input_ids, labels, pixel_values, index, counted)
+        return Row(input_ids, labels, index, counted, inputs)
 
 
-def train_layout(
-    example: Example,
-    tokens: ExampleTokens,
-    schedule: StageSchedule,
-    stage: int,
-    epoch: int,
-    latent_tokens: LatentTokens | None,
-) -> tuple[list[int], list[int]]:
-    """An example as it is trained in an epoch of a stage; without latent tokens, all of it is written."""
-    if latent_tokens is None:
-        return layout(tokens, n_replaced=0, latent_block=())
-    n_steps = len(tokens.steps)
-    n_replaced, n_latents = schedule.train_counts(schedule.example_stage(stage, epoch, example.id, n_steps), n_steps)
-    return layout(tokens, n_replaced, latent_tokens.block(n_latents))
-
-
-def prompt_layout(
-    example: Example,
-    tokens: ExampleTokens,
-    count_latents: Callable[[int], int],
-    latent_tokens: LatentTokens | None,
-) -> tuple[list[int], list[int]]:
-    """What a model is given at evaluation: the prompt and, for latent reasoning, count_latents(steps) latents."""
-    block = () if latent_tokens is None else latent_tokens.block(count_latents(len(example.steps)))
-    return layout(ExampleTokens(tokens.prompt), n_replaced=0, latent_block=block)
-
-
-class _Loader(StatefulDataLoader):
+class _Loader(StatefulDataLoader[Any]):
     """Leaves signals to the rank: a scheduler's notice goes to all processes of a job, and a worker that died of it
     would take its rank along before the rank could save. Workers end with their rank."""
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         # workers inherit what is blocked, so that there is no moment at which they can be hit
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
         try:
@@ -146,7 +136,7 @@ class _Loader(StatefulDataLoader):
 
 def make_loader(
     dataset: ReasoningDataset, batches: RankBatches, collator: Collator, num_workers: int
-) -> StatefulDataLoader:
+) -> StatefulDataLoader[dict[str, Any]]:
     """One rank's loader for one epoch."""
     return _Loader(
         dataset,

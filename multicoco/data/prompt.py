@@ -5,19 +5,41 @@ switched off, so "<|latent|>" or "<|im_end|>" in a question is ordinary text.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from datetime import datetime
+from typing import Any, Literal, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from multicoco.curriculum import ExampleTokens
 from multicoco.data.example import Example
 from multicoco.errors import UserError
-from multicoco.evaluation.answers import ANSWER_PREFIX
+
+ANSWER_PREFIX = "Answer:"
 
 AnswerFormat = Literal["letter", "index", "text"]
-Reasoning = Literal["vanilla", "cot", "coconut"]
+Asked = Literal["answer", "reasoning"]  # what a prompt asks for: the answer alone, or reasoning before it
 
 _USER_TEXT = "\N{OBJECT REPLACEMENT CHARACTER}user-text\N{OBJECT REPLACEMENT CHARACTER}"
+
+
+class ImageTokens(Protocol):
+    """How a model family shows images in a prompt (`models.families.Family`)."""
+
+    def content(self, text: str, n_images: int) -> str | list[dict[str, str]]:
+        """A user's turn for the chat template."""
+
+    def place_images(self, ids: list[int], tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The template's ids with every image's tokens in place."""
+
+
+class _NoImages:
+    """Of a prompt for a model that sees none."""
+
+    def content(self, text: str, n_images: int) -> str:
+        return text
+
+    def place_images(self, ids: list[int], tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        return ids
 
 
 def choice_label(index: int, answer_format: AnswerFormat) -> str:
@@ -29,45 +51,48 @@ class PromptBuilder:
     """Tokenizes examples part by part, so that a stage can leave steps out without changing the other tokens.
 
     Args:
-        image_token_id, image_seq_length: the model's; None for a text-only model.
         answer_format: how choices are shown and named in the answer.
-        direct_instruction, reasoning_instruction: last line of the question for "vanilla", and for the other two.
+        images: the model's family; None for text alone.
+        direct_instruction, reasoning_instruction: last line of a question that asks for the answer, and for reasoning.
+        date: YYYY-MM-DD, for chat templates that write the day's date; None where there is none to be written.
 
     Raises:
-        UserError: the model takes images but its chat template does not show one.
+        UserError: when called, if the chat template does not fit: it loses the question, shows the images otherwise
+            than once each, or asks for a date that is not given.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         answer_format: AnswerFormat = "letter",
-        image_token_id: int | None = None,
-        image_seq_length: int | None = None,
+        images: ImageTokens | None = None,
         direct_instruction: str = "",
         reasoning_instruction: str = "",
+        date: str | None = None,
     ):
         self.tokenizer = tokenizer
         self.answer_format = answer_format
-        self.image_token_id = image_token_id
-        self.image_seq_length = image_seq_length
+        self.images = images or _NoImages()
         self.direct_instruction = direct_instruction
         self.reasoning_instruction = reasoning_instruction
+        self.date = date
+        self._templates: dict[int, tuple[list[int], list[int]]] = {}  # by the number of images
 
-    def __call__(self, example: Example, reasoning: Reasoning, n_tiles: int = 0) -> ExampleTokens:
-        """Tokens of one example whose image, if any, makes n_tiles tiles.
+    def __call__(self, example: Example, asked: Asked = "reasoning", image_tokens: Sequence[int] = ()) -> ExampleTokens:
+        """Tokens of one example whose images take so many tokens each.
 
-        For "vanilla" the prompt ends with the answer's prefix: the model can do nothing but answer.
+        If only the answer is asked for, the prompt ends with the answer's prefix: the model can do nothing but answer.
         """
-        before, after = self._template(with_image=n_tiles > 0)
+        before, after = self._template(len(image_tokens))
         prompt = [
-            *self._expand_image(before, n_tiles),
-            *self._encode(self._question(example, reasoning)),
+            *self.images.place_images(before, image_tokens, self.tokenizer),
+            *self._encode(self._question(example, asked)),
             *after,
         ]
         prefix, steps = self._encode(ANSWER_PREFIX), [self._encode(f"{step}\n") for step in example.steps]
-        if reasoning == "vanilla":
+        if asked == "answer":
             prompt, prefix, steps = [*prompt, *prefix], [], []
-        answer = []
+        answer: list[int] = []
         if example.answer is not None:
             answer = [*prefix, *self._encode(f" {self._answer(example)}"), self.tokenizer.eos_token_id]
         return ExampleTokens(prompt, steps, answer)
@@ -75,40 +100,47 @@ class PromptBuilder:
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
-    def _template(self, with_image: bool) -> tuple[list[int], list[int]]:
-        """The chat template's token ids before and after the user's text, up to the assistant's turn."""
+    def _template(self, n_images: int) -> tuple[list[int], list[int]]:
+        """The token ids before and after the user's text, up to the assistant's turn."""
+        if n_images not in self._templates:
+            self._templates[n_images] = self._render(n_images)
+        return self._templates[n_images]
+
+    def _render(self, n_images: int) -> tuple[list[int], list[int]]:
         if self.tokenizer.chat_template is None:
-            return [], self._encode("\n")
-        text = {"type": "text", "text": _USER_TEXT}
-        content = [{"type": "image"}, text] if with_image else [text] if self.image_token_id is not None else _USER_TEXT
+            return self._beginning_of_text(), self._encode("\n")
         rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": self.images.content(_USER_TEXT, n_images)}],
+            tokenize=False,
+            add_generation_prompt=True,
+            strftime_now=self._strftime,
         )
-        before, after = rendered.split(_USER_TEXT)
-        encode = self.tokenizer.encode
-        return encode(before, add_special_tokens=False), encode(after, add_special_tokens=False)
-
-    def _expand_image(self, ids: list[int], n_tiles: int) -> list[int]:
-        """The template's one image token as <img>, tiles x image_seq_length context tokens, </img>."""
-        if not n_tiles:
-            return ids
-        if ids.count(self.image_token_id) != 1:
+        before, *rest = rendered.split(_USER_TEXT)
+        if len(rest) != 1:
             raise UserError(
-                "the model's chat template does not show an image exactly once: is it an InternVL `-hf` model?"
+                f"the model's chat template shows a question {len(rest)} times, not once: give the model's folder "
+                "(chat_template.jinja or tokenizer_config.json) a template for chats"
             )
-        at = ids.index(self.image_token_id)
-        start, end = self.tokenizer.start_image_token_id, self.tokenizer.end_image_token_id
-        return [
-            *ids[:at],
-            start,
-            *[self.image_token_id] * (n_tiles * self.image_seq_length),
-            end,
-            *ids[at + 1 :],
-        ]
+        encode = self.tokenizer.encode
+        return encode(before, add_special_tokens=False), encode(rest[0], add_special_tokens=False)
 
-    def _question(self, example: Example, reasoning: Reasoning) -> str:
+    def _beginning_of_text(self) -> list[int]:
+        """What the tokenizer itself puts in front of a text: base models have never seen one without."""
+        bare = self.tokenizer.encode("a", add_special_tokens=False)
+        whole = self.tokenizer.encode("a")
+        for start in range(len(whole)):
+            if whole[start : start + len(bare)] == bare:
+                return whole[:start]
+        return []
+
+    def _strftime(self, format: str) -> str:
+        if self.date is None:
+            raise UserError("the model's chat template writes the day's date: set prompt_date (YYYY-MM-DD)")
+        return datetime.fromisoformat(self.date).strftime(format)
+
+    def _question(self, example: Example, asked: Asked) -> str:
         lines = [example.question, *self._choice_lines(example.choices)]
-        instruction = self.direct_instruction if reasoning == "vanilla" else self.reasoning_instruction
+        instruction = self.direct_instruction if asked == "answer" else self.reasoning_instruction
         return "\n".join([*lines, instruction] if instruction else lines)
 
     def _choice_lines(self, choices: Sequence[str]) -> list[str]:
@@ -118,7 +150,7 @@ class PromptBuilder:
             return [f"The choices are {', '.join(choices)}."]
         return [f"{choice_label(i, self.answer_format)}. {choice}" for i, choice in enumerate(choices)]
 
-    def _answer(self, example: Example) -> str:
+    def _answer(self, example: Example) -> Any:
         if example.answer_index is None or self.answer_format == "text":
             return example.answer
         return choice_label(example.answer_index, self.answer_format)

@@ -1,5 +1,6 @@
 """All checks in their order, and the table."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def examine(config_path: Path, overrides: Sequence[str], hostfile: Path | None, 
     """
     config = load_config(config_path, overrides)
     if hostfile:
+        hostfile = Path(os.path.expanduser(os.path.expandvars(hostfile)))
         hosts = [Host(name, slots, is_remote=True) for name, slots in read_hostfile(hostfile).items()]
     else:
         hosts = [Host("this machine", None, is_remote=False)]

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig
 
 from multicoco.config import RunConfig
-from multicoco.models.backbone import freeze
+from multicoco.models.families import family_of
+from multicoco.models.freezing import freeze
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,14 @@ def model_size(config: RunConfig) -> ModelSize | None:
     """Counted on the meta device, from the config.json alone; None where it is not on this machine.
 
     Raises:
-        UserError: `freeze` names parts that the model has not.
+        UserError: the model is of no family, or has not the parts that `freeze` names.
     """
     options = {"trust_remote_code": config.trust_remote_code}
     try:
         model_config = AutoConfig.from_pretrained(config.model_id, local_files_only=True, **options)
     except (OSError, ValueError):
         return None
-    auto_model = AutoModelForImageTextToText if hasattr(model_config, "vision_config") else AutoModelForCausalLM
+    auto_model = family_of(model_config).auto_model
     with torch.device("meta"):
         model = auto_model.from_config(model_config, **options)
     freeze(model, **config.freeze.model_dump())

@@ -23,7 +23,7 @@ from multicoco.engine.ds_config import ModelShape
 from multicoco.engine.optimizer import build_optimizer, reset_optimizer_state
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
-from multicoco.models.backbone import checkpoint_activations
+from multicoco.models.checkpointing import checkpoint_activations
 
 _PORTS = range(10000, 32768)  # above, Linux gives them to outgoing connections
 
@@ -118,7 +118,7 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -
     reset_optimizer_state(engine)  # the wrapper of bf16 and fp16 without ZeRO has taken a step, with gradients of 0
     if zero["stage"] == 3:
         # what computes with parameters of other modules must have them registered, or ZeRO-3 does not gather them
-        owners = {reasoner.cross_entropy: reasoner.model.get_output_embeddings()}
+        owners: dict[nn.Module, nn.Module] = {reasoner.cross_entropy: reasoner.model.get_output_embeddings()}
         owners |= {module: module for module in reasoner.modules() if isinstance(module, TrainableTokensLayer)}
         for module, owner in owners.items():
             for parameter in owner.parameters():
@@ -133,7 +133,7 @@ def model_shape(reasoner: LatentReasoner, passes: int) -> ModelShape:
         hidden_size=reasoner.model.config.get_text_config().hidden_size,
         parameters=sum(parameter.numel() for parameter in reasoner.parameters()),
         decoder_parameters=sum(parameter.numel() for parameter in decoder.parameters())
-        - decoder.get_input_embeddings().weight.numel(),
+        - sum(parameter.numel() for parameter in decoder.get_input_embeddings().parameters()),
         passes=passes,
     )
 

@@ -1,12 +1,20 @@
 """What the ranks tell each other in Python objects; without a process group, a process is alone."""
 
+import socket
+import sys
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import suppress
+from datetime import timedelta
+from hashlib import sha256
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 
 from multicoco.errors import UserError
+from multicoco.process import say_before_meeting
 
+SPEAK_SECONDS = 30.0  # for the rank that is to say something
+STAY_SECONDS = 5.0  # of rank 0, without which nobody can hear any more
 T = TypeVar("T")
 
 
@@ -40,4 +48,35 @@ def agree(function: Callable[[], T], only_rank_0: bool = False) -> T:
     for error in filter(None, gather(own_error)):
         error.on_all_ranks = True
         raise error
-    return gather(result)[0] if only_rank_0 else result
+    return cast(T, gather(result)[0] if only_rank_0 else result)
+
+
+def tell(text: str, on_all_ranks: bool = True) -> None:
+    """Says, once, why the run ends. Every rank that has this text calls it, and none comes back before it is out.
+
+    Launchers end all ranks when one has ended badly, rank 0 too. So it is not left to rank 0: the first one to come
+    says it, and the others wait until it has, for a bounded time. Where rank 0 is gone, each says it.
+
+    Args:
+        on_all_ranks: whether it is known that all have it; otherwise the rank that says it is named.
+    """
+    if not dist.is_initialized():
+        say_before_meeting(text)
+        return
+    key, is_said = sha256(text.encode()).hexdigest(), False
+    if not on_all_ranks and world_size() > 1:
+        text += f" (rank {rank()} on {socket.gethostname()})"
+    with suppress(RuntimeError):  # rank 0, which keeps the store, is gone, or who was to say it has not
+        store = dist.distributed_c10d._get_default_store()
+        if store.add(f"{key}/came", 1) > 1:
+            store.wait([f"{key}/said"], timedelta(seconds=SPEAK_SECONDS))
+        else:
+            print(text, file=sys.stderr, flush=True)
+            store.set(f"{key}/said", "")
+        is_said = True
+        if store.add(f"{key}/heard", 1) == world_size():
+            store.set(f"{key}/heard by all", "")
+        if rank() == 0:
+            store.wait([f"{key}/heard by all"], timedelta(seconds=STAY_SECONDS))
+    if not is_said:
+        print(text, file=sys.stderr, flush=True)

@@ -12,8 +12,9 @@ from typing import IO, Any
 import yaml
 
 from multicoco.config import RunConfig
-from multicoco.engine.checkpoint import TrainerState
+from multicoco.config.schema import PUBLISHED_MODES
 from multicoco.engine.manifest import sha256
+from multicoco.engine.trainer_state import TrainerState
 from multicoco.errors import UserError
 
 # keys, or sections, that change how a run is watched, kept or computed, but not what is computed
@@ -22,7 +23,7 @@ _HARMLESS = {
     *("resume", "max_checkpoints_to_keep", "keep_best_checkpoints", "save_only_improve", "save_every_steps"),
     *("asynchronous_save", "on_save_error", "preemption_grace_seconds", "lost_rank_seconds", "max_skipped_steps"),
     *("val_path", "max_val_samples", "eval_batch_size", "eval_every_epochs", "eval_config", "generation"),
-    *("num_workers", "kernel", "activation_checkpointing", "deepspeed"),
+    *("data_dir", "num_workers", "kernel", "activation_checkpointing", "deepspeed", "self_check", "answer_type"),
     *("batch_size", "gradient_accumulation_steps"),  # the global batch they make is checked instead
     *("model_id", "load_model_path", "trust_remote_code"),  # the weights come from the checkpoint
 }
@@ -60,11 +61,12 @@ def check_unchanged(
     Raises:
         UserError: others, all of them listed.
     """
-    old = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))
-    new = yaml.safe_load(config.to_yaml())
-    changes = dict(config_changes(old, new))
+    old = _comparable(yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8")))
+    changes = dict(config_changes(old, _comparable(yaml.safe_load(config.to_yaml()))))
     for key in ("train_path", "val_path"):
-        if key not in changes and state.data.get(key) != data.get(key):
+        if state.data.get(key) == data.get(key):
+            changes.pop(key, None)  # wherever it lies, it is the same file
+        elif key not in changes:
             changes[key] = "same name, but the file has changed"
     refused = [
         f"{key}: {change}"
@@ -83,6 +85,24 @@ def check_unchanged(
             + "\nundo the change, give this run another name, or accept it with --allow-change KEY"
         )
     return [f"{key}: {change}" for key, change in changes.items()]
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """With keys that are newer than the file at their defaults, and `mode` in its general form."""
+    filled = _filled(RunConfig.model_construct().model_dump(mode="json"), config)
+    if filled.get("mode") in PUBLISHED_MODES:
+        filled |= {"mode": "train", "method": PUBLISHED_MODES[filled["mode"]]}
+    return filled
+
+
+def _filled(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(given)
+    for key, default in defaults.items():
+        if key not in merged:
+            merged[key] = default
+        elif isinstance(default, dict) and isinstance(merged[key], dict):
+            merged[key] = _filled(default, merged[key])
+    return merged
 
 
 def file_hash(path: Path) -> str:

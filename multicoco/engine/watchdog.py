@@ -32,7 +32,7 @@ class Watchdog:
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._limit = limit_seconds
         self._stopped = threading.Event()
-        self._said = [""] * self._world_size  # the newest beat of each rank
+        self._said = [b""] * self._world_size  # the newest beat of each rank
         self._heard = [monotonic()] * self._world_size  # and when it came; beyond rank 0, of rank 0 alone
         if self._world_size == 1:
             return

@@ -1,64 +1,93 @@
 """How an answer is read out of generated text, and when it is right.
 
-The answer is what follows the last "Answer:" (any case); without one, the last "answer is"; without either, it is the
-last line that is not empty.
+The rules hold when a model babbles: a text gives an answer only if it says one thing in a known form, else none
+("unparsed").
 
-Multiple choice: the first rule that fits one choice decides, else there is no answer. Rules 1 and 2 look at the
-answer's first line.
-1. The form the model was asked for (`answer_format`): a letter ("B", "(b)", "B. blue"), an index ("1", "1 : blue") or
-   a choice's text.
-2. The other forms: text, then letter (a capital, since "a" is also an article), then index.
-3. The one choice whose text occurs as whole words in the answer or, if nothing marked the answer, in the whole text.
+The answer is the line that follows "Answer:" (any case); without one, what follows "answer is"; without either, the
+last line that is not empty, unless the text was cut off. Where several are marked they must agree.
 
-Open questions: the answer's first line. Texts are compared in lower case, without punctuation at their ends and without
-an article in front.
+Multiple choice: the line is, after words such as "it is",
+1. in the form that the model was asked for, a label: a letter ("B", "(b)", "B. blue") or an index ("1", "1 : blue"),
+   with nothing but its own choice's text behind it; or
+2. a choice's text: exactly, or the only one that is the same in lower case, without punctuation at the ends and without
+   an article in front.
+A sentence or a "because ..." may follow that names no other choice and takes nothing back.
+
+Open questions: the whole line, compared in lower case, without punctuation at the ends and an article in front; or,
+where numbers are judged, the only number in it.
 """
 
 import re
 from collections.abc import Sequence
-from functools import partial
 
-from multicoco.data.example import Example
-
-ANSWER_PREFIX = "Answer:"
+from multicoco.data.example import Example, Judge
+from multicoco.data.numbers import single_number
 
 _MARKERS = (re.compile(r"\banswer[\s*]*:", re.IGNORECASE), re.compile(r"\banswer\s+is\b", re.IGNORECASE))
-# a label alone, or before a choice's text; neither "A.M.", "A-frame" nor "3:30"
-_LABEL = r"[\s(\[*\"':]*({})[)\]*\"']*(?:\s*[:)\]](?!\d)|\s*\.(?!\w)|[\s.!,;]*$)"
-_LETTER, _CAPITAL, _INDEX = (re.compile(_LABEL.format(label)) for label in ("[A-Za-z]", "[A-Z]", "[0-9]{1,3}"))
-_WORD = re.compile(r"(?:[^\W_]|(?<=\d)[.,:](?=\d))+")  # "1.5" and "3:30" are one word
+# GSM8K's "#### 72", and no heading
+_NUMBER_MARKERS = (re.compile(rf"{_MARKERS[0].pattern}|#{{2,}}(?=\s*[-+$]*\s?\.?[0-9])", re.IGNORECASE), _MARKERS[1])
+_LEAD_IN = re.compile(
+    r"^(?:\s*(?:it['\u2019]s|(?:it|this|that)\s+(?:is|must\s+be)"
+    r"|(?:(?:the|my)\s+)?(?:(?:correct|right|best|final)\s+)?(?:answer|option|choice)(?:\s+is)?)\b[\s:]*)+",
+    re.IGNORECASE,
+)
+# a label, and what is behind it; neither "A.M.", "A-frame" nor "3:30"
+_LABEL = r"[\s(\[*\"':]*({})(?![.:,'\u2019-]?\w)(.*)"
+_LABELS = {"letter": re.compile(_LABEL.format("[A-Za-z]")), "index": re.compile(_LABEL.format("[0-9]{1,3}"))}
+_LABEL_WORDS = {"letter": re.compile(r"\b[A-Z]\b"), "index": re.compile(r"\b[0-9]{1,3}\b")}
+_CLOSING = " \t.,:;!)]*\"'"
+_AFTERTHOUGHT = re.compile(r"[.!;]\s+|[.,;]?\s+(?=(?:because|since)\b)", re.IGNORECASE)
+_DOUBT = re.compile(
+    r"\?|n['\u2019]t\b|\b(?:no|not|nor|neither|never|none|or|either|both|maybe|perhaps|possibly|probably|might|could"
+    r"|wrong|incorrect|false|actually|instead|rather|wait|but|however|unless|except|without|if|other|another|cannot)\b",
+    re.IGNORECASE,
+)
 _ARTICLE = re.compile(r"^(?:a|an|the)\s+")
-_PUNCTUATION = " .,:;!?\"'()[]*"
+# the point of ".5" is no punctuation, nor the sign of "5!"
+_PUNCTUATION = re.compile(r"""^(?:(?!\.\d)[\s.,:;!?"'()\[\]*])+|(?:[\s.,:;?"'()\[\]*]|(?<!\d)!)+$""")
+_WORD = re.compile(r"(?:[^\W_]|(?<=\d)[.,:](?=\d))+")  # "1.5" and "3:30" are one word
 _DIRECT_ANSWERS_FOR_FULL_CREDIT = 3  # A-OKVQA's direct-answer metric is min(annotators who gave it / 3, 1)
 
 
 def normalise(text: str) -> str:
     """Lower case, single spaces, no punctuation at the ends, no article in front; ":)" and its like stay."""
-    text = " ".join(text.lower().split())
-    return _ARTICLE.sub("", text.strip(_PUNCTUATION)).strip(_PUNCTUATION) or text
+    text = _flat(text.lower())
+    bare = _ARTICLE.sub("", _PUNCTUATION.sub("", text))
+    return _PUNCTUATION.sub("", bare) or text
 
 
-def extract_answer(text: str, choices: Sequence[str], answer_format: str) -> int | str | None:
-    """The answer in generated text: a choice's index, or for an open question its normalised words; None if unclear."""
-    answer = _marked_answer(text)
-    lines = [line for line in (text if answer is None else answer).splitlines() if line.strip()]
-    if not lines:
+def extract_answer(
+    text: str, choices: Sequence[str], answer_format: str, *, truncated: bool = False, judge: Judge = "text"
+) -> int | str | None:
+    """The answer in generated text.
+
+    Args:
+        answer_format: "letter", "index" or "text": how the prompt shows the choices and wants them named.
+        truncated: the text ended at its limit, not by itself.
+        judge: how answers to the question are compared, if it is an open one.
+
+    Returns:
+        A choice's index, or for an open question the normalised words or the number; None if unclear.
+    """
+    segments = _marked(text, _NUMBER_MARKERS if judge == "number" else _MARKERS)
+    if segments is None:
+        segments = [] if truncated else text.strip().splitlines()[-1:]
+    if not segments:
         return None
-    line = lines[-1 if answer is None else 0]
-    if not choices:
-        return normalise(line)
-    rules = {
-        "text": _by_text,
-        "letter": partial(_by_label, _LETTER if answer_format == "letter" else _CAPITAL),
-        "index": partial(_by_label, _INDEX),
-    }
-    for rule in (rules.pop(answer_format), *rules.values()):
-        if (index := rule(line, choices)) is not None:
-            return index
-    for passage in [line, text] if answer is None else [answer]:
-        if (index := _by_mention(passage, choices)) is not None:
-            return index
-    return None
+
+    def read(line: str, cut_off: bool = False) -> int | str | None:
+        if choices:
+            return _read_choice(line, choices, answer_format, cut_off)
+        return None if cut_off or not line else _read_open(line, judge)
+
+    *earlier, last = (next(iter(segment.strip().splitlines()), "") for segment in segments)
+    answer = read(last, cut_off=truncated and "\n" not in segments[-1].lstrip())
+    for line in filter(None, earlier):
+        other = read(line)
+        # an earlier line that gives none must not have named another one
+        if other != answer and (other is not None or not _is_clear(line, answer, choices, answer_format)):
+            return None
+    return answer
 
 
 def is_correct(extracted: int | str | None, example: Example) -> bool | None:
@@ -70,41 +99,102 @@ def is_correct(extracted: int | str | None, example: Example) -> bool | None:
     if example.choices:
         if example.answer_index is None:
             return None
-        texts = [normalise(choice) for choice in example.choices]
-        return extracted is not None and texts[extracted] == texts[example.answer_index]
+        right = _flat(example.choices[example.answer_index])
+        return isinstance(extracted, int) and _flat(example.choices[extracted]) == right
     if example.answer is not None:
+        if example.judge == "number" and (number := single_number(example.answer)) is not None:
+            said = None if extracted is None else single_number(str(extracted))
+            return said is not None and said.equals(number)
         return extracted == normalise(example.answer)
     if not example.direct_answers:
         return None
     given = [normalise(answer) for answer in example.direct_answers]
-    return given.count(extracted) >= _DIRECT_ANSWERS_FOR_FULL_CREDIT
+    return sum(answer == extracted for answer in given) >= _DIRECT_ANSWERS_FOR_FULL_CREDIT
 
 
-def _marked_answer(text: str) -> str | None:
-    for marker in _MARKERS:
-        *before, after = marker.split(text)
-        if before:
-            return after
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _marked(text: str, markers: Sequence[re.Pattern[str]]) -> list[str] | None:
+    """What follows each mark, up to the next; None without any."""
+    return next((segments for marker in markers if (segments := marker.split(text)[1:])), None)
+
+
+def _read_open(line: str, judge: Judge) -> str | None:
+    if judge == "text":
+        return normalise(line)
+    number = None if _DOUBT.search(line) else single_number(line)
+    return None if number is None else number.written
+
+
+def _read_choice(line: str, choices: Sequence[str], answer_format: str, cut_off: bool) -> int | None:
+    """The choice that a line names. Of one that was cut off, only a label that nothing stands behind is clear."""
+    if cut_off:
+        whole = re.fullmatch(r"[\s(*]*(?:[A-Z]|[0-9])", line) and (len(choices) <= 10 or not line[-1].isdigit())
+        return _by_label(line, choices, answer_format) if whole else None
+    for said in (line, _LEAD_IN.sub("", line)):
+        if (index := _one_choice(said, choices, answer_format)) is not None:
+            return index
+        for cut in _AFTERTHOUGHT.finditer(said):
+            if (index := _one_choice(said[: cut.start()], choices, answer_format)) is not None:
+                return index if _is_clear(said[cut.end() :], index, choices, answer_format) else None
     return None
 
 
-def _by_text(line: str, choices: Sequence[str]) -> int | None:
-    texts = [normalise(choice) for choice in choices]
-    return texts.index(normalise(line)) if normalise(line) in texts else None
+def _one_choice(said: str, choices: Sequence[str], answer_format: str) -> int | None:
+    by_text = _by_text(said, choices)
+    by_label = _by_label(said, choices, answer_format)
+    if by_label is None:
+        return by_text
+    # "a" is also a word; "A" and "1" are what was asked for, whatever the choices' texts are
+    return None if said.islower() and by_text not in (None, by_label) else by_label
 
 
-def _by_label(pattern: re.Pattern[str], line: str, choices: Sequence[str]) -> int | None:
-    match = pattern.match(line)
+def _by_text(said: str, choices: Sequence[str]) -> int | None:
+    if not said.strip():  # nothing said is not the empty choice
+        return None
+    exact = [i for i, choice in enumerate(choices) if _flat(choice) == _flat(said)]
+    if exact:
+        return exact[0]
+    alike = [i for i, choice in enumerate(choices) if choice.strip() and normalise(choice) == normalise(said)]
+    if len({_flat(choices[i]) for i in alike}) != 1 or (_asks(said) and not _asks(choices[alike[0]])):
+        return None
+    return alike[0]
+
+
+def _asks(text: str) -> bool:
+    return "?" in text
+
+
+def _by_label(said: str, choices: Sequence[str], answer_format: str) -> int | None:
+    match = _LABELS[answer_format].fullmatch(said) if answer_format in _LABELS else None
     if match is None:
         return None
-    index = int(match[1]) if match[1].isdigit() else ord(match[1].upper()) - ord("A")
-    return index if index < len(choices) else None
+    label, behind = match.groups()
+    index = int(label) if label.isdigit() else ord(label.upper()) - ord("A")
+    if index >= len(choices):
+        return None
+    behind = behind.strip(_CLOSING)
+    if not behind:
+        return index
+    named = _by_text(behind.lstrip(_CLOSING + "(-\u2013\u2014"), choices)
+    return index if named is not None and _flat(choices[named]) == _flat(choices[index]) else None
 
 
-def _by_mention(passage: str, choices: Sequence[str]) -> int | None:
-    def words(text: str) -> str:
-        return f" {' '.join(_WORD.findall(text.lower()))} "
+def _is_clear(rest: str, index: int | str | None, choices: Sequence[str], answer_format: str) -> bool:
+    """Whether another text leaves a choice standing."""
+    if not isinstance(index, int) or _DOUBT.search(rest):
+        return False
+    own = _flat(choices[index])
+    others = [_words(choice) for choice in choices if _flat(choice) != own]
+    if any(words.strip() and words in _words(rest) for words in others):
+        return False
+    pattern = _LABEL_WORDS.get(answer_format)
+    labels = pattern.findall(rest) if pattern else []
+    named = [int(label) if label.isdigit() else ord(label) - ord("A") for label in labels]
+    return all(other == index or other >= len(choices) for other in named)
 
-    texts = [normalise(choice) for choice in choices]
-    mentioned = {text for text in texts if words(text).strip() and words(text) in words(passage)}
-    return texts.index(mentioned.pop()) if len(mentioned) == 1 else None
+
+def _words(text: str) -> str:
+    return f" {' '.join(_WORD.findall(normalise(text)))} "

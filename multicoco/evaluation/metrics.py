@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from statistics import NormalDist, fmean
+from typing import Any
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -19,10 +20,11 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     return max(0.0, centre - margin), min(1.0, centre + margin)
 
 
-def summarize(samples: Sequence[dict]) -> dict:
+def summarize(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Sums up samples (see `evaluate`): those with a known answer make the accuracy, all of them the means.
 
-    chance is the accuracy of guessing among the choices; None if there are questions without choices.
+    n_unparsed counts texts without a clear answer, n_truncated those that ended at their limit (samples of before have
+    no "truncated"). chance is the accuracy of guessing among the choices; None if there are questions without choices.
     """
     marked = [sample for sample in samples if sample["correct"] is not None]
     correct = sum(sample["correct"] for sample in marked)
@@ -35,4 +37,5 @@ def summarize(samples: Sequence[dict]) -> dict:
         "mean_new_tokens": fmean(sample["new_tokens"] for sample in samples) if samples else None,
         "mean_latent_passes": fmean(sample["latent_passes"] for sample in samples) if samples else None,
         "n_unparsed": sum(sample["extracted"] is None for sample in samples),
+        "n_truncated": sum(sample.get("truncated", False) for sample in samples),
     }

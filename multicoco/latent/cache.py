@@ -8,6 +8,7 @@ only what a recompute may see again: explicit columns, and handles that are writ
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from multicoco.latent.kinds import attention_window
 from multicoco.latent.products import autocast_dtype
 from multicoco_kernels import BufferPool, KeyMask, LayerCache, cached_attention, first_handle
 
@@ -36,6 +38,11 @@ class StaticKVCache:
         self.kernel = kernel
         self.pool = pool
         self.layers: dict[int, LayerCache] = {}
+
+    @cached_property
+    def longest_row(self) -> int:
+        """Without padding; waits for the device."""
+        return int(self.mask.valid.sum(-1).max())
 
     def layer(self, index: int, like: Tensor) -> LayerCache:
         if index not in self.layers:
@@ -81,6 +88,13 @@ def _attention_forward(
 ) -> tuple[Tensor, None]:
     if segment is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if dropped := [key for key in ("s_aux", "softcap") if kwargs.get(key) is not None]:
+        raise ValueError(f"latent passes do not reproduce {' and '.join(dropped)} of {module.config.model_type}")
+    window = attention_window(module.config)
+    if window is not None and segment.cache.longest_row > window:
+        raise ValueError(
+            f"{segment.cache.longest_row} tokens do not fit the sliding window of {module.config.model_type}, {window}"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dtype := autocast_dtype(query.device):  # which casts the inputs of PyTorch's own attention
         query, key, value = (x.to(dtype) for x in (query, key, value))

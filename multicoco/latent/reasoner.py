@@ -2,6 +2,7 @@
 last hidden state of the column before it (Hao et al. 2024, arXiv:2412.06769, section 3)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +11,12 @@ from transformers.utils import ModelOutput
 
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask, rotary_tables
+from multicoco.latent.kinds import check_supported
 from multicoco.latent.loss import LabelledCrossEntropy
+from multicoco.latent.thoughts import ThoughtSource, hidden_state
 from multicoco.latent.weight_gradients import stack_weight_gradients, stacked_columns
+from multicoco.models.families import family_of
 from multicoco_kernels import KERNELS, BufferPool
-
-# settings of a language model that the passes would silently get wrong, and the value at which they do nothing
-_NOT_REPRODUCED = {
-    "attention_dropout": 0.0,
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "logit_scale": 1.0,
-    "logits_scaling": 1.0,
-}
 
 
 @dataclass
@@ -47,11 +42,6 @@ class _Passes:
     embeds: Tensor
     thoughts: Tensor
     cache: StaticKVCache
-
-
-def position_ids_from(attention_mask: Tensor) -> Tensor:
-    """(B, T) mask -> (B, T) positions that count from 0 at each row's first token."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def split_columns(latent_columns: list[int], length: int, n_passes: int | None = None) -> list[int]:
@@ -86,29 +76,33 @@ class LatentReasoner(nn.Module):
     are one pass, so rows aligned at their first (or last) latent token need K + 1 passes for at most K of them.
 
     Args:
-        model: a decoder-only causal LM, or one with `get_image_features` and an image token (InternVL).
-        latent_token_id: the id of `<|latent|>`.
+        model: of a family in `multicoco.models.families`.
+        latent_token_id: the id of `<|latent|>`; None where no position is latent.
         kernel: implementation of the cached attention, one of `multicoco_kernels.KERNELS`.
+        thoughts: what a latent position is fed; Coconut's last hidden state by default.
 
     Raises:
         ValueError: an unknown kernel, or the model's attention or head is of a kind the passes do not reproduce.
+        UserError: the model is of no known family.
     """
 
-    def __init__(self, model: PreTrainedModel, latent_token_id: int, kernel: str = "auto"):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        latent_token_id: int | None,
+        kernel: str = "auto",
+        thoughts: ThoughtSource = hidden_state,
+    ):
         super().__init__()
         if kernel not in KERNELS:
             raise ValueError(f"kernel {kernel!r} is not one of {', '.join(KERNELS)}")
-        text_config = model.config.get_text_config()
-        kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"}:
-            raise ValueError(f"latent passes need full attention in every layer, {model.config.model_type} has {kinds}")
-        for key, neutral in _NOT_REPRODUCED.items():
-            if getattr(text_config, key, None) not in (None, neutral):
-                raise ValueError(f"latent passes do not reproduce {key} of {model.config.model_type}")
+        check_supported(model.config)
         self.model = model
+        self.family = family_of(model.config)
         self.latent_token_id = latent_token_id
         self.kernel = kernel
-        self.buffers = BufferPool()
+        self.thought_source = thoughts
+        self.cache_buffers = BufferPool()
         self.cross_entropy = LabelledCrossEntropy()
         self.decoder.set_attn_implementation(ATTENTION_NAME)
         if self.decoder.config._attn_implementation != ATTENTION_NAME:
@@ -118,38 +112,39 @@ class LatentReasoner(nn.Module):
     @property
     def decoder(self) -> PreTrainedModel:
         """The language model without its head."""
-        return self.model.get_decoder()
-
-    @property
-    def sees_images(self) -> bool:
-        return hasattr(self.model.config, "vision_config")
+        decoder: PreTrainedModel = self.model.get_decoder()
+        return decoder
 
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor | None = None,
-        pixel_values: Tensor | None = None,
+        *,
         position_ids: Tensor | None = None,
         n_passes: int | None = None,
         loss_divisor: Tensor | float | None = None,
         return_logits: bool = False,
+        **inputs: Tensor,
     ) -> LatentOutput:
         """Runs the latent passes and, with labels, the next-token loss.
 
         Args:
             input_ids, attention_mask: (B, T); padding may be on either side.
             labels: (B, T), IGNORE_INDEX where there is no loss; shifted inside.
-            pixel_values: (N, 3, H, W), the image tiles of all rows in order.
-            position_ids: (B, T); from the mask by default.
+            position_ids: (B, T); the family's by default.
             n_passes: run exactly that many passes, so that every rank and step calls the modules alike.
             loss_divisor: what the summed loss is divided by; the number of labelled positions by default.
             return_logits: also compute (B, T, V) logits.
+            inputs: what the family's models take beside tokens, of all rows in order; for InternVL pixel_values,
+                (N, 3, H, W) image tiles.
 
         Raises:
-            ValueError: more latent columns than n_passes allows, or a latent token without a token before it.
+            TypeError: the family has no such input.
+            ValueError: more latent columns than n_passes allows, a latent token without a token before it, or a row
+                that is longer than the model's sliding window.
         """
-        passes = self._run_passes(input_ids, attention_mask, pixel_values, position_ids, n_passes)
+        passes = self._run_passes(input_ids, attention_mask, inputs, position_ids, n_passes)
         head = self.model.get_output_embeddings()
         loss = None if labels is None else self._loss(passes.hidden, head, labels, loss_divisor)
         logits = head(passes.hidden) if return_logits else None
@@ -160,58 +155,68 @@ class LatentReasoner(nn.Module):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        pixel_values: Tensor | None = None,
+        *,
         n_passes: int | None = None,
         generation_config: GenerationConfig | None = None,
-        **generation_kwargs,
+        **inputs_and_options: Any,
     ) -> Tensor:
         """Latent passes over the prompts, then transformers' `generate` from their cache.
 
-        Args: as for `forward`; rows must be left-padded. `generation_config` and `generation_kwargs` are transformers'.
+        Args: as for `forward`; rows must be left-padded. `generation_config` and what is no input of the family are
+            transformers'.
 
         Returns:
             (B * num_return_sequences, N) ids of the new tokens only.
         """
-        passes = self._run_passes(input_ids, attention_mask, pixel_values, None, n_passes)
+        names = inputs_and_options.keys() & set(self.family.input_names)
+        inputs = {name: inputs_and_options.pop(name) for name in names}
+        passes = self._run_passes(input_ids, attention_mask, inputs, None, n_passes)
         cache = passes.cache.to_dynamic(input_ids.shape[1] - 1)  # generate itself runs the last column
         config = generation_config or self.model.generation_config
         expand = max(
-            generation_kwargs.get(key) or getattr(config, key, None) or 1
+            inputs_and_options.get(key) or getattr(config, key, None) or 1
             for key in ("num_beams", "num_return_sequences")
         )
         cache.batch_repeat_interleave(expand)
-        return self.model.generate(
+        model: Any = self.model  # `generate` comes from a mixin that the type does not show
+        tokens: Tensor = model.generate(
             inputs_embeds=passes.embeds,
             attention_mask=attention_mask,
             past_key_values=cache,
             generation_config=generation_config,
-            **generation_kwargs,
+            **inputs_and_options,
         )
+        return tokens
 
     def _run_passes(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        pixel_values: Tensor | None,
+        inputs: dict[str, Tensor],
         position_ids: Tensor | None,
         n_passes: int | None,
     ) -> _Passes:
-        is_latent = (input_ids == self.latent_token_id) & attention_mask.bool()  # [B, T]
+        if unknown := inputs.keys() - set(self.family.input_names):
+            raise TypeError(f"{self.model.config.model_type} takes no {', '.join(sorted(unknown))}")
+        is_latent = self._is_latent(input_ids) & attention_mask.bool()  # [B, T]
         latent_columns = self._latent_columns(is_latent, attention_mask)
         starts = split_columns(latent_columns, input_ids.shape[1], n_passes)
         if position_ids is None:
-            position_ids = position_ids_from(attention_mask)
-        embeds = self._embed(input_ids, pixel_values)  # [B, T, D]
-        cache = StaticKVCache(attention_mask.bool(), self.kernel, self.buffers)
+            position_ids = self.family.position_ids(input_ids, attention_mask, inputs)
+        embeds = self.family.embed(self.model, input_ids, inputs)  # [B, T, D]
+        cache = StaticKVCache(attention_mask.bool(), self.kernel, self.cache_buffers)
         mask = no_mask(embeds)
 
-        segment, hidden, inputs, thoughts = None, [], [], []
+        segment: Segment | None = None
+        hidden: list[Tensor] = []
+        fed: list[Tensor] = []
+        thoughts: list[Tensor] = []
         with stacked_columns(), rotary_tables(self.decoder, embeds, position_ids) as choose_columns:
             for start, end in zip(starts, [*starts[1:], input_ids.shape[1]], strict=True):
                 segment_embeds = embeds[:, start:end]
                 if start in latent_columns:
                     here = is_latent[:, start, None]  # [B, 1]
-                    thought = hidden[-1][:, -1]  # [B, D], after the model's last norm
+                    thought = self.thought_source(hidden[-1][:, -1], len(thoughts))  # [B, D]
                     thoughts.append(thought.masked_fill(~here, 0))
                     first = torch.where(here, thought, segment_embeds[:, 0])
                     segment_embeds = torch.cat([first[:, None], segment_embeds[:, 1:]], dim=1)
@@ -221,14 +226,19 @@ class LatentReasoner(nn.Module):
                     self.decoder(
                         inputs_embeds=segment_embeds,
                         attention_mask=mask,
-                        position_ids=position_ids[:, start:end],
+                        position_ids=position_ids[..., start:end],
                         use_cache=False,
                         segment=segment,
                     ).last_hidden_state
                 )
-                inputs.append(segment_embeds)
-        thoughts = torch.stack(thoughts, dim=1) if thoughts else embeds[:, :0]
-        return _Passes(torch.cat(hidden, dim=1), torch.cat(inputs, dim=1), thoughts, cache)
+                fed.append(segment_embeds)
+        stacked = torch.stack(thoughts, dim=1) if thoughts else embeds[:, :0]
+        return _Passes(torch.cat(hidden, dim=1), torch.cat(fed, dim=1), stacked, cache)
+
+    def _is_latent(self, input_ids: Tensor) -> Tensor:
+        if self.latent_token_id is None:
+            return torch.zeros_like(input_ids, dtype=torch.bool)
+        return input_ids == self.latent_token_id
 
     def _latent_columns(self, is_latent: Tensor, attention_mask: Tensor) -> list[int]:
         """The columns in which any row is latent: the one host synchronisation of a step, before the passes."""
@@ -241,26 +251,11 @@ class LatentReasoner(nn.Module):
             )
         return [column for column, flag in enumerate(latent) if flag]
 
-    def _embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
-        """(B, T) -> (B, T, D): word embeddings, with vision features at the image tokens."""
-        embeds = self.model.get_input_embeddings()(input_ids)
-        if not self.sees_images:
-            return embeds
-        if pixel_values is None:  # a blank tile that counts for nothing: every rank must call the same modules
-            config = self.model.config.vision_config
-            blank = embeds.new_zeros(1, config.num_channels, *config.image_size)
-            return embeds + 0 * self._image_features(blank).sum().to(embeds)
-        features = self._image_features(pixel_values).to(embeds)  # [N, tokens per tile, D]
-        at_image = input_ids == self.model.config.image_token_id
-        return embeds.masked_scatter(at_image[..., None], features)
-
-    def _image_features(self, pixel_values: Tensor) -> Tensor:
-        return self.model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
-
     def _loss(self, hidden: Tensor, head: nn.Linear, labels: Tensor, divisor: Tensor | float | None) -> Tensor:
         targets = labels[:, 1:]
         labelled = targets != IGNORE_INDEX
         if divisor is None:
             divisor = labelled.sum().clamp(min=1)
         labelled[:, 0] |= ~labelled.any()  # without labels still call the head, as other ranks do: its loss is 0
-        return self.cross_entropy(hidden[:, :-1][labelled], head, targets[labelled]) / divisor
+        summed: Tensor = self.cross_entropy(hidden[:, :-1][labelled], head, targets[labelled])
+        return summed / divisor

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from multicoco.config.section import NonNegativeInt, OptionalStr, PositiveInt
 from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, layout
-from multicoco.methods.method import Method, MethodKeys
+from multicoco.methods.method import Extent, Method, MethodKeys, method_class
 
 if TYPE_CHECKING:
     from multicoco.config import RunConfig
@@ -36,12 +36,15 @@ class CoconutKeys(MethodKeys):
     )
 
     def problems(self, config: RunConfig) -> Iterator[str]:
-        trained, evaluated = config.trained_method, config.eval_config
+        trains, evaluated = config.mode != "eval_only", config.eval_config
+        method = method_class(config.trained_method)
+        is_own = method.section == Coconut.section
+        named = f"method is {config.method}" if config.method else f"mode is {config.mode}"
         most_latents = self.max_latent_stage * self.c_thought
-        if trained == "coconut" and config.mode != "eval_only" and not self.enabled:
-            yield f"mode is {config.mode} but coconut.enabled is false: set it to true"
-        if trained in ("cot", "vanilla") and config.mode != "eval_only" and self.enabled:
-            yield f"mode is {config.mode} but coconut.enabled is true: set it to false, or mode to coconut_train"
+        if is_own and not self.enabled and (trains or config.method):
+            yield f"{named} but coconut.enabled is false: set it to true"
+        if not is_own and self.enabled and trains:
+            yield f"{named} but coconut.enabled is true: set it to false, or mode to coconut_train"
         if evaluated.coconut and not self.enabled:
             yield "eval_config.coconut is true but coconut.enabled is false: set both to the same"
         if self.enabled and (evaluated.eval_latent_tokens or 0) > most_latents:
@@ -49,10 +52,18 @@ class CoconutKeys(MethodKeys):
                 f"eval_config.eval_latent_tokens is {evaluated.eval_latent_tokens} but coconut.max_latent_stage * "
                 f"coconut.c_thought is {most_latents}, the most the model is trained with: lower it"
             )
-        if trained in ("cot", "vanilla") and config.mode != "eval_only" and self.uniform_prob > 0:
-            yield f"coconut.uniform_prob is {self.uniform_prob} but mode is {config.mode}, without stages: set it to 0"
+        if not is_own and self.uniform_prob > 0 and trains:
+            yield f"coconut.uniform_prob is {self.uniform_prob} but {named}, without stages: set it to 0"
         if self.stage_lr is not None and not config.reset_optimizer:
             yield "coconut.stage_lr is set but reset_optimizer is false: without a restart there is one learning rate"
+        if is_own and self.enabled and trains:
+            schedule = method(config).schedule
+            last = schedule.stage(config.num_epochs - 1)
+            if not schedule.max_latents(last):
+                yield (
+                    f"num_epochs is {config.num_epochs} and coconut.first_stage {schedule.first_stage}: in stage "
+                    f"{last}, its last, there are no thoughts yet; raise num_epochs, or set coconut.first_stage to 1"
+                )
 
 
 class Coconut(Method):
@@ -86,6 +97,10 @@ class Coconut(Method):
         assert self.latent_tokens is not None
         return self.latent_tokens
 
+    @property
+    def latent_init_token(self) -> str | None:
+        return self.keys.latent_init_token
+
     def learning_rate(self, stage: int) -> float:
         rates = self.keys.stage_lr or [self.config.lr]
         return rates[min(stage - self.schedule.first_stage, len(rates) - 1)]
@@ -108,7 +123,8 @@ class Coconut(Method):
         fixed = self.config.eval_config.eval_latent_tokens
         return self.passes(stage) if fixed is None else fixed + 1
 
-    def longest_row(self, tokens: ExampleTokens, stage: int) -> int:
+    def extent(self, tokens: ExampleTokens, stage: int) -> Extent:
+        # an example that draws its stage may write all of its steps
         replaced = 0 if self.schedule.uniform_prob else self.schedule.train_counts(stage, len(tokens.steps))[0]
         written = sum(map(len, tokens.steps[replaced:])) + len(tokens.answer)
-        return len(tokens.prompt) + self.schedule.max_latents(stage) + 2 + written
+        return Extent(len(tokens.prompt) + 1, self.schedule.max_latents(stage), written + 1)

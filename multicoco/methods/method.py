@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from multicoco.config.section import Section
 from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, layout
@@ -24,6 +24,14 @@ class MethodKeys(Section):
     def problems(self, config: RunConfig) -> Iterator[str]:
         """What of this section does not go with the rest of the config, one sentence each, with what to do."""
         yield from ()
+
+
+class Extent(NamedTuple):
+    """Columns of a row: before the first thought, of thoughts, and after them, which carry the loss."""
+
+    context: int
+    thoughts: int
+    written: int
 
 
 class Method:
@@ -55,6 +63,11 @@ class Method:
         """One stage, 0, for the whole run."""
         return StageSchedule(epochs_per_stage=self.config.num_epochs)
 
+    @property
+    def latent_init_token(self) -> str | None:
+        """The token whose embedding the latent tokens start from; None: the tokenizer's eos."""
+        return None
+
     def learning_rate(self, stage: int) -> float:
         """The peak learning rate of a stage."""
         return self.config.lr
@@ -78,9 +91,9 @@ class Method:
         """The most passes that a `prompt_row` takes."""
         return 1
 
-    def longest_row(self, tokens: ExampleTokens, stage: int) -> int:
+    def extent(self, tokens: ExampleTokens, stage: int) -> Extent:
         """The most columns that a `train_row` can have in a stage, whatever it draws."""
-        return len(self.train_row(tokens, stage, 0, "")[0])
+        return Extent(len(tokens.prompt), 0, sum(map(len, tokens.steps)) + len(tokens.answer))
 
     def thought_source(self) -> ThoughtSource:
         """Where a thought's content comes from; not asked of methods without thoughts."""
@@ -90,6 +103,7 @@ class Method:
 
     def loss(self, output: LatentOutput) -> Tensor:
         """What is minimised, from the output of the passes, whose loss is the language model's: a scalar."""
+        assert output.loss is not None  # the engine always passes labels
         return output.loss
 
 
@@ -101,3 +115,14 @@ def method_class(name: str) -> type[Method]:
     """
     found: type[Method] = load("methods", name)
     return found
+
+
+def evaluated_methods(config: RunConfig) -> list[str]:
+    """The methods that a run evaluates by: those that `eval_config` names, else the one that it trains."""
+    return config.evaluated or [config.trained_method]
+
+
+def thinking_method(config: RunConfig) -> type[Method] | None:
+    """The method with thoughts that a run trains or evaluates by, if it does."""
+    used = [method_class(name) for name in (config.trained_method, *evaluated_methods(config))]
+    return next((method for method in used if method.has_thoughts), None)

@@ -128,10 +128,10 @@ def _passes(model: ModelGeometry, work: Workload, setting: Setting, cluster: Clu
         return there, seconds(factor * operations, factor * weights, part, trace.backward_kernels, "backward")
 
     forward = backward = hiding = 0.0
-    if model.sees_images:
+    if tile := model.tile:
         tiles = max(1, rows * work.tiles)
-        trace, width = model.trace.vision(tiles, setting.checkpointing), model.config.vision_config.hidden_size
-        there, back = layers(model.vision_layer, tiles * model.patches, model.patches, width, trace, True)
+        trace, patches = model.trace.vision(tiles, setting.checkpointing), tile.patches
+        there, back = layers(model.vision_layer, tiles * patches, patches, tile.width, trace, True)
         forward, backward, hiding = there, back, back
     start = 0
     for number, columns in enumerate(work.segments):

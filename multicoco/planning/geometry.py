@@ -1,5 +1,6 @@
 """A model's parts and how many parameters each has, from its config alone; and what a training example is made of."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from multicoco.errors import UserError
+from multicoco.models.families import family_of
 from multicoco.planning.trace import Tracer, meta_model
 
 
@@ -58,7 +60,7 @@ class ModelGeometry:
     """The parts of a model in the order of the data flow, and traces of its layers.
 
     Args:
-        config: transformers' config of an InternVL, or of a decoder-only causal language model.
+        config: transformers' config of a model of any family.
         dtype: of the parameters.
         freezing: as in the run config's `freeze`.
 
@@ -72,23 +74,21 @@ class ModelGeometry:
         self.dtype = dtype
         self.trace = Tracer(config, dtype, freezing)
         model = meta_model(config, dtype, freezing)
-        base, decoder = model.base_model, model.get_decoder()
+        decoder = model.get_decoder()
         if not hasattr(decoder, "layers"):
             raise UserError(
                 f"a {config.model_type} model cannot be planned for: its decoder names its layers otherwise"
             )
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-        self.sees_images = hasattr(config, "vision_config")
-        self.tile_tokens = config.image_seq_length if self.sees_images else 0  # columns of a tile in the language model
         self.is_tied = head.weight is embedding.weight
         self.embedding = _part(embedding)
         self.head = Part(0, 0, 0) if self.is_tied else _part(head)
         self.decoder_layer = _part(decoder.layers[0], len(decoder.layers))
+        family = family_of(config)
+        self.tile = family.tile
         self.vision_layer = self.projector = Part(0, 0, 0, 0)
-        if self.sees_images:
-            tower, projector = base.get_submodule("vision_tower"), base.get_submodule("multi_modal_projector")
-            layers = max((m for m in tower.modules() if isinstance(m, nn.ModuleList)), key=len)
-            self.vision_layer, self.projector = _part(layers[0], len(layers)), _part(projector)
+        if layers := family.vision_layers(model):
+            self.vision_layer, self.projector = _part(layers[0], len(layers)), _part(family.part(model, "projector"))
         self.parameters = sum(p.numel() for p in model.parameters())
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.decoder_parameters = sum(p.numel() for p in decoder.parameters()) - self.embedding.parameters
@@ -106,16 +106,14 @@ class ModelGeometry:
         return self.decoder_layer.copies * self.text.num_key_value_heads * head_dim
 
     @property
-    def patches(self) -> int:
-        """Columns of one tile in the vision tower."""
-        vision = self.config.vision_config
-        return 1 + (vision.image_size[0] // vision.patch_size[0]) * (vision.image_size[1] // vision.patch_size[1])
+    def tile_tokens(self) -> int:
+        """Columns of one tile in the language model."""
+        return self.tile.tokens if self.tile else 0
 
     @property
     def tile_bytes(self) -> int:
         """Of one tile's pixels, as the image processor gives them."""
-        vision = self.config.vision_config
-        return 4 * vision.num_channels * vision.image_size[0] * vision.image_size[1]
+        return 4 * math.prod(self.tile.shape) if self.tile else 0
 
 
 def _part(module: nn.Module, copies: int = 1) -> Part:

@@ -64,7 +64,7 @@ def _config(examples_per_rank: int) -> RunConfig:
         "train_path": "table",
         "bf16": True,
         "batch_size": examples_per_rank,
-        "coconut": {"enabled": True, "max_latent_stage": LATENTS},
+        "coconut": {"enabled": True, "max_latent_stage": LATENTS, "first_stage": 1},
     }
     return RunConfig(**keys)
 

@@ -5,31 +5,23 @@ Every operation of forward and backward makes its outputs there as on a GPU, so 
 of two layers tell what one layer adds. Attention is replaced by a stand-in that saves what the real kernels save.
 """
 
-import copy
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
-from multicoco.errors import UserError
 from multicoco.latent.cache import no_mask
 from multicoco.latent.loss import LabelledCrossEntropy
-from multicoco.models.backbone import checkpoint_activations, freeze
+from multicoco.models.checkpointing import checkpoint_activations
+from multicoco.models.families import family_of
+from multicoco.models.freezing import freeze
 
 _ATTENTION_NAME = "multicoco_planned"
 
@@ -115,16 +107,11 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str,
     """The model of a config without weights, with what of it is trained.
 
     Raises:
-        UserError: no causal or vision-language model has such a config, or not the parts that `freezing` names.
+        UserError: a model of no family, or without the parts that `freezing` names.
     """
-    auto_model = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
-    try:
-        with torch.device("meta"):
-            model = auto_model.from_config(config, dtype=dtype)
-    except ValueError as error:
-        raise UserError(
-            f"a {config.model_type} model cannot be trained here: give a causal language model or InternVL"
-        ) from error
+    auto_model = family_of(config).auto_model
+    with torch.device("meta"):
+        model: PreTrainedModel = auto_model.from_config(config, dtype=dtype)
     model.tie_weights()
     freeze(model, **freezing)
     return model.train()
@@ -139,6 +126,7 @@ class Tracer:
 
     def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool]):
         self.config = config
+        self.family = family_of(config)
         self.dtype = dtype
         self.freezing = freezing
         self.decoder = lru_cache(maxsize=None)(self._decoder)
@@ -147,14 +135,7 @@ class Tracer:
         self._models = lru_cache(maxsize=None)(self._model)
 
     def _model(self, layers: int, checkpointing: bool) -> PreTrainedModel:
-        config = copy.deepcopy(self.config)
-        text = config.get_text_config()
-        text.num_hidden_layers = layers
-        if getattr(text, "layer_types", None):
-            text.layer_types = text.layer_types[:layers]
-        if hasattr(config, "vision_config"):
-            config.vision_config.num_hidden_layers = layers
-        model = meta_model(config, self.dtype, self.freezing)
+        model = meta_model(self.family.with_layers(layers), self.dtype, self.freezing)
         model.set_attn_implementation(_ATTENTION_NAME)
         if checkpointing:
             checkpoint_activations(model)
@@ -191,10 +172,9 @@ class Tracer:
         """One layer of the vision tower on so many tiles."""
 
         def run(layers: int) -> Trace:
-            model: Any = self._models(layers, checkpointing)
-            vision = self.config.vision_config
-            pixels = torch.empty(tiles, vision.num_channels, *vision.image_size, dtype=self.dtype, device="meta")
-            return _trace(lambda: model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output)
+            model = self._models(layers, checkpointing)
+            inputs = self.family.blank_tiles(tiles, torch.empty((), dtype=self.dtype, device="meta"))
+            return _trace(lambda: self.family.image_features(model, inputs))
 
         return _per_layer(run)
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from multicoco.config import RunConfig
-from multicoco.curriculum import StageSchedule
-from multicoco.data.aokvqa import load_examples
+from multicoco.curriculum import ExampleTokens
 from multicoco.data.prompt import PromptBuilder
+from multicoco.data.sources import load_examples
 from multicoco.errors import UserError
+from multicoco.methods import Method, method_class
+from multicoco.models.families import family_of
 from multicoco.planning.geometry import ModelGeometry, Workload
-from multicoco.trainer import build_schedule
 
 MEASURED_EXAMPLES = 1000
 
@@ -29,7 +30,7 @@ class Lengths:
 def stage_workloads(
     config: RunConfig, model: ModelGeometry, tiles: int, assumed: Lengths | None
 ) -> tuple[list[Workload], str]:
-    """The longest examples of the first stage, which writes most, and of the one with the most latent tokens, last.
+    """The longest examples of the first stage, which writes most, and of the one with the most passes, last.
 
     Args:
         tiles: image tiles of an example with an image.
@@ -37,36 +38,32 @@ def stage_workloads(
 
     Returns: the workloads, and in words where the lengths are from.
     """
-    schedule = build_schedule(config)
-    stages = {schedule.stage(epoch) for epoch in range(config.num_epochs)}
-    deepest = min(stages, key=lambda stage: (-schedule.max_latents(stage), stage))
-    tiles = tiles if model.sees_images else 0
-    measured = None if assumed else _measure(config, model, tiles)
+    method = method_class(config.trained_method)(config)
+    stages = {method.schedule.stage(epoch) for epoch in range(config.num_epochs)}
+    deepest = min(stages, key=lambda stage: (-method.passes(stage), stage))
+    tiles = tiles if model.tile else 0
+    measured = None if assumed else _measure(config, model, tiles, method)
     if measured:
-        lengths, source = measured, f"measured on the first {len(measured)} records of {config.train_path}"
+        examples, source = measured, f"measured on the first {len(measured)} records of {config.train_path}"
     else:
-        lengths = [assumed or Lengths()]
-        lengths = [Lengths(x.prompt + tiles * model.tile_tokens, x.steps, x.answer) for x in lengths]
+        lengths = assumed or Lengths()
+        steps = [[0] * n for n in lengths.steps] if method.asked == "reasoning" else []
+        examples = [ExampleTokens([0] * (lengths.prompt + tiles * model.tile_tokens), steps, [0] * lengths.answer)]
         source = "assumed" if assumed else "assumed: data or tokenizer are not at hand"
-    if config.mode == "vanilla_train":
-        lengths = [Lengths(x.prompt, (), x.answer) for x in lengths]
-    return [_workload(schedule, stage, lengths, tiles) for stage in sorted({min(stages), deepest})], source
+    return [_workload(method, stage, examples, tiles) for stage in sorted({min(stages), deepest})], source
 
 
-def _workload(schedule: StageSchedule, stage: int, lengths: Sequence[Lengths], tiles: int) -> Workload:
+def _workload(method: Method, stage: int, examples: Sequence[ExampleTokens], tiles: int) -> Workload:
     """The batch is padded to the longest of each, so that the latent columns line up."""
-    latents, written = schedule.max_latents(stage), []
-    for example in lengths:
-        # an example that draws its stage may write all of its steps
-        replaced = 0 if schedule.uniform_prob else schedule.train_counts(stage, len(example.steps))[0]
-        written.append(sum(example.steps[replaced:]) + example.answer)
-    around = 1 if latents else 0  # the tokens that begin and end the latent block
-    return Workload(tiles, max(x.prompt for x in lengths) + around, latents, max(written) + around)
+    contexts, thoughts, written = (
+        max(part) for part in zip(*(method.extent(tokens, stage) for tokens in examples), strict=True)
+    )
+    return Workload(tiles, contexts, thoughts, written)
 
 
-def _measure(config: RunConfig, model: ModelGeometry, tiles: int) -> list[Lengths]:
+def _measure(config: RunConfig, model: ModelGeometry, tiles: int, method: Method) -> list[ExampleTokens]:
     """Nothing, where the tokenizer or the records cannot be read from this machine's disk."""
-    if not Path(config.model_id).is_dir():
+    if not Path(config.model_id).is_dir() or config.train_path is None:
         return []
     root = Path(config.data_dir)
     try:
@@ -78,17 +75,17 @@ def _measure(config: RunConfig, model: ModelGeometry, tiles: int) -> list[Length
             "skip",
             MEASURED_EXAMPLES,
             verify_images=False,
+            source=config.source,
+            answer_type=config.answer_type,
         )
         prompt = PromptBuilder(
             tokenizer,
             config.answer_format,
-            getattr(model.config, "image_token_id", None),
-            getattr(model.config, "image_seq_length", None),
+            family_of(model.config),
             config.direct_instruction,
             config.reasoning_instruction,
+            config.prompt_date or "2000-01-01",  # as long as any other
         )
-        reasoning = config.mode.removesuffix("_train")
-        tokens = [prompt(x, reasoning, tiles if x.image is not None else 0) for x in examples]
+        return [prompt(x, method.asked, [tiles * model.tile_tokens] * len(x.images)) for x in examples]
     except (UserError, OSError, ValueError, KeyError):
         return []
-    return [Lengths(len(x.prompt), [len(step) for step in x.steps], len(x.answer)) for x in tokens]

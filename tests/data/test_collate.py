@@ -4,8 +4,10 @@ from hypothesis import strategies as st
 
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.data.collate import Collator, Row
+from multicoco.models.families.internvl import InternVL
 
 PAD, LATENT = 98, 99
+BATCH = InternVL(None).batch
 words = st.lists(st.integers(0, 90), min_size=1, max_size=6)
 
 
@@ -17,9 +19,9 @@ def rows(draw):
     return Row(
         context + answer,
         [IGNORE_INDEX] * len(context) + answer,
-        None if tiles is None else torch.rand(tiles, 3, 2, 2),
         index=draw(st.integers(0, 9)),
         counted=draw(st.booleans()),
+        inputs={} if tiles is None else {"pixel_values": torch.rand(tiles, 3, 2, 2)},
     )
 
 
@@ -29,7 +31,7 @@ def rows(draw):
     min_length=st.integers(1, 30),
 )
 def test_padding_loses_nothing_and_lines_up(batch, for_generation, min_length):
-    out = Collator(PAD, LATENT, for_generation, min_length)(batch)
+    out = Collator(PAD, LATENT, BATCH, for_generation, min_length)(batch)
     ids, mask, labels = out["input_ids"], out["attention_mask"].bool(), out["labels"]
     assert ids.shape == mask.shape == labels.shape and ids.shape[1] >= min_length
     firsts = set()
@@ -44,16 +46,14 @@ def test_padding_loses_nothing_and_lines_up(batch, for_generation, min_length):
         elif LATENT in row.input_ids:
             firsts.add(ids[i].tolist().index(LATENT))
     assert len(firsts) <= 1  # one common first latent column
-    tiles = [row.pixel_values for row in batch if row.pixel_values is not None]
-    if tiles:
-        assert torch.equal(out["pixel_values"], torch.cat(tiles))
-    else:
-        assert out["pixel_values"] is None
+    tiles = [row.inputs["pixel_values"] for row in batch if row.inputs]
+    assert out["inputs"].keys() == ({"pixel_values"} if tiles else set())
+    assert not tiles or torch.equal(out["inputs"]["pixel_values"], torch.cat(tiles))
     assert out["index"] == [row.index for row in batch] and out["counted"] == [row.counted for row in batch]
 
 
 @given(batch=st.lists(rows(), min_size=1, max_size=5))
 def test_as_many_latent_columns_as_the_longest_chain(batch):
     longest = max(row.input_ids.count(LATENT) for row in batch)
-    ids = Collator(PAD, LATENT)(batch)["input_ids"]
+    ids = Collator(PAD, LATENT, BATCH)(batch)["input_ids"]
     assert int((ids == LATENT).any(0).sum()) == longest

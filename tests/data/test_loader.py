@@ -1,6 +1,7 @@
 import os
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule
+from multicoco.curriculum import layout
 from multicoco.data.collate import Collator
 from multicoco.data.example import Example
-from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader, prompt_layout, train_layout
+from multicoco.data.loader import Encoder, RankBatches, ReasoningDataset, make_loader
 from multicoco.data.prompt import PromptBuilder
+from multicoco.models.families.internvl import InternVL
 from multicoco.models.tiny import build_tokenizer
 
 sizes = {
@@ -73,27 +75,6 @@ def test_order_is_kept_without_a_seed_and_changes_with_the_epoch():
     assert sorted(flat("0/1")) == list(range(50))
 
 
-LATENT = LatentTokens(7, 8, 9)
-TOKENS = ExampleTokens([1, 2], [[3], [4], [5]], [6])
-EXAMPLE = Example("x", "q", None, (), ("a", "b", "c"), "d", None, ())
-
-
-def test_train_layout_follows_the_stage():
-    schedule = StageSchedule(c_thought=2, max_latent_stage=2)
-    ids, labels = train_layout(EXAMPLE, TOKENS, schedule, stage=1, epoch=0, latent_tokens=LATENT)
-    assert ids == [1, 2, 7, 8, 8, 9, 4, 5, 6] and labels == [-100] * 6 + [4, 5, 6]
-    ids, _ = train_layout(EXAMPLE, TOKENS, schedule, stage=3, epoch=0, latent_tokens=LATENT)
-    assert ids == [1, 2, 7, 8, 8, 8, 8, 9, 6]
-    ids, labels = train_layout(EXAMPLE, TOKENS, schedule, stage=0, epoch=0, latent_tokens=None)
-    assert ids == [1, 2, 3, 4, 5, 6] and labels == [-100, -100, 3, 4, 5, 6]
-
-
-def test_prompt_layout_ends_before_what_is_asked_for():
-    count = partial(StageSchedule(max_latent_stage=2).eval_latents, 2)
-    assert prompt_layout(EXAMPLE, TOKENS, count, LATENT)[0] == [1, 2, 7, 8, 8, 9]
-    assert prompt_layout(EXAMPLE, TOKENS, count, None)[0] == [1, 2]
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_reads_images_into_tiles_and_tokens(tmp_path, workers):
     tokenizer = build_tokenizer(["a question"], vocab_size=300)
@@ -102,7 +83,7 @@ def test_loader_reads_images_into_tiles_and_tokens(tmp_path, workers):
     examples = []
     for i, colour in enumerate(colours):
         Image.new("RGB", (56 * (i + 1), 56), colour).save(tmp_path / f"{i}.png")
-        examples.append(Example(str(i), "q", tmp_path / f"{i}.png", (), (), "a", None, ()))
+        examples.append(Example(str(i), "q", (tmp_path / f"{i}.png",), (), (), "a", None))
     processor = GotOcr2ImageProcessorPil(
         size={"height": 56, "width": 56},
         crop_to_patches=True,
@@ -110,23 +91,19 @@ def test_loader_reads_images_into_tiles_and_tokens(tmp_path, workers):
         image_mean=[0] * 3,
         image_std=[1] * 3,
     )
-    dataset = ReasoningDataset(
-        examples,
-        PromptBuilder(tokenizer, "letter", image_token, image_seq_length=4),
-        processor,
-        "cot",
-        partial(train_layout, schedule=StageSchedule(), stage=0, epoch=0, latent_tokens=None),
-    )
-    collator = Collator(tokenizer.pad_token_id, None)
+    family = InternVL(SimpleNamespace(image_token_id=image_token, image_seq_length=4))
+    encoder = Encoder(PromptBuilder(tokenizer, images=family), partial(family.read_images, image_processor=processor))
+    dataset = ReasoningDataset(examples, encoder, "reasoning", lambda _, tokens: layout(tokens, 0, ()))
+    collator = Collator(tokenizer.pad_token_id, None, family.batch)
     batches = list(make_loader(dataset, RankBatches(3, 2, 0, 1), collator, workers))
     assert [batch["index"] for batch in batches] == [[0, 1], [2, 0]]
     assert [batch["counted"] for batch in batches] == [[True, True], [True, False]]
     tiles = [1, 3, 4, 1]  # 1x1, 2x1 and 3x1 tiles, with a thumbnail where there are several
     for batch, counts in zip(batches, (tiles[:2], tiles[2:]), strict=True):
         assert (batch["input_ids"] == image_token).sum(1).tolist() == [4 * n for n in counts]
-        assert len(batch["pixel_values"]) == sum(counts)
+        assert len(batch["inputs"]["pixel_values"]) == sum(counts)
         owners = [index for index, n in zip(batch["index"], counts, strict=True) for _ in range(n)]
-        for tile, owner in zip(batch["pixel_values"], owners, strict=True):
+        for tile, owner in zip(batch["inputs"]["pixel_values"], owners, strict=True):
             assert torch.allclose(tile.mean((1, 2)), torch.tensor(colours[owner]) / 255, atol=0.02)
 
 

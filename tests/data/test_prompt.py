@@ -3,11 +3,13 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 
 from multicoco.data.example import Example
 from multicoco.data.prompt import PromptBuilder
 from multicoco.errors import UserError
+from multicoco.models.families.internvl import InternVL
 from multicoco.models.tiny import build_tokenizer
 
 TOKENIZER = build_tokenizer(["What is in the box? A cat. Answer: blue\n"] * 20, vocab_size=400)
@@ -15,15 +17,18 @@ IMAGE = TOKENIZER.context_image_token_id
 CONTROL = set(TOKENIZER.all_special_ids)
 
 
+FAMILY = InternVL(SimpleNamespace(image_token_id=IMAGE))
+
+
 def builder(**options) -> PromptBuilder:
-    return PromptBuilder(TOKENIZER, **{"image_token_id": IMAGE, "image_seq_length": 4, **options})
+    return PromptBuilder(TOKENIZER, images=FAMILY, **options)
 
 
 def example(**fields) -> Example:
     defaults = {
         "id": "1",
         "question": "What is in the box?",
-        "image": None,
+        "images": (),
         "choices": ("cat", "dog"),
         "steps": ("It meows.", "Cats meow."),
         "answer": "cat",
@@ -38,7 +43,7 @@ def text(ids: list[int]) -> str:
 
 
 def test_the_whole_conversation_reads_as_the_chat_template_writes_it():
-    tokens = builder(reasoning_instruction="Think.")(example(), "cot", n_tiles=1)
+    tokens = builder(reasoning_instruction="Think.")(example(), "reasoning", [4])
     expected = TOKENIZER.apply_chat_template(
         [
             {
@@ -66,45 +71,40 @@ def test_the_whole_conversation_reads_as_the_chat_template_writes_it():
     ],
 )
 def test_answer_formats(answer_format, choices, answer):
-    tokens = builder(answer_format=answer_format)(example(), "cot")
+    tokens = builder(answer_format=answer_format)(example(), "reasoning")
     assert choices in text(tokens.prompt)
     assert text(tokens.answer) == f"Answer:{answer}<|im_end|>"
 
 
 def test_vanilla_leaves_nothing_to_write_but_the_answer():
-    tokens = builder(direct_instruction="Be brief.", reasoning_instruction="Think.")(example(), "vanilla")
+    tokens = builder(direct_instruction="Be brief.", reasoning_instruction="Think.")(example(), "answer")
     assert text(tokens.prompt).endswith("<|im_start|>assistant\nAnswer:")
     assert "Be brief." in text(tokens.prompt) and "Think." not in text(tokens.prompt)
     assert tokens.steps == [] and text(tokens.answer) == " A<|im_end|>"
 
 
-def test_coconut_and_cot_ask_the_same_way():
-    build = builder(direct_instruction="Be brief.", reasoning_instruction="Think.")
-    assert build(example(), "coconut") == build(example(), "cot")
-
-
 def test_an_open_question_has_its_free_text_answer():
-    tokens = builder()(example(choices=(), answer="a cat", answer_index=None), "cot")
+    tokens = builder()(example(choices=(), answer="a cat", answer_index=None), "reasoning")
     assert text(tokens.answer) == "Answer: a cat<|im_end|>"
 
 
 def test_a_test_record_has_no_answer():
-    assert builder()(example(answer=None, answer_index=None), "cot").answer == []
+    assert builder()(example(answer=None, answer_index=None), "reasoning").answer == []
 
 
-@pytest.mark.parametrize("n_tiles", [1, 2, 13])
+@pytest.mark.parametrize("tiles", [[1], [2], [13], [3, 1, 2]])
 @pytest.mark.parametrize("image_seq_length", [4, 256])
-def test_image_tokens_are_those_of_transformers_own_processor(n_tiles, image_seq_length):
+def test_image_tokens_are_those_of_transformers_own_processor(tiles, image_seq_length):
     processor = SimpleNamespace(
         start_image_token="<img>",
         end_image_token="</img>",
         image_token="<IMG_CONTEXT>",
         image_seq_length=image_seq_length,
     )
-    expected = InternVLProcessor.replace_image_token(processor, {"num_patches": [n_tiles]}, 0)
-    prompt = text(builder(image_seq_length=image_seq_length)(example(), "cot", n_tiles).prompt)
-    assert prompt.count("<IMG_CONTEXT>") == n_tiles * image_seq_length
-    assert expected in prompt
+    expected = [InternVLProcessor.replace_image_token(processor, {"num_patches": tiles}, i) for i in range(len(tiles))]
+    prompt = text(builder()(example(), "reasoning", [n * image_seq_length for n in tiles]).prompt)
+    assert prompt.count("<IMG_CONTEXT>") == sum(tiles) * image_seq_length
+    assert "\n".join(expected) in prompt
 
 
 hostile = st.text(max_size=8) | st.sampled_from(TOKENIZER.all_special_tokens)
@@ -114,9 +114,9 @@ hostile = st.text(max_size=8) | st.sampled_from(TOKENIZER.all_special_tokens)
 @given(parts=st.lists(hostile, min_size=4, max_size=8))
 def test_text_of_a_record_never_becomes_a_control_token(parts):
     question, choice, step, answer = "".join(parts[3:]), *parts[:3]
-    plain = builder()(example(question="q", choices=("c", "d"), steps=("s",)), "cot", n_tiles=1)
+    plain = builder()(example(question="q", choices=("c", "d"), steps=("s",)), "reasoning", [4])
     tokens = builder(answer_format="text")(
-        example(question=question, choices=(choice, "d"), steps=(step,), answer=answer), "cot", n_tiles=1
+        example(question=question, choices=(choice, "d"), steps=(step,), answer=answer), "reasoning", [4]
     )
 
     def control(ids):
@@ -129,14 +129,14 @@ def test_text_of_a_record_never_becomes_a_control_token(parts):
 def test_a_tokenizer_without_chat_template_gets_the_bare_question():
     tokenizer = build_tokenizer(["What is it?\n"] * 5, vocab_size=300)
     tokenizer.chat_template = None
-    tokens = PromptBuilder(tokenizer)(example(choices=()), "cot")
+    tokens = PromptBuilder(tokenizer)(example(choices=()), "reasoning")
     assert tokenizer.decode(tokens.prompt) == "What is in the box?\n"
 
 
 def test_a_text_only_chat_template_gets_plain_text():
     tokenizer = build_tokenizer(["What is it?\n"] * 5, vocab_size=300)
     tokenizer.chat_template = "{% for m in messages %}{{ '[' + m['content'] + ']' }}{% endfor %}"
-    tokens = PromptBuilder(tokenizer)(example(choices=()), "cot")
+    tokens = PromptBuilder(tokenizer)(example(choices=()), "reasoning")
     assert tokenizer.decode(tokens.prompt) == "[What is in the box?]"
 
 
@@ -144,4 +144,35 @@ def test_a_chat_template_that_shows_no_image_is_refused():
     tokenizer = build_tokenizer(["What is it?\n"] * 5, vocab_size=300)
     tokenizer.chat_template = "{{ messages[0]['content'][-1]['text'] }}"
     with pytest.raises(UserError, match="chat template"):
-        PromptBuilder(tokenizer, image_token_id=IMAGE, image_seq_length=4)(example(), "cot", n_tiles=1)
+        PromptBuilder(tokenizer, images=FAMILY)(example(), "reasoning", [4])
+
+
+def test_a_base_model_sees_its_beginning_of_text_once():
+    tokenizer = build_tokenizer(["What is it?\n"] * 5, vocab_size=300)
+    tokenizer.chat_template = None
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A <|im_end|>", special_tokens=[("<s>", bos), ("<|im_end|>", eos)]
+    )
+    tokens = PromptBuilder(tokenizer)(example(choices=()))
+    assert tokens.prompt[0] == bos and tokenizer.decode(tokens.prompt[1:]) == "What is in the box?\n"
+    everything = [*tokens.prompt, *(token for step in tokens.steps for token in step), *tokens.answer]
+    assert (everything.count(bos), everything.count(eos)) == (1, 1)
+
+
+def test_a_template_that_writes_the_date_gets_the_runs_own():
+    tokenizer = build_tokenizer(["What is it?\n"] * 5, vocab_size=300)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    prompt = PromptBuilder(tokenizer, date="2026-11-25")(example(choices=())).prompt
+    assert tokenizer.decode(prompt) == "25 Nov 2026What is in the box?"
+    with pytest.raises(UserError, match="set prompt_date"):
+        PromptBuilder(tokenizer)(example(choices=()))
+
+
+@pytest.mark.parametrize("template", ["no question", "{{ messages[0]['content'] }} {{ messages[0]['content'] }}"])
+def test_a_template_that_loses_or_repeats_the_question_is_refused(template):
+    tokenizer = build_tokenizer(["What is it?\n"] * 5, vocab_size=300)
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=r"shows a question [02] times"):
+        PromptBuilder(tokenizer)(example(choices=()))

@@ -143,11 +143,16 @@ def test_what_one_machine_lacks_gets_its_remedy(home, capfd, monkeypatch, settin
     assert expected in table and code == (1 if "FAIL" in table else 0)
 
 
-def test_mistakes_get_one_message(home, capfd):
+def test_mistakes_get_one_message(home, capfd, monkeypatch):
+    monkeypatch.setenv("HOME", "/nobody")
+    monkeypatch.setenv("CLUSTER", "/nowhere")
     assert doctor(settings=("num_epoch=1",)) == 1
-    assert doctor("--hostfile", "none") == 1
+    for path in ("none", "~/none", "$CLUSTER/none"):
+        assert doctor("--hostfile", path) == 1
     said = capfd.readouterr().err
-    assert "did you mean num_epochs?" in said and "hostfile none cannot be read" in said and "Traceback" not in said
+    assert "did you mean num_epochs?" in said and "Traceback" not in said
+    for path in ("none", "/nobody/none", "/nowhere/none"):
+        assert f"hostfile {path} cannot be read" in said
 
 
 def test_hosts_share_a_line_where_the_same_is_to_be_said():

@@ -9,28 +9,29 @@ from common import Gathers
 
 from multicoco.config import load_config
 from multicoco.process import end_process
-from multicoco.trainer import Trainer
+from multicoco.training import trainer as trainer_module
+from multicoco.training.trainer import Trainer
 
 
 def main(config_path: str, out: Path, overrides: list[str]) -> None:
     trainer = Trainer(load_config(config_path, overrides))
     counter, steps, evaluations = Gathers(), [], []
-    train_step, evaluate = trainer._train_step, trainer._evaluate
+    train_step, evaluate = trainer_module.train_step, trainer._evaluate
 
-    def counted_step(micro_batches: list[dict]):
+    def counted_step(engine, method, micro_batches: list[dict], *others):
         before = counter.bytes
-        result = train_step(micro_batches)
-        images = sum(batch["pixel_values"] is not None for batch in micro_batches)
-        steps.append({"stage": trainer.stage, "bytes": counter.bytes - before, "images": images})
+        result = train_step(engine, method, micro_batches, *others)
+        images = sum(bool(batch["inputs"]) for batch in micro_batches)
+        steps.append({"stage": trainer.at.stage, "bytes": counter.bytes - before, "images": images})
         return result
 
     def noted_evaluation(*args):
         evaluations.append(len(steps))
         return evaluate(*args)
 
-    trainer._train_step, trainer._evaluate = counted_step, noted_evaluation
+    trainer_module.train_step, trainer._evaluate = counted_step, noted_evaluation
     trainer.run()
-    parameters = trainer.reasoner.parameters()
+    parameters = trainer.engine.module.parameters()
     model_bytes = sum(parameter.ds_numel * parameter.element_size() for parameter in parameters)
     if dist.get_rank() == 0:
         out.write_text(json.dumps({"model_bytes": model_bytes, "steps": steps, "evaluated_after": evaluations}))

@@ -4,32 +4,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from homes import seal_whole
+from homes import flip_a_bit, make_run, seal_whole
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicoco.engine.checkpoint import (
-    Checkpoints,
-    TrainerState,
-    all_checkpoints,
-    find_weights,
-)
+from multicoco.engine.checkpoint import Checkpoints
 from multicoco.engine.manifest import MANIFEST, damage, describe, seal
+from multicoco.engine.trainer_state import TrainerState, all_checkpoints, read_state
 from multicoco.errors import UserError
-
-
-def make_run(run: Path, accuracies: list[float | None]) -> Path:
-    """A run folder whose epochs ended with these accuracies."""
-    for epoch, accuracy in enumerate(accuracies, start=1):
-        folder = run / "checkpoints" / f"epoch_{epoch:04d}"
-        folder.mkdir(parents=True)
-        state = TrainerState(epoch, 0, step=epoch, accuracy=accuracy)
-        (folder / "trainer.json").write_text(json.dumps(asdict(state)))
-        (folder / "model").mkdir()
-        (folder / "model" / "model.safetensors").write_bytes(bytes([epoch]) * 1000)
-        seal_whole(folder)
-    (run / "checkpoints" / "latest").write_text(f"epoch_{len(accuracies):04d}")
-    return run
 
 
 def names(run: Path) -> set[str]:
@@ -50,31 +32,6 @@ def test_the_newest_and_the_best_stay_and_nothing_else(tmp_path_factory, accurac
     assert names(run) == {f"epoch_{epoch:04d}" for epoch in {*epochs[-keep:], *best}}
 
 
-@pytest.mark.parametrize(
-    ("accuracies", "chosen", "why"),
-    [([0.1, 0.3, 0.2], 2, "best"), ([0.3, 0.3], 2, "best"), ([None, None], 2, "latest"), ([0.1, None], 1, "best")],
-)
-def test_a_run_folder_gives_its_best_weights_or_the_latest(tmp_path, accuracies, chosen, why):
-    run = make_run(tmp_path, accuracies)
-    source, how = find_weights(str(run))
-    assert source == str(run / "checkpoints" / f"epoch_{chosen:04d}" / "model")
-    assert how.startswith(why)
-
-
-def test_a_checkpoint_gives_its_own_weights_and_anything_else_is_left_to_transformers(tmp_path):
-    run = make_run(tmp_path, [0.9, 0.1])
-    checkpoint = run / "checkpoints" / "epoch_0002"
-    assert find_weights(str(checkpoint))[0] == str(checkpoint / "model")
-    assert find_weights("OpenGVLab/InternVL3-1B-hf")[0] == "OpenGVLab/InternVL3-1B-hf"
-
-
-def test_an_unfinished_checkpoint_does_not_count(tmp_path):
-    run = make_run(tmp_path, [0.1])
-    (run / "checkpoints" / "epoch_0002.unfinished").mkdir()
-    (run / "checkpoints" / "epoch_0002.unfinished" / "trainer.json").write_text("{}")
-    assert find_weights(str(run))[0].endswith("epoch_0001/model")
-
-
 def within_an_epoch(run: Path, epoch: int, step: int) -> Path:
     folder = run / "checkpoints" / TrainerState(epoch, 0, step, epoch_step=1).name
     folder.mkdir(parents=True)
@@ -91,12 +48,6 @@ def test_the_newest_is_the_one_with_most_epochs_and_then_steps(tmp_path):
     assert checkpoints.newest_whole() == newest
     checkpoints.prune()
     assert names(run) == {"epoch_0010", "epoch_0010_step_00000009", "epoch_0010_step_00000120"}
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -126,13 +77,6 @@ def test_when_all_are_damaged_nothing_is_trained_over_them(tmp_path):
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
         Checkpoints(run, 3, 1).newest_whole()
     assert Checkpoints(tmp_path / "none", 3, 1).newest_whole() is None
-
-
-def test_damaged_weights_are_not_loaded(tmp_path):
-    run = make_run(tmp_path, [0.1, 0.2])
-    flip_a_bit(run / "checkpoints" / "epoch_0002" / "model" / "model.safetensors")
-    with pytest.raises(UserError, match=r"best checkpoint of .*epoch_0002 are damaged: model.safetensors"):
-        find_weights(str(run))
 
 
 def test_a_manifest_covers_every_file(tmp_path):
@@ -172,3 +116,18 @@ def test_a_crash_while_pruning_leaves_whole_checkpoints(tmp_path, monkeypatch, c
     assert all(damage(path) == [] for path in all_checkpoints(run / "checkpoints"))
     Checkpoints(run, keep=1, keep_best=0).prune()
     assert names(run) == {"epoch_0005"}
+
+
+def test_an_evaluation_is_added_to_a_whole_checkpoint(tmp_path):
+    run = make_run(tmp_path, [0.1, None])
+    Checkpoints(run, keep=3, keep_best=1).note_evaluation("epoch_0002", 0.5, 0.5, keep=True)
+    path = run / "checkpoints" / "epoch_0002"
+    state = read_state(path)
+    assert (state.accuracy, state.best_accuracy, state.evaluated) == (0.5, 0.5, True)
+    assert damage(path) == []
+
+
+def test_an_evaluation_may_take_its_checkpoint_away_again(tmp_path):
+    run = make_run(tmp_path, [0.1, None])
+    Checkpoints(run, keep=3, keep_best=1).note_evaluation("epoch_0002", 0.0, 0.1, keep=False)
+    assert names(run) == {"epoch_0001"} and (run / "checkpoints" / "latest").read_text() == "epoch_0001"

@@ -19,7 +19,7 @@ import torch
 from reference import coconut_loss
 from zero_cases import CASES, LOSS_SCALE, PASSES, Case, batches, build_model, precision, run_config
 
-from multicoco.engine.ds_config import TRIED, leaves
+from multicoco.engine.ds_keys import TRIED, leaves
 from multicoco.engine.optimizer import lr_factor
 
 TOLERANCE = 2e-5

@@ -7,7 +7,7 @@ from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD, internvl
 from transformers import PreTrainedModel
 
 from multicoco.config import RunConfig
-from multicoco.models.backbone import freeze
+from multicoco.models.freezing import freeze
 from multicoco.models.lora import add_lora
 
 GLOBAL_BATCH = 4
@@ -144,7 +144,7 @@ def run_config(case: Case) -> RunConfig:
         name="case",
         model_id="none",
         train_path="train.json",
-        coconut={"enabled": True},
+        coconut={"enabled": True, "first_stage": 1},
         activation_checkpointing=case.checkpointing,
         batch_size=GLOBAL_BATCH // 2 // case.accumulation,
         gradient_accumulation_steps=case.accumulation,

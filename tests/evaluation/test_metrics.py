@@ -39,12 +39,17 @@ def sample(correct, choices=4, **fields) -> dict:
 
 
 def test_summary():
-    samples = [sample(True), sample(False, new_tokens=5), sample(None, choices=2, latent_passes=4, extracted=None)]
+    samples = [
+        sample(True),
+        sample(False, new_tokens=5),
+        sample(None, choices=2, latent_passes=4, extracted=None, truncated=True),
+    ]
     summary = summarize(samples)
     assert summary["n"] == 2 and summary["accuracy"] == 0.5
     assert summary["ci95"] == list(wilson_interval(1, 2))
     assert summary["chance"] == pytest.approx((0.25 + 0.25 + 0.5) / 3)
-    assert (summary["mean_new_tokens"], summary["mean_latent_passes"], summary["n_unparsed"]) == (3, 2, 1)
+    assert (summary["mean_new_tokens"], summary["mean_latent_passes"]) == (3, 2)
+    assert (summary["n_unparsed"], summary["n_truncated"]) == (1, 1)
 
 
 def test_nothing_known_has_no_accuracy():

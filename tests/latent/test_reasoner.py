@@ -27,7 +27,7 @@ from reference import (
 from transformers import GenerationConfig
 
 from multicoco.latent.reasoner import LatentReasoner, split_columns
-from multicoco.models.backbone import checkpoint_activations
+from multicoco.models.checkpointing import checkpoint_activations
 
 LOSS_TOLERANCE = 1e-6
 GRADIENT_TOLERANCE = 1e-5  # relative to each parameter's largest gradient

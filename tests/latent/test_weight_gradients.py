@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.latent.weight_gradients import StackedLinear, stack_weight_gradients, stacked_columns
-from multicoco.models.backbone import checkpoint_activations
+from multicoco.models.checkpointing import checkpoint_activations
 
 PREFIX, SUFFIX = 6, 4
 

@@ -6,7 +6,7 @@ from zero_cases import collate
 
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
-from multicoco.models.backbone import checkpoint_activations
+from multicoco.models.checkpointing import checkpoint_activations
 from multicoco.models.lora import add_lora, merge_lora
 
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -17,6 +17,7 @@ from multicoco.planning.plan import GIB, HEADER, HEADROOM, candidates, choose, d
 
 CONFIG = """
 mode: coconut_train
+num_epochs: 3
 name: run
 model_id: {model}
 train_path: none.json
@@ -126,7 +127,7 @@ def test_lengths_are_those_of_the_options_or_of_the_data(run_config, tmp_path, c
     [
         (["--gpu-memory", "0.0001"], "nothing fits 4 GPUs of 0.0001 GiB"),
         (["--set", "model_id={tmp}"], "model_id '{tmp}'"),
-        (["--set", "model_id={tmp}/t5"], "a t5 model cannot be trained here"),
+        (["--set", "model_id={tmp}/t5"], "a t5 model is of no family that is supported"),
         (["--set", "model_id={tmp}/gpt2"], "a gpt2 model cannot be planned for"),
         (["--set", "mode=eval_only", "--set", "val_path=x", "--set", "eval_config.cot=true"], "mode is eval_only"),
         (["--set", "lora.rank=8"], "lora.rank is 8: adapters are not planned for"),

@@ -2,13 +2,13 @@ import torch
 from homes import make_home
 
 from multicoco.config import load_config
-from multicoco.data.aokvqa import load_examples
-from multicoco.data.loader import train_layout
 from multicoco.data.prompt import PromptBuilder
-from multicoco.models.backbone import add_latent_tokens, load_backbone
+from multicoco.data.sources import load_examples
+from multicoco.methods import method_class
+from multicoco.models.backbone import load_backbone
+from multicoco.models.vocabulary import add_latent_tokens
 from multicoco.planning.geometry import ModelGeometry, read_model_config
 from multicoco.planning.workload import stage_workloads
-from multicoco.trainer import build_schedule
 
 
 def test_measured_lengths_are_those_of_the_longest_rows_that_are_trained(tmp_path):
@@ -20,17 +20,17 @@ def test_measured_lengths_are_those_of_the_longest_rows_that_are_trained(tmp_pat
 
     backbone = load_backbone(config.model_id)
     add_latent_tokens(backbone)
-    prompt = PromptBuilder(
-        backbone.tokenizer, config.answer_format, model.config.image_token_id, model.config.image_seq_length
-    )
+    prompt = PromptBuilder(backbone.tokenizer, config.answer_format, backbone.family)
     examples = load_examples(home / "scenes" / config.train_path, home / "scenes")
-    schedule, latent = build_schedule(config), backbone.latent_tokens
+    latent = backbone.latent_tokens
+    method = method_class("coconut")(config, latent)
     assert [work.latents for work in workloads] == [0, 4]
     for stage, work in zip((0, 2), workloads, strict=True):
-        rows = [train_layout(x, prompt(x, "coconut", n_tiles=1), schedule, stage, 0, latent)[0] for x in examples]
+        tokens = [prompt(x, "reasoning", [model.tile_tokens]) for x in examples]
+        rows = [method.train_row(t, stage, 0, x.id)[0] for t, x in zip(tokens, examples, strict=True)]
         if work.latents:
             firsts = [row.index(latent.latent) for row in rows]
             assert work.prompt == max(firsts)
             assert work.written == max(len(r) - first - work.latents for r, first in zip(rows, firsts, strict=True))
-        else:  # an empty latent block still has its two ends
-            assert 0 <= max(map(len, rows)) - work.length <= 2
+        else:
+            assert max(map(len, rows)) == work.length

@@ -1,5 +1,6 @@
 """What the data pipeline, the latent passes and the planner ask of a model family."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -26,6 +27,23 @@ class ImageInputs:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Tile:
+    """What one image tile, the unit in which images are counted, is on its way through a model.
+
+    Attributes:
+        shape: its pixels, (channels, height, width).
+        patches: columns in the vision tower, of `width` numbers each.
+        width: see `patches`.
+        tokens: columns in the language model.
+    """
+
+    shape: tuple[int, int, int]
+    patches: int
+    width: int
+    tokens: int
+
+
 class Family:
     """A kind of model, by its transformers config. Here: a decoder-only language model that sees no images.
 
@@ -33,7 +51,8 @@ class Family:
         auto_model: transformers' class that loads it.
         sees_images: whether it takes images.
         input_names: what its forward takes beside the tokens, which the collator batches and the engine moves.
-        parts: attributes of the base model that `freeze` names.
+        parts: the keys of `freeze` beside language_model, and the submodule of the base model that each names; a family
+            that sees images has vision_tower and projector.
     """
 
     auto_model: ClassVar[Any] = AutoModelForCausalLM
@@ -89,6 +108,51 @@ class Family:
         embeds: Tensor = embedding(input_ids)
         return embeds
 
+    # model: its parts, for freezing and for the planner
+
+    def part(self, model: PreTrainedModel, name: str) -> nn.Module:
+        """A part by its key of `freeze`: the language model, without its head, or one of `parts`.
+
+        Raises:
+            UserError: the model has no such part.
+        """
+        if name == "language_model":
+            decoder: nn.Module = model.get_decoder()
+            return decoder
+        if name not in self.parts:
+            raise UserError(f"freeze: {self.config.model_type} has no {name}; set it to false")
+        base: nn.Module = model.base_model
+        return base.get_submodule(self.parts[name])
+
+    def with_layers(self, layers: int) -> PreTrainedConfig:
+        """A copy of the config with so many layers in the language model, and in every tower."""
+        config = copy.deepcopy(self.config)
+        text = config.get_text_config()
+        text.num_hidden_layers = layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:layers]
+        return config
+
+    @property
+    def tile(self) -> Tile | None:
+        """None for a family that sees no images; for one whose images have no tiles, what it counts them in."""
+        return None
+
+    def vision_layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        """The layers of the vision tower, all of a kind; none for a family that sees no images."""
+        return ()
+
+    def image_features(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+        """A batch's `ImageInputs.tensors` -> (N, tokens, D) features, D the language model's width.
+
+        Only for a family that sees images, as `blank_tiles`.
+        """
+        raise NotImplementedError
+
+    def blank_tiles(self, n_tiles: int, like: Tensor) -> dict[str, Tensor]:
+        """`ImageInputs.tensors` of so many tiles that are 0 all over, of the dtype and device of `like`."""
+        raise NotImplementedError
+
 
 def family_of(config: PreTrainedConfig) -> Family:
     """The family of a model's config: the first one that takes it.
@@ -102,6 +166,6 @@ def family_of(config: PreTrainedConfig) -> Family:
             found: Family = family(config)
             return found
     raise UserError(
-        f"a {config.model_type} model is of no family that is supported ({', '.join(families)}): give one of these, or "
-        "add a family (docs/contributing.md)"
+        f"a {config.model_type} model is of no family that is supported ({', '.join(families)}): give a decoder-only "
+        "causal language model or an InternVL `-hf` model, or add a family (docs/contributing.md)"
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageTextToText,
@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from multicoco.errors import UserError
-from multicoco.models.families.family import Family, ImageInputs
+from multicoco.models.families.family import Family, ImageInputs, Tile
 
 
 class InternVL(Family):
@@ -54,26 +54,48 @@ class InternVL(Family):
                 f"the model's chat template shows {ids.count(image_token)} images of {len(tokens)}: is it an InternVL "
                 "`-hf` model?"
             )
+        markers = [getattr(tokenizer, f"{side}_image_token_id", None) for side in ("start", "end")]
+        if None in markers:
+            raise UserError(
+                "the model's tokenizer names no start_image_token or no end_image_token: is it an InternVL `-hf` model?"
+            )
+        start, end = markers
         counts = iter(tokens)
         placed: list[int] = []
         for token in ids:
             if token == image_token:
-                context = [image_token] * next(counts)
-                placed += [tokenizer.start_image_token_id, *context, tokenizer.end_image_token_id]
+                placed += [start, *[image_token] * next(counts), end]
             else:
                 placed.append(token)
         return placed
 
     def embed(self, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         embeds = super().embed(model, input_ids, inputs)
-        if "pixel_values" not in inputs:  # a blank tile that counts for nothing: every rank must call the same modules
-            vision = self.config.vision_config
-            blank = embeds.new_zeros(1, vision.num_channels, *vision.image_size)
-            return embeds + 0 * self._features(model, blank).sum().to(embeds)
-        features = self._features(model, inputs["pixel_values"]).to(embeds)  # [N, tokens per tile, D]
+        if not inputs:  # a blank tile that counts for nothing: every rank must call the same modules
+            return embeds + 0 * self.image_features(model, self.blank_tiles(1, embeds)).sum().to(embeds)
+        features = self.image_features(model, inputs).to(embeds)
         at_image = input_ids == self.config.image_token_id
         return embeds.masked_scatter(at_image[..., None], features)
 
-    def _features(self, model: Any, pixel_values: Tensor) -> Tensor:
-        features: Tensor = model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
+    def with_layers(self, layers: int) -> PreTrainedConfig:
+        config = super().with_layers(layers)
+        config.vision_config.num_hidden_layers = layers
+        return config
+
+    @property
+    def tile(self) -> Tile:
+        vision = self.config.vision_config
+        (height, width), patch = vision.image_size, vision.patch_size
+        patches = 1 + (height // patch[0]) * (width // patch[1])  # with the class token
+        return Tile((vision.num_channels, height, width), patches, vision.hidden_size, self.config.image_seq_length)
+
+    def vision_layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        lists = [m for m in self.part(model, "vision_tower").modules() if isinstance(m, nn.ModuleList)]
+        return list(max(lists, key=len))
+
+    def image_features(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        features: Tensor = model.get_image_features(**inputs, return_dict=True).pooler_output
         return features
+
+    def blank_tiles(self, n_tiles: int, like: Tensor) -> dict[str, Tensor]:
+        return {"pixel_values": like.new_zeros(n_tiles, *self.tile.shape)}

@@ -10,4 +10,7 @@ class Text(Family):
 
     @classmethod
     def matches(cls, config: PreTrainedConfig) -> bool:
-        return not hasattr(config, "vision_config")
+        has_one_part = config.get_text_config() is config and not hasattr(config, "vision_config")
+        own_code = getattr(config, "auto_map", None) or {}
+        is_causal = type(config) in cls.auto_model._model_mapping or cls.auto_model.__name__ in own_code
+        return has_one_part and is_causal and not config.is_encoder_decoder

@@ -1,0 +1,66 @@
+"""Combinations of the engine's keys that are refused: each a sentence, with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from multicoco.registry import names
+
+if TYPE_CHECKING:
+    from multicoco.config.schema import RunConfig
+
+PUBLISHED_MODES = {"cot_train": "cot", "coconut_train": "coconut", "vanilla_train": "vanilla"}
+
+
+def contradictions(config: RunConfig) -> Iterator[str]:
+    """Keys of the engine's that exclude each other, or need another."""
+    training, named = config.mode != "eval_only", PUBLISHED_MODES.get(config.mode)
+    if config.mode == "train" and config.method is None:
+        yield f"mode is train but method is null: name one of {', '.join(names('methods'))}"
+    if named and config.method not in (None, named):
+        yield f"mode is {config.mode} but method is {config.method}: set mode to train, or method to null"
+    if training and not config.train_path:
+        yield f"mode is {config.mode} but train_path is null: name the training records"
+    if not training and not config.val_path:
+        yield "mode is eval_only but val_path is null: name the records to evaluate"
+    if not training and not config.evaluated and config.method is None:
+        yield (
+            "mode is eval_only but none of eval_config.cot, .coconut and .vanilla is true: set one to true, or "
+            "name a method"
+        )
+    if config.bf16 and config.fp16:
+        yield "bf16 and fp16 are both true: set one of them to false"
+    if training and config.lora.rank is not None and config.freeze.language_model:
+        yield (
+            f"lora.rank is {config.lora.rank} but freeze.language_model is true: set it to false, LoRA keeps the "
+            "language model's own weights as they are"
+        )
+
+
+def pointless(config: RunConfig) -> Iterator[str]:
+    """Keys of the engine's that ask for what would never happen."""
+    training = config.mode != "eval_only"
+    skipped = 0 if isinstance(config.resume, bool | str) else config.resume
+    if not training and (config.resume is True or skipped):
+        yield (
+            f"resume is {config.resume} but mode is eval_only, which goes on with no run: leave it out, and name the "
+            "weights to evaluate in load_model_path"
+        )
+    if training and skipped >= config.num_epochs:
+        yield (
+            f"resume is {skipped} but num_epochs is {config.num_epochs}, which counts skipped epochs too: raise it, or "
+            "nothing is trained"
+        )
+    if training and not config.val_path:
+        if config.save_only_improve:
+            yield "save_only_improve is true but val_path is null: set it to false, or name the validation records"
+        for name in config.evaluated:
+            yield f"eval_config.{name} is true but val_path is null: set it to false, or name the records to evaluate"
+    if training and config.lora.rank is None and config.lora != type(config.lora)():
+        yield "lora.rank is null, so all other keys of lora do nothing: set the rank, or leave them out"
+    if training and all(config.freeze.model_dump().values()):
+        yield (
+            "freeze.vision_tower, freeze.projector and freeze.language_model are all true "
+            f"but mode is {config.mode}: leave one of them to train"
+        )

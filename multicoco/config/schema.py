@@ -1,0 +1,304 @@
+"""All keys of a run config: the engine's own, and a section for each training method that has keys.
+
+Light on purpose (no torch): `train.py --help` and `--print-config` answer at once.
+"""
+
+import re
+from collections.abc import Iterator
+from datetime import date, datetime
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
+from pydantic.fields import FieldInfo
+
+from multicoco.config.combinations import PUBLISHED_MODES, contradictions, pointless
+from multicoco.config.dialect import dump
+from multicoco.config.section import (
+    Beta,
+    NonNegativeInt,
+    OptionalPath,
+    OptionalStr,
+    PathStr,
+    PositiveInt,
+    Section,
+    expand,
+)
+from multicoco.errors import UserError
+from multicoco.registry import Kind, check_name, load_all
+
+if TYPE_CHECKING:
+    from multicoco.methods import MethodKeys
+
+
+def _registered(kind: Kind, name: str | None) -> str | None:
+    try:
+        if name is not None:
+            check_name(kind, name)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+def _folder_name(name: str) -> str:
+    expanded = expand(name)
+    if not re.fullmatch(r"[^/\\]*[^/\\.\s][^/\\]*", expanded):
+        raise ValueError("must be the name of a folder, without separators")
+    return expanded
+
+
+def _day(value: object) -> object:
+    """A date, as Python and YAML have it, or its text."""
+    if value is None or (isinstance(value, date) and not isinstance(value, datetime)):
+        return value and value.isoformat()
+    if not isinstance(value, str) or not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+        raise ValueError("must be a date, as 2026-11-25")
+    return date.fromisoformat(value).isoformat()
+
+
+class Freeze(Section):
+    vision_tower: bool = Field(False, description="keep the vision tower as it is")
+    projector: bool = Field(False, description="keep the multi-modal projector as it is")
+    language_model: bool = Field(False, description="keep the language model and its head as they are")
+
+
+class Lora(Section):
+    rank: PositiveInt | None = Field(
+        None,
+        description="rank of adapters that train the language model in the place of its own weights (LoRA, Hu et al. "
+        "2021, arXiv:2106.09685); null: train the weights themselves",
+    )
+    alpha: float = Field(16.0, gt=0, description="the adapters' output is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input")
+    target_modules: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="linear layers of the language model that get one, such as q_proj; null: all but the head"
+    )
+
+
+class Generation(Section):
+    max_new_tokens: PositiveInt = Field(128, description="longest answer, in tokens")
+    do_sample: bool = Field(False, description="sample instead of greedy or beam search")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling: probability mass to sample from")
+    num_beams: PositiveInt = Field(1, description="beams of beam search; 1: none")
+
+
+class EvalConfig(Section):
+    cot: bool = Field(False, description="evaluate with written reasoning")
+    coconut: bool = Field(False, description="evaluate with latent reasoning")
+    vanilla: bool = Field(False, description="evaluate direct answers")
+    eval_latent_tokens: NonNegativeInt | None = Field(None, description="latent tokens; null: as many as the stage has")
+
+
+class Wandb(Section):
+    mode: Literal["online", "offline", "disabled"] = Field("disabled", description="where Weights & Biases logs to")
+    entity: OptionalStr = Field(None, description="W&B user or team")
+    group: OptionalStr = Field(None, description="W&B group")
+    tags: list[str] = Field([], description="W&B tags")
+
+
+class _First(Section):
+    """The engine's keys above the sections of the methods."""
+
+    mode: Literal["cot_train", "coconut_train", "vanilla_train", "train", "eval_only"] = Field(
+        description="train with written reasoning, with latent reasoning, without reasoning, with the method of "
+        "`method`; or only evaluate"
+    )
+    method: Annotated[OptionalStr, AfterValidator(partial(_registered, "methods"))] = Field(
+        None,
+        description="training method by its registered name; null: the one that mode names, and for eval_only the "
+        "first of eval_config's that is true",
+    )
+    project: str = Field("multicoco", description="W&B project")
+    name: Annotated[str, AfterValidator(_folder_name)] = Field(description="name of the run, and of its folder")
+    output_dir: PathStr = Field("runs", description="folder of all runs")
+    use_run_name_in_output_dir: bool = Field(True, description="the run's folder is output_dir/name, not output_dir")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of new weights, data order, stage mixing and sampling")
+    resume: Literal["auto"] | bool | NonNegativeInt = Field(
+        "auto",
+        description="auto: go on from the run folder's newest whole checkpoint if there is one; true: there must be "
+        "one; false: there must be none; N: none, and skip the first N epochs",
+    )
+
+    model_id: Annotated[str, Field(min_length=1), AfterValidator(expand)] = Field(
+        description="Hugging Face directory or hub id"
+    )
+    load_model_path: OptionalPath = Field(
+        None,
+        description="weights to start from: a run folder (its best checkpoint), a checkpoint, a model directory, "
+        "a hub id, or a state dict file of the original Coconut (`base_causallm.*`), for the model of model_id",
+    )
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    freeze: Freeze = Freeze()
+    lora: Lora = Lora()
+    activation_checkpointing: bool = Field(False, description="recompute activations in backward: less memory")
+    kernel: Literal["auto", "reference", "cpu", "triton", "flash"] = Field(
+        "auto", description="implementation of the cached attention: auto is `cpu` on CPUs, `triton` or `flash` on GPUs"
+    )
+
+    data_dir: PathStr = Field(".", description="folder that train_path and val_path are relative to")
+    image_dir: OptionalPath = Field(None, description="folder of the images; null: data_dir")
+    train_path: OptionalPath = Field(None, description="JSON file of the training records")
+    val_path: OptionalPath = Field(None, description="JSON file of the validation records")
+    source: Annotated[OptionalStr, AfterValidator(partial(_registered, "sources"))] = Field(
+        None, description="format of the records by its registered name; null: told by each record's keys"
+    )
+    steps_from: Literal["sentences", "rationales"] = Field(
+        "sentences", description="steps are the sentences of the first rationale, or the rationales"
+    )
+    answer_format: Literal["letter", "index", "text"] = Field("letter", description="how an answer names its choice")
+    answer_type: Literal["text", "number"] | None = Field(
+        None,
+        description="how open answers are compared: as texts, or as numbers: 18 = 18.0 = $18; null: as the records' "
+        "source says",
+    )
+    prompt_date: Annotated[str | None, BeforeValidator(_day)] = Field(
+        None,
+        description="date that a chat template may write into the prompt, YYYY-MM-DD; null: the day the run was "
+        "started first",
+    )
+    direct_instruction: str = Field("", description="last line of a question to be answered without reasoning")
+    reasoning_instruction: str = Field("", description="last line of a question to be answered with reasoning")
+    on_bad_record: Literal["error", "skip"] = Field(
+        "error", description="a malformed record or image stops the run, or is left out"
+    )
+    max_train_samples: PositiveInt | None = Field(None, description="use only the first training records")
+    max_val_samples: PositiveInt | None = Field(None, description="use only the first validation records")
+    num_workers: NonNegativeInt = Field(2, description="processes per rank that load data")
+    max_image_tiles: PositiveInt = Field(12, description="most tiles an image is cut into, the thumbnail not counted")
+
+    self_check: bool = Field(
+        True,
+        description="at the start, compare the latent engine with the model's own forward pass on a short and a long "
+        "example",
+    )
+
+    num_epochs: PositiveInt = Field(1, description="passes over the training records, all stages together")
+    batch_size: PositiveInt = Field(1, description="micro-batch per rank")
+    eval_batch_size: PositiveInt = Field(1, description="batch per rank at evaluation")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="micro-batches per optimizer step")
+    lr: float = Field(1e-5, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False, description="the two betas of AdamW")
+    max_grad_norm: float = Field(
+        1.0, ge=0, description="largest norm of the gradient, clipped beyond it; 0: no clipping"
+    )
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="course of the learning rate after warm-up"
+    )
+    warmup_steps: NonNegativeInt = Field(
+        0, description="optimizer steps of linear warm-up, at each start of the schedule"
+    )
+    bf16: bool = Field(False, description="train in bfloat16 with fp32 master weights")
+    fp16: bool = Field(False, description="train in float16 with loss scaling")
+    max_skipped_steps: PositiveInt = Field(
+        20, description="so many steps in a row that were skipped, their gradient not being finite, end training"
+    )
+    reset_optimizer: bool = Field(
+        True, description="start AdamW and the schedule again at each stage; false: one schedule over the whole run"
+    )
+
+    save_every_steps: PositiveInt | None = Field(
+        None, description="save within an epoch too, every so many optimizer steps of the run"
+    )
+    save_only_improve: bool = Field(False, description="at the end of an epoch, save only when accuracy improves")
+    asynchronous_save: bool = Field(
+        True, description="training goes on while a checkpoint is written, from a copy of the state in the CPU's memory"
+    )
+    on_save_error: Literal["stop", "continue"] = Field(
+        "stop", description="what training does when a checkpoint could not be written"
+    )
+    preemption_grace_seconds: PositiveInt = Field(
+        30, description="time from SIGTERM or SIGUSR1 to the end; a save that took longer is warned of"
+    )
+    lost_rank_seconds: Annotated[int, Field(ge=10)] = Field(
+        120, description="a rank of which nothing is heard for so long ends the run on all hosts"
+    )
+    max_checkpoints_to_keep: PositiveInt = Field(3, description="newest checkpoints that stay")
+    keep_best_checkpoints: Annotated[
+        NonNegativeInt, BeforeValidator(lambda v: int(v) if isinstance(v, bool) else v)
+    ] = Field(1, description="best checkpoints by accuracy that stay as well, at least one; true: 1, false: 0")
+    eval_every_epochs: PositiveInt = Field(1, description="evaluate after every so many epochs, and after the last")
+    log_every_steps: PositiveInt = Field(10, description="optimizer steps between log entries")
+
+    generation: Generation = Generation()
+
+
+class _Last(Section):
+    """The engine's keys below the sections of the methods."""
+
+    eval_config: EvalConfig = EvalConfig()
+    wandb: Wandb = Wandb()
+    deepspeed: PathStr = Field("ds_configs/zero2.json", description="DeepSpeed config (JSON)")
+
+
+@cache
+def method_sections() -> dict[str, type["MethodKeys"]]:
+    """The sections that training methods bring, each with its keys; methods that share a section share these.
+
+    Raises:
+        UserError: a section's name is taken, or one of its keys has no default.
+    """
+    sections: dict[str, type[MethodKeys]] = {}
+    for name, method in load_all("methods").items():
+        section, keys = method.section, method.Keys
+        if section is None or keys is None:
+            continue
+        where = f"method {name!r}, {method.__module__}.{method.__qualname__}: its section of the run config, {section}"
+        if section in _First.model_fields | _Last.model_fields or sections.setdefault(section, keys) != keys:
+            raise UserError(f"{where}, has other keys already: give it another name")
+        if required := [key for key, field in keys.model_fields.items() if field.is_required()]:
+            raise UserError(f"{where}, needs a default for {', '.join(required)}")
+    return sections
+
+
+if TYPE_CHECKING:
+    _WithMethods = _First
+else:
+    _WithMethods = create_model(
+        "_WithMethods", __base__=_First, **{name: (keys, keys()) for name, keys in method_sections().items()}
+    )
+
+
+class RunConfig(_Last, _WithMethods):
+    """Everything a run is made of. Frozen; see docs/config.md for all keys."""
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output_dir) / self.name if self.use_run_name_in_output_dir else Path(self.output_dir)
+
+    def to_yaml(self) -> str:
+        """The resolved config; `load_config` reads it back."""
+        return dump(self.model_dump())
+
+    @property
+    def trained_method(self) -> str:
+        """The registered name of the method that trains, or has trained."""
+        if self.method is not None:
+            return self.method
+        return PUBLISHED_MODES.get(self.mode) or next(iter(self.evaluated), "vanilla")
+
+    @property
+    def evaluated(self) -> list[str]:
+        """The methods that eval_config names; one with thoughts first, as it has the larger vocabulary."""
+        return [name for name in ("coconut", "cot", "vanilla") if getattr(self.eval_config, name)]
+
+    @model_validator(mode="after")
+    def _refuse_impossible_combinations(self) -> Self:
+        problems = [*contradictions(self), *pointless(self)]
+        if self.mode != "train" or self.method:
+            for section in method_sections():
+                problems += getattr(self, section).problems(self)
+        if problems:
+            raise ValueError("\n  ".join(problems))
+        return self
+
+
+def all_keys(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key of the schema with its field, sections left out."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from all_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field

@@ -1,0 +1,152 @@
+"""The fields of records that several sources share. Each function raises UserError with the reason alone."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from multicoco.data.sources.source import Record
+from multicoco.errors import UserError
+
+_PICTURE = re.compile(r"data:|[A-Za-z0-9+/=\s]{200,}$")  # base64, as a data URI or bare
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+# What a key may be that belongs to the question, and what tells that it is only about it.
+_IMAGE = re.compile(r"(?:image|img|picture|photo|figure|diagram|frame|screenshot)s?")
+_INPUT = re.compile(
+    r"""(?:choice|option|context|hint|passage|paragraph|premise|background|document|article|story|table|fact|body
+    |instruction|input|history|conversation|message|system|video|audio)s?""",
+    re.VERBOSE,
+)
+_ABOUT = re.compile(
+    r"ids?|idx|index|type|kind|count|num|number|correct|answer|label|width|height|size|format|source|url|hash|name"
+)
+
+
+def required(record: Record, *keys: str) -> None:
+    """Keys that must be there, though their values may be null."""
+    for key in keys:
+        if key not in record:
+            raise UserError(f"{key!r} is missing")
+
+
+def text(value: Any, name: str) -> str:
+    """A text that is not blank, without outer white space."""
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{name!r} must be text that is not empty, found {value!r:.60}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes
+        raise UserError(f"{name!r} is not valid Unicode ({error.reason})") from error
+    return value.strip()
+
+
+def text_or_number(value: Any, name: str) -> str:
+    """A text, or a JSON number as text."""
+    return str(value) if is_number(value) else text(value, name)
+
+
+def is_number(value: Any) -> bool:
+    """A finite JSON number (isinstance takes a bool)."""
+    return type(value) is int or (type(value) is float and abs(value) < float("inf"))
+
+
+def texts(value: Any, name: str) -> tuple[str, ...]:
+    """A list of texts; empty ones are left out."""
+    if not isinstance(value, list):
+        raise UserError(f"{name!r} must be a list of texts, found {value!r:.60}")
+    return tuple(text(item, f"{name}[{i}]") for i, item in enumerate(value) if not _is_blank(item))
+
+
+def choices_of(value: Any, name: str) -> tuple[str, ...]:
+    """A list of at least two texts or numbers. An empty one stays: published data has some, and it has its label."""
+    if not isinstance(value, list):
+        raise UserError(f"{name!r} must be a list of texts, found {value!r:.60}")
+    if len(value) < 2:
+        raise UserError(f"there must be at least 2 choices in {name!r}, found {len(value)}")
+    return tuple("" if _is_blank(item) else text_or_number(item, f"{name}[{i}]") for i, item in enumerate(value))
+
+
+def integer(value: Any, name: str) -> int:
+    """A whole number."""
+    if type(value) is not int:
+        raise UserError(f"{name!r} must be an integer, found {value!r:.60}")
+    return value
+
+
+def choice_at(value: Any, choices: tuple[str, ...], name: str) -> int:
+    """An index into the choices."""
+    index = integer(value, name)
+    if not 0 <= index < len(choices):
+        raise UserError(f"{name!r} is {index}, but there are {len(choices)} choices")
+    return index
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """A path that must not leave the image folder."""
+    path = Path(os.path.normpath(folder / relative))
+    if not path.is_relative_to(folder):
+        way_out = "absolute paths need image_dir: /" if relative.startswith("/") else "set image_dir to one above it"
+        raise UserError(f"{relative!r:.60} leaves the image folder {folder}: {way_out}")
+    return path
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a path that no file can have is told apart."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise UserError(f"{str(path)!r:.60} is no path of an image ({error.strerror})") from error
+
+
+def image_file(value: Any, name: str, folder: Path) -> Path:
+    """The path of an image in the image folder."""
+    if isinstance(value, str) and _PICTURE.match(value):
+        raise UserError(f"{name!r} is a picture in base64: write it to a file, and its path here, found {value!r:.40}")
+    relative = text(value, name)
+    if _ADDRESS.match(relative):
+        raise UserError(f"{name!r} is an address, and nothing is downloaded: save the image, found {relative!r:.60}")
+    if "\0" in relative:
+        raise UserError(f"{name!r} is no path, found {relative!r:.60}")
+    path = inside(folder, relative)
+    if not is_file(path):
+        found = "it is a folder" if path.is_dir() else "there is no such file"
+        raise UserError(f"there is no image {relative!r:.200} in {folder}: {found}")
+    return path
+
+
+def images_of(record: Record, folder: Path) -> tuple[Path, ...]:
+    """The images under "image" (a path, or several) or "images" (a list); () where both are null or absent."""
+    image, images = record.get("image"), record.get("images")
+    if image is not None and images not in (None, []):
+        raise UserError("'image' and 'images' are both given: leave one of them out")
+    name, value = ("images", images) if image is None else ("image", image)
+    if value is None or (name == "images" and value == []):
+        return ()
+    if isinstance(value, list) and value:
+        return tuple(image_file(item, f"{name}[{i}]", folder) for i, item in enumerate(value))
+    return (image_file(value, name, folder),)
+
+
+def refuse_unread(record: Record, read: frozenset[str]) -> None:
+    """Refuses a record with a key that is not read and looks like a part of the question."""
+    has_image = any(record.get(key) not in (None, []) for key in ("image", "images"))
+    for key, value in record.items():
+        if key in read or value in (None, "", [], {}, 0) or isinstance(value, bool):
+            continue
+        words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", key)]
+        about = any(map(_ABOUT.fullmatch, words))
+        if any(map(_IMAGE.fullmatch, words)):
+            is_input = not (has_image and about)
+        else:
+            named = key in set("ABCDE") or (any(map(_INPUT.fullmatch, words)) and not about)
+            is_input = named and not is_number(value)
+        if is_input:
+            raise UserError(
+                f"{key!r} looks like a part of the question, and is not read: put it into 'question', 'choices' or "
+                "'images', or leave it out"
+            )
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()

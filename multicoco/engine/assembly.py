@@ -1,0 +1,149 @@
+"""What a run works with, made from its config: the examples, the model and what turns one into inputs of the other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import strftime
+
+import torch
+from torch import Tensor
+
+from multicoco.config import RunConfig
+from multicoco.curriculum import layout
+from multicoco.data.example import Example
+from multicoco.data.loader import Encoder
+from multicoco.data.prompt import PromptBuilder
+from multicoco.data.sources import load_examples
+from multicoco.engine.deepspeed import device
+from multicoco.engine.ranks import agree, rank
+from multicoco.engine.trainer_state import TrainerState
+from multicoco.engine.weights import Weights, find_weights
+from multicoco.errors import UserError
+from multicoco.latent.reasoner import LatentReasoner
+from multicoco.latent.self_check import self_check
+from multicoco.methods import thinking_method
+from multicoco.models.authors import load_authors_weights
+from multicoco.models.backbone import Backbone, load_backbone
+from multicoco.models.freezing import freeze
+from multicoco.models.lora import add_lora
+from multicoco.models.vocabulary import add_latent_tokens
+from multicoco_kernels import implementation
+
+SHORT_AND_LONG = 64  # examples that are looked at for a short and a long one
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A model that is ready to be trained or asked, and an encoder of examples for it."""
+
+    backbone: Backbone
+    reasoner: LatentReasoner
+    encoder: Encoder
+
+
+def load_records(config: RunConfig, path: str | None, limit: int | None) -> list[Example]:
+    """The examples of `train_path` or `val_path`, none if it is null, checked on rank 0. Collective.
+
+    Raises:
+        UserError: as `load_examples`; on all ranks.
+    """
+    if path is None:
+        return []
+    root = Path(config.data_dir)
+    image_dir = Path(config.image_dir) if config.image_dir else root
+    return agree(
+        lambda: load_examples(
+            root / path,
+            image_dir,
+            config.steps_from,
+            config.on_bad_record,
+            limit,
+            source=config.source,
+            answer_type=config.answer_type,
+        ),
+        only_rank_0=True,
+    )
+
+
+def weights_of(config: RunConfig) -> Weights:
+    """The weights that the run starts from. Collective."""
+    return find_weights(config.load_model_path) if config.load_model_path else Weights(config.model_id, "")
+
+
+def prompt_date(config: RunConfig, *states: TrainerState | None) -> str:
+    """The date that prompts are written with: the config's, else the first one that a checkpoint has, else today's."""
+    known = [state.prompt_date for state in states if state is not None and state.prompt_date]
+    return agree(lambda: config.prompt_date or (known or [strftime("%Y-%m-%d")])[0], only_rank_0=True)
+
+
+def assemble(config: RunConfig, weights: Weights, date: str, examples: Sequence[Example]) -> Assembly:
+    """Loads the model and prepares it for the config's method; before ZeRO shards it. Collective.
+
+    Args:
+        date: as of `prompt_date`.
+        examples: on two of which the latent passes are compared with the model's own forward.
+
+    Raises:
+        UserError: the model cannot be loaded, or is of a kind that latent passes do not reproduce; on all ranks.
+    """
+    backbone, reasoner = agree(lambda: _load(config, weights))
+    prompt = PromptBuilder(
+        backbone.tokenizer,
+        config.answer_format,
+        backbone.family,
+        config.direct_instruction,
+        config.reasoning_instruction,
+        date,
+    )
+    read_images = partial(backbone.family.read_images, image_processor=backbone.image_processor)
+    encoder = Encoder(prompt, read_images)
+    if config.self_check:
+        agree(lambda: self_check(reasoner, _short_and_long(examples, encoder)), only_rank_0=True)
+    return Assembly(backbone, reasoner, encoder)
+
+
+def _short_and_long(examples: Sequence[Example], encoder: Encoder) -> list[dict[str, Tensor]]:
+    """Two of the first examples with all that is written of them, as batches of one row."""
+    first = examples[:SHORT_AND_LONG]
+    encoded = [encoder(example, "reasoning") for example in {min(first, key=_size), max(first, key=_size)}]
+    rows = []
+    for tokens, inputs in encoded:
+        input_ids = torch.tensor([layout(tokens, n_replaced=0, latent_block=())[0]])
+        rows.append({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **inputs})
+    return rows
+
+
+def _size(example: Example) -> tuple[int, int]:
+    return len(example.images), len(example.question) + sum(map(len, (*example.choices, *example.steps)))
+
+
+def _load(config: RunConfig, weights: Weights) -> tuple[Backbone, LatentReasoner]:
+    try:
+        implementation(config.kernel, device())
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if weights.how and rank() == 0:
+        print(f"weights: {weights.how}", flush=True)
+    thinking = thinking_method(config)
+    init_token = thinking(config).latent_init_token if thinking else None
+    authors_file = Path(weights.source) if Path(weights.source).is_file() else None
+    source = config.model_id if authors_file else weights.source
+    dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32
+    backbone = load_backbone(source, dtype, config.max_image_tiles, config.trust_remote_code)
+    if authors_file:
+        load_authors_weights(backbone, authors_file, init_token)
+    if thinking:
+        add_latent_tokens(backbone, init_token)
+    latent = backbone.latent_tokens
+    if config.mode != "eval_only":
+        if config.lora.rank:
+            add_lora(backbone.model, **config.lora.model_dump(), new_tokens=latent.block(1) if latent else ())
+        freeze(backbone.model, **config.freeze.model_dump())
+    try:
+        if thinking and latent:
+            thoughts = thinking(config, latent).thought_source()
+            return backbone, LatentReasoner(backbone.model, latent.latent, config.kernel, thoughts)
+        return backbone, LatentReasoner(backbone.model, None, config.kernel)
+    except ValueError as error:
+        raise UserError(f"model {source!r}: {error}") from error

@@ -1,0 +1,93 @@
+"""Where a run stands, as its checkpoints say, and which of several checkpoints is meant."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from multicoco.errors import UserError
+
+EVALUATION = "evaluation.json"  # of a checkpoint: written after it, and not among the files that its manifest seals
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Where a run stands.
+
+    Attributes:
+        epoch: finished epochs.
+        stage: the one trained last.
+        step: optimizer steps of the whole run.
+        epoch_step: optimizer steps into the epoch after the finished ones.
+        accuracy: of the evaluation after the last epoch; None without one, within an epoch, or with no known answer.
+        best_accuracy: of the stage so far.
+        global_batch, world_size, zero_stage: with which it was written.
+        data: SHA-256 of the files the records came from.
+        wandb_id: of the W&B run, to go on with it.
+        method: that trained it.
+        prompt_date: what a chat template that writes the date was given.
+        versions: of the software that wrote it.
+        evaluated: whether there was an evaluation after its last epoch.
+    """
+
+    epoch: int
+    stage: int
+    step: int
+    epoch_step: int = 0
+    accuracy: float | None = None
+    best_accuracy: float | None = None
+    global_batch: int | None = None
+    world_size: int | None = None
+    zero_stage: int | None = None
+    data: dict[str, str] = field(default_factory=dict)
+    wandb_id: str | None = None
+    method: str | None = None
+    prompt_date: str | None = None
+    versions: dict[str, Any] = field(default_factory=dict)
+    evaluated: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"epoch_{self.epoch:04d}" + (f"_step_{self.step:08d}" if self.epoch_step else "")
+
+
+def all_checkpoints(root: Path) -> list[Path]:
+    """The folders of the checkpoints below a run's `checkpoints`."""
+    return sorted(path.parent for path in root.glob("epoch_*/trainer.json") if not path.parent.suffix)
+
+
+def read_state(path: Path) -> TrainerState:
+    """Of a checkpoint, with what its evaluation has added.
+
+    Raises:
+        UserError: a file is not what this version writes.
+    """
+    state = _read(path / "trainer.json")
+    if (path / EVALUATION).exists():
+        state |= _read(path / EVALUATION)
+    try:
+        return TrainerState(**state)
+    except TypeError as error:
+        raise UserError(f"{path / 'trainer.json'} cannot be read: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    raise UserError(f"{path} cannot be read: it is no JSON object")
+
+
+def age_key(path: Path) -> tuple[int, ...]:
+    """Sorts checkpoints by age, from the name, since the files may be damaged: (epochs, steps)."""
+    return tuple(int(part) for part in path.name.split("_") if part.isdigit())
+
+
+def rank_key(state: TrainerState) -> tuple[int, float, int]:
+    """Sorts evaluated checkpoints, the best one last: accuracies compare within a stage, so the later stage is before
+    the earlier one; of equals the later checkpoint."""
+    assert state.accuracy is not None
+    return (state.stage, state.accuracy, state.epoch)

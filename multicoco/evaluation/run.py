@@ -1,0 +1,76 @@
+"""A run that only evaluates (`mode: eval_only`)."""
+
+from transformers import set_seed
+
+from multicoco.config import RunConfig
+from multicoco.engine.assembly import assemble, load_records, prompt_date, weights_of
+from multicoco.engine.lengths import check_prompt_lengths
+from multicoco.engine.process_group import ProcessGroup
+from multicoco.engine.ranks import agree
+from multicoco.engine.resume import config_changes, lock_run_folder
+from multicoco.engine.weights import Weights
+from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
+from multicoco.latent.kinds import longest_sequence
+from multicoco.methods import evaluated_methods, method_class, thinking_method
+from multicoco.tracking import Tracker
+
+
+class EvaluationRun:
+    """Everything an evaluation needs, built from its config; `run` does it.
+
+    A checkpoint is asked as it was trained: at its stage, with its method's keys and its prompts' date.
+
+    Raises:
+        UserError: data or model do not fit; on every rank, before anything is written.
+    """
+
+    def __init__(self, config: RunConfig):
+        self.group = group = ProcessGroup(config.lost_rank_seconds)
+        questions = load_records(config, config.val_path, config.max_val_samples)
+        set_seed(config.seed)
+        weights = weights_of(config)
+        config, self.stage, changes = as_trained(config, weights)
+        if changes and group.rank == 0:
+            print("as the checkpoint was trained:", *changes, sep="\n  ", flush=True)
+        assembly = assemble(config, weights, prompt_date(config, weights.state), questions)
+        if (limit := longest_sequence(assembly.backbone.model)) is not None:
+            methods = evaluation_methods(config, assembly.backbone.latent_tokens).values()
+            max_new_tokens = config.generation.max_new_tokens
+            agree(
+                lambda: check_prompt_lengths(limit, questions, assembly.encoder, methods, [self.stage], max_new_tokens),
+                only_rank_0=True,
+            )
+        assembly.reasoner.to(group.device)
+        self.run_lock = agree(lambda: lock_run_folder(config.run_dir) if group.rank == 0 else None)
+        set_seed(config.seed + group.rank)
+        self.tracker = agree(lambda: Tracker(config.run_dir, config, enabled=group.rank == 0))
+        about = {"checkpoint": weights.how or weights.source}
+        self.evaluator = Evaluator(config, assembly, questions, self.tracker, about=about)
+
+    def run(self) -> None:
+        """Evaluates by every method that the config asks for."""
+        with self.group.watched():
+            self.evaluator.run("final", self.stage, step=0)
+            self.tracker.close()
+
+
+def as_trained(config: RunConfig, weights: Weights) -> tuple[RunConfig, int, list[str]]:
+    """The config with the method's keys of the checkpoint that is evaluated, if it is evaluated by that method.
+
+    Returns: the config, the stage to evaluate at (the last one, where no checkpoint tells), and what has changed.
+    """
+    thinking = thinking_method(config)
+    last_stage = thinking(config).schedule.max_latent_stage if thinking else 0
+    trained = weights.config or {}
+    name = (weights.state and weights.state.method) or str(trained.get("mode")).removesuffix("_train")
+    if weights.state is None or name not in evaluated_methods(config):
+        return config, last_stage, []
+    method = method_class(name)
+    if method.section is None or method.Keys is None or method.section not in trained:
+        return config, weights.state.stage if method.has_thoughts else last_stage, []
+    keys = method.Keys.model_validate(trained[method.section])
+    own = getattr(config, method.section)
+    changes = [
+        f"{method.section}.{key}: {change}" for key, change in config_changes(own.model_dump(), keys.model_dump())
+    ]
+    return config.model_copy(update={method.section: keys}), weights.state.stage, changes

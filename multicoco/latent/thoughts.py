@@ -1,0 +1,14 @@
+"""What a latent position is fed: the content of a thought."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+# (hidden (B, D), k) -> (B, D): the embeddings of the batch's k-th latent column (from 0), from the last hidden states,
+# after the model's last norm, of the column before it. An nn.Module's parameters are trained with the model's.
+ThoughtSource = Callable[[Tensor, int], Tensor]
+
+
+def hidden_state(hidden: Tensor, k: int) -> Tensor:
+    """The hidden state itself (Hao et al. 2024, arXiv:2412.06769, section 3)."""
+    return hidden

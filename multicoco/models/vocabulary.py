@@ -1,0 +1,73 @@
+"""The words of a model: the latent tokens, and the rows of embeddings and head beyond the tokenizer."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from multicoco.curriculum import LatentTokens
+from multicoco.errors import UserError
+from multicoco.models.backbone import Backbone
+from multicoco.models.generation import suppress_unknown_rows
+
+LATENT_TOKENS = ("<|start-latent|>", "<|latent|>", "<|end-latent|>")
+
+_ROW_MULTIPLE = 64  # matrices of other sizes are slow on tensor cores
+
+
+def add_latent_tokens(backbone: Backbone, init_token: str | None = None, n_rows: int | None = None) -> None:
+    """Adds the latent tokens, each initialised from a known token's embedding (input and output side).
+
+    Embeddings that are large enough already keep their size: InternVL's and Qwen's are padded beyond the tokenizer.
+    Others grow, to a multiple of 64. Rows past the tokenizer are never generated, and start as the mean of the known
+    ones: a mean of V logits is at most log(mean(exp(logits))), so n of them raise no loss by more than log(1 + n / V).
+    A model that has the tokens already is left alone.
+
+    Args:
+        init_token: the known token; the end-of-text token by default.
+        n_rows: how many rows there are to be where there are too few: those of a checkpoint to go on from.
+
+    Raises:
+        UserError: init_token is not one token of the vocabulary, only some latent tokens exist, or they have no rows.
+    """
+    tokenizer, model = backbone.tokenizer, backbone.model
+    vocabulary = tokenizer.get_vocab()
+    present = [token for token in LATENT_TOKENS if token in vocabulary]
+    if len(present) not in (0, len(LATENT_TOKENS)):
+        raise UserError(
+            f"the tokenizer has {present} but not all of {list(LATENT_TOKENS)}: it is not a MultiCoCo checkpoint"
+        )
+    if not present:
+        init_token = init_token or tokenizer.eos_token
+        if init_token not in vocabulary:
+            raise UserError(f"coconut.latent_init_token: {init_token!r} is not a token of the model's vocabulary")
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": list(LATENT_TOKENS)}, replace_extra_special_tokens=False
+        )
+    ids = tokenizer.convert_tokens_to_ids(list(LATENT_TOKENS))
+    before = model.get_input_embeddings().num_embeddings
+    if not present and max(ids) >= before:
+        rows = n_rows or -(-(max(ids) + 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        known = [token for token in vocabulary.values() if token < before]
+        _set_rows(model, range(before, rows), known)
+    if max(ids) >= (rows := model.get_input_embeddings().num_embeddings):
+        raise UserError(f"the latent tokens are {ids}, but {model.config.model_type}'s embeddings have {rows} rows")
+    if not present:
+        _set_rows(model, ids, [vocabulary[init_token]])
+    backbone.latent_tokens = LatentTokens(*ids)
+    suppress_unknown_rows(model, tokenizer)
+
+
+@torch.no_grad()
+def _set_rows(model: PreTrainedModel, rows: Iterable[int], sources: Sequence[int]) -> None:
+    """Gives rows of the embeddings and of the head, its bias included, the mean of other rows."""
+
+    def set_in(table: Tensor) -> None:
+        table[list(rows)] = table[sources].float().mean(0).to(table.dtype)
+
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        set_in(module.weight)
+        if getattr(module, "bias", None) is not None:
+            set_in(module.bias)

@@ -1,0 +1,66 @@
+"""The training data, step by step."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from multicoco.config import RunConfig
+from multicoco.curriculum import ExampleTokens
+from multicoco.data.collate import Collator
+from multicoco.data.example import Example
+from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader
+from multicoco.engine.assembly import Assembly
+from multicoco.engine.ranks import rank, world_size
+from multicoco.methods import Method
+
+
+class TrainingBatches:
+    """This rank's micro-batches of every optimizer step.
+
+    Attributes:
+        global_batch: examples of an optimizer step, over all ranks.
+        steps_per_epoch: optimizer steps.
+    """
+
+    def __init__(self, config: RunConfig, examples: Sequence[Example], assembly: Assembly, method: Method):
+        self.config = config
+        self.examples = examples
+        self.assembly = assembly
+        self.method = method
+        self.global_batch = config.batch_size * config.gradient_accumulation_steps * world_size()
+        self.steps_per_epoch = -(-len(examples) // self.global_batch)
+
+    def steps(self, stage: int, epoch: int, done: int) -> Iterator[list[dict[str, Any]]]:
+        """The micro-batches of each step of an epoch, without those that are done."""
+        config, backbone = self.config, self.assembly.backbone
+        arrange = partial(_train_row, method=self.method, stage=stage, epoch=epoch)
+        dataset = ReasoningDataset(self.examples, self.assembly.encoder, self.method.asked, arrange)
+        batches = RankBatches(
+            len(dataset),
+            config.batch_size,
+            rank(),
+            world_size(),
+            config.gradient_accumulation_steps,
+            seed=f"{config.seed}/{epoch}",
+            done=done,
+        )
+        collator = Collator(
+            backbone.tokenizer.pad_token_id,
+            self.assembly.reasoner.latent_token_id,
+            backbone.family.batch,
+            min_length=self.method.passes(stage),
+        )
+        loader = iter(make_loader(dataset, batches, collator, config.num_workers))
+        while micro_batches := list(islice(loader, config.gradient_accumulation_steps)):
+            yield micro_batches
+
+    def ids(self, batch: dict[str, Any]) -> list[str]:
+        """Of the examples that count in a batch."""
+        return [self.examples[i].id for i, counts in zip(batch["index"], batch["counted"], strict=True) if counts]
+
+
+def _train_row(
+    example: Example, tokens: ExampleTokens, method: Method, stage: int, epoch: int
+) -> tuple[list[int], list[int]]:
+    return method.train_row(tokens, stage, epoch, example.id)

@@ -1,0 +1,31 @@
+"""Where a run stands while it trains."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Position:
+    """Moves on with the run, and is what a checkpoint remembers of it.
+
+    Attributes:
+        epoch: finished epochs.
+        epoch_step: optimizer steps into the epoch after the finished ones.
+        step: optimizer steps of the whole run.
+        stage: the one trained last; None before the first.
+        best_accuracy: of this stage's evaluations so far; those of other stages do not compare.
+        evaluated: whether the evaluation after the last finished epoch has been, if one is due.
+    """
+
+    epoch: int = 0
+    epoch_step: int = 0
+    step: int = 0
+    stage: int | None = None
+    best_accuracy: float | None = None
+    evaluated: bool = True
+
+    def note_accuracy(self, accuracy: float | None) -> bool:
+        """Of an evaluation; whether it is the best of the stage so far."""
+        improved = accuracy is not None and (self.best_accuracy is None or accuracy > self.best_accuracy)
+        if improved:
+            self.best_accuracy = accuracy
+        return improved

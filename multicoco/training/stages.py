@@ -1,0 +1,38 @@
+"""A stage's beginning: the optimizer and the learning-rate schedule start again."""
+
+from deepspeed import DeepSpeedEngine
+
+from multicoco.config import RunConfig
+from multicoco.engine.deepspeed import forget_trace
+from multicoco.engine.optimizer import reset_optimizer_state, start_schedule
+from multicoco.methods import Method
+from multicoco.training.position import Position
+
+
+class Stages:
+    """Takes the engine from stage to stage of a method's curriculum."""
+
+    def __init__(self, config: RunConfig, engine: DeepSpeedEngine, method: Method, steps_per_epoch: int):
+        self.config = config
+        self.engine = engine
+        self.method = method
+        self.steps_per_epoch = steps_per_epoch
+
+    def enter(self, stage: int, at: Position) -> None:
+        """At a transition the optimizer and the schedule start again; without `reset_optimizer` they go on."""
+        if stage == at.stage:
+            return
+        is_first, at.stage, at.best_accuracy = at.stage is None, stage, None
+        if self.engine.zero_optimization_stage() == 3:
+            forget_trace(self.engine)
+        if self.config.reset_optimizer and not is_first:
+            reset_optimizer_state(self.engine)
+        if self.config.reset_optimizer or is_first:
+            self.start_schedule(stage)
+
+    def start_schedule(self, stage: int) -> None:
+        """From its first step; it spans the stage or, without restarts, the whole run."""
+        epochs, schedule = range(self.config.num_epochs), self.method.schedule
+        spanned = [e for e in epochs if schedule.stage(e) == stage] if self.config.reset_optimizer else epochs
+        total_steps = len(spanned) * self.steps_per_epoch
+        start_schedule(self.engine, self.config, self.method.learning_rate(stage), total_steps)

@@ -1,0 +1,37 @@
+"""One optimizer step."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from torch import Tensor
+
+from multicoco.curriculum import IGNORE_INDEX
+from multicoco.engine.ranks import world_size
+from multicoco.methods import Method
+
+
+def train_step(
+    engine: DeepSpeedEngine, method: Method, micro_batches: list[dict[str, Any]], n_passes: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """One optimizer step. The loss is the mean over the labelled tokens of the global batch, however it is cut up.
+
+    Returns: this rank's shares of that mean, one per micro-batch (those of all ranks add up to it), and the global
+    counts of labelled and of all tokens.
+    """
+    labelled = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in micro_batches)
+    total = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
+    counts = torch.tensor([labelled, total], device=device)
+    dist.all_reduce(counts)
+    # DeepSpeed divides by the ranks and by the accumulation steps, whatever each of them holds
+    pieces = world_size() * len(micro_batches)
+    shares = []
+    for batch in micro_batches:
+        tensors = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")} | batch["inputs"]
+        inputs = {key: tensor.to(device, non_blocking=True) for key, tensor in tensors.items()}
+        loss = method.loss(engine(**inputs, n_passes=n_passes, loss_divisor=counts[0] / pieces))
+        engine.backward(loss)
+        engine.step()
+        shares.append(loss.detach() / pieces)
+    return torch.stack(shares), counts

@@ -1,0 +1,199 @@
+"""Training by a run config: stages -> epochs -> steps -> evaluation -> checkpoint."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from time import perf_counter
+
+from tqdm import tqdm
+from transformers import set_seed
+
+from multicoco.config import RunConfig
+from multicoco.data.example import Example
+from multicoco.data.sources import require_answers
+from multicoco.engine.assembly import Assembly, assemble, load_records, prompt_date, weights_of
+from multicoco.engine.checkpoint import Checkpoints
+from multicoco.engine.deepspeed import build_engine, model_shape
+from multicoco.engine.ds_config import resolve_ds_config
+from multicoco.engine.lengths import check_prompt_lengths, check_training_lengths
+from multicoco.engine.preemption import Preempted
+from multicoco.engine.process_group import ProcessGroup
+from multicoco.engine.ranks import agree
+from multicoco.engine.resume import lock_run_folder
+from multicoco.engine.trainer_state import TrainerState
+from multicoco.errors import UserError
+from multicoco.evaluation.answers import is_correct
+from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
+from multicoco.latent.kinds import longest_sequence
+from multicoco.methods import method_class
+from multicoco.tracking import Tracker
+from multicoco.training.batches import TrainingBatches
+from multicoco.training.lookout import Lookout
+from multicoco.training.loss_window import LossWindow
+from multicoco.training.saver import Saver
+from multicoco.training.skip_limit import SkipLimit
+from multicoco.training.stages import Stages
+from multicoco.training.start import Start
+from multicoco.training.step import train_step
+
+
+class Trainer:
+    """Everything one training run needs, built from its config; `run` does it.
+
+    Args:
+        allow_change: config keys that may differ from those of the checkpoint the run goes on from.
+
+    Raises:
+        UserError: data, model, checkpoint or ds_config do not fit; on every rank, before anything is written.
+    """
+
+    def __init__(self, config: RunConfig, allow_change: Collection[str] = ()):
+        self.config = config
+        self.group = group = ProcessGroup(config.lost_rank_seconds)
+        checkpoints = Checkpoints(
+            config.run_dir, config.max_checkpoints_to_keep, config.keep_best_checkpoints, config.asynchronous_save
+        )
+        start = Start(config, checkpoints, allow_change)
+        earlier = start.check_folder()
+        examples = load_records(config, config.train_path, config.max_train_samples)
+        agree(lambda: require_answers(examples, Path(config.data_dir, str(config.train_path))), only_rank_0=True)
+        self.questions = load_records(config, config.val_path, config.max_val_samples)
+
+        set_seed(config.seed)
+        weights = weights_of(config)
+        date = prompt_date(config, earlier, weights.state)
+        assembly = assemble(config, weights, date, examples)
+        self.method = method_class(config.trained_method)(config, assembly.backbone.latent_tokens)
+        self.batches = TrainingBatches(config, examples, assembly, self.method)
+        agree(lambda: self._check_purpose(examples, assembly), only_rank_0=True)
+        shape = model_shape(assembly.reasoner, max(map(self.method.passes, self._stages)))
+        ds_config = agree(lambda: resolve_ds_config(Path(config.deepspeed), config, group.size, shape))
+        self.engine = build_engine(assembly.reasoner, config, ds_config)
+        self.run_lock = agree(lambda: lock_run_folder(config.run_dir) if group.rank == 0 else None)
+
+        set_seed(config.seed + group.rank)
+        data = start.hash_data()
+        self.stages = Stages(config, self.engine, self.method, self.batches.steps_per_epoch)
+        self.at, wandb_id = start.find(self.engine, self.stages, data, self.batches.global_batch)
+        self.tracker = agree(lambda: Tracker(config.run_dir, config, wandb_id, enabled=group.rank == 0))
+        origin = TrainerState(
+            epoch=0,
+            stage=0,
+            step=0,
+            global_batch=self.batches.global_batch,
+            world_size=group.size,
+            zero_stage=self.engine.zero_optimization_stage(),
+            data=data,
+            wandb_id=self.tracker.wandb_id,
+            method=config.trained_method,
+            prompt_date=date,
+            versions=self.tracker.environment,
+        )
+        self.saver = Saver(config, checkpoints, self.engine, assembly.backbone, self.tracker, origin, self.at)
+        self.look_around = Lookout(self.saver, group.device)
+        self.skip_limit = SkipLimit(config.max_skipped_steps, self.batches)
+        sharded = self.engine.zero_optimization_stage() == 3
+        self.evaluator = Evaluator(config, assembly, self.questions, self.tracker, sharded, self.look_around)
+
+    @property
+    def _stages(self) -> set[int]:
+        return {self.method.schedule.stage(epoch) for epoch in range(self.config.num_epochs)}
+
+    def _check_purpose(self, examples: Sequence[Example], assembly: Assembly) -> None:
+        """What would make the run pointless, or break it in its middle, is said before it starts."""
+        config, limit = self.config, longest_sequence(assembly.backbone.model)
+        if config.save_only_improve and all(is_correct(None, question) is None for question in self.questions):
+            raise UserError(
+                f"save_only_improve is true, but no answer is known in {config.val_path}: accuracy would never improve "
+                "and nothing be saved. Set it to false, or name records with answers"
+            )
+        if limit is None:
+            return
+        check_training_lengths(limit, examples, assembly.encoder, self.method, self._stages)
+        if self.questions:
+            methods = evaluation_methods(config, assembly.backbone.latent_tokens).values()
+            max_new_tokens = config.generation.max_new_tokens
+            check_prompt_lengths(limit, self.questions, assembly.encoder, methods, self._stages, max_new_tokens)
+
+    def run(self) -> None:
+        """Trains.
+
+        Raises:
+            Preempted: a rank was signalled to end; a checkpoint was written first.
+            UserError: a checkpoint could not be written, and `on_save_error` is to stop; or too many steps were
+                skipped.
+        """
+        with self.group.watched():
+            self._train()
+            self.saver.finish()
+            self.tracker.close()
+
+    def _train(self) -> None:
+        at, config = self.at, self.config
+        remaining = (config.num_epochs - at.epoch) * self.batches.steps_per_epoch - at.epoch_step
+        with self.tracker.progress(remaining, "training") as progress:
+            if not at.evaluated:
+                self._evaluate(at.epoch)
+            for epoch in range(at.epoch, config.num_epochs):
+                self.stages.enter(self.method.schedule.stage(epoch), at)
+                try:
+                    self._train_epoch(epoch, progress)
+                except Preempted:
+                    self.saver.save()
+                    self.saver.finish()
+                    raise
+                at.epoch, at.epoch_step = epoch + 1, 0
+                is_due = self._evaluation_is_due(at.epoch)
+                if is_due or not config.save_only_improve:  # before the evaluation: it must not cost a trained epoch
+                    self.saver.save(awaits_evaluation=is_due)
+                self._evaluate(at.epoch)
+
+    def _train_epoch(self, epoch: int, progress: "tqdm[None]") -> None:
+        """Trains what is left of an epoch."""
+        at, config, started = self.at, self.config, perf_counter()
+        assert at.stage is not None
+        progress.set_description(f"stage {at.stage} epoch {epoch + 1}/{config.num_epochs}")
+        window, n_passes = LossWindow(self.group.device), self.method.passes(at.stage)
+        for micro_batches in self.batches.steps(at.stage, epoch, at.epoch_step):
+            skipped_before = self.engine.skipped_steps
+            losses, counts = train_step(self.engine, self.method, micro_batches, n_passes, self.group.device)
+            at.step, at.epoch_step = at.step + 1, at.epoch_step + 1
+            skipped = self.engine.skipped_steps > skipped_before
+            window.add(losses.sum(), counts, skipped)
+            if self.skip_limit.add(skipped):
+                self.saver.finish()
+                self.skip_limit.give_up(micro_batches, losses, at)
+            progress.update()
+            is_last = at.epoch_step == self.batches.steps_per_epoch
+            if at.step % config.log_every_steps == 0 or is_last:
+                self._log(window.read(), epoch, progress)
+            self.look_around()
+            if config.save_every_steps and at.step % config.save_every_steps == 0 and not is_last:
+                self.saver.save()
+        self.tracker.log({"train/epoch_seconds": perf_counter() - started, "train/epoch": epoch + 1}, at.step)
+
+    def _log(self, metrics: dict[str, float], epoch: int, progress: "tqdm[None]") -> None:
+        shown = {"loss": f"{metrics['train/loss']:.4f}" if "train/loss" in metrics else "not finite"}
+        if self.engine.skipped_steps:
+            metrics["train/skipped_steps"] = self.engine.skipped_steps
+            shown["skipped"] = str(self.engine.skipped_steps)
+        progress.set_postfix(shown, tokens_s=f"{metrics['train/tokens_per_s']:.0f}", refresh=False)
+        learning_rate = self.engine.lr_scheduler.get_last_lr()[0]
+        where = {"train/stage": self.at.stage, "train/epoch": epoch + 1, "train/lr": learning_rate}
+        self.tracker.log(metrics | where, self.at.step)
+
+    def _evaluate(self, epochs: int) -> None:
+        """After so many epochs, if it is due; the accuracy goes to the checkpoint, or decides whether it stays."""
+        if not self._evaluation_is_due(epochs):
+            return
+        assert self.at.stage is not None
+        try:
+            accuracy = self.evaluator.run(f"epoch_{epochs:04d}", self.at.stage, self.at.step)
+        except Preempted:
+            self.saver.finish()
+            raise
+        improved = self.at.note_accuracy(accuracy)
+        self.saver.note_evaluation(accuracy, keep=improved or not self.config.save_only_improve)
+
+    def _evaluation_is_due(self, epochs: int) -> bool:
+        is_last = epochs == self.config.num_epochs
+        return bool(self.questions) and epochs > 0 and (is_last or epochs % self.config.eval_every_epochs == 0)

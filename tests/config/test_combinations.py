@@ -1,0 +1,96 @@
+import pytest
+
+from multicoco.config import load_config
+
+COCONUT = ["mode=coconut_train", "coconut.enabled=true", "coconut.first_stage=1"]
+EVALUATION = ["mode=eval_only", "val_path=v", "eval_config.cot=true"]
+ALL_FROZEN = [f"freeze.{part}=true" for part in ("vision_tower", "projector", "language_model")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["mode=coconut_train"], ["mode is coconut_train", "coconut.enabled is false"]),
+        (["coconut.enabled=true"], ["mode is cot_train", "coconut.enabled is true"]),
+        (["mode=vanilla_train", "coconut.enabled=true"], ["mode is vanilla_train", "coconut.enabled is true"]),
+        (["mode=train", "method=coconut"], ["method is coconut but coconut.enabled is false"]),
+        (["mode=train", "method=cot", "coconut.enabled=true"], ["method is cot but coconut.enabled is true"]),
+        (["mode=eval_only", "val_path=v", "method=coconut"], ["method is coconut but coconut.enabled is false"]),
+        (["mode=train"], ["mode is train but method is null", "coconut"]),
+        (["method=vanilla"], ["mode is cot_train but method is vanilla", "set mode to train"]),
+        (["eval_config.coconut=true"], ["eval_config.coconut is true", "coconut.enabled is false"]),
+        (["train_path=null"], ["mode is cot_train", "train_path is null"]),
+        (["mode=eval_only", "eval_config.cot=true"], ["mode is eval_only", "val_path is null"]),
+        (["mode=eval_only", "val_path=v"], ["mode is eval_only", "none of eval_config.cot", "name a method"]),
+        (["coconut.stage_lr=[1e-3]", "reset_optimizer=false"], ["coconut.stage_lr is set but reset_optimizer"]),
+        (["bf16=true", "fp16=true"], ["bf16 and fp16 are both true"]),
+        (["coconut.uniform_prob=0.1"], ["coconut.uniform_prob is 0.1", "mode is cot_train"]),
+        (
+            [*COCONUT, "eval_config.eval_latent_tokens=2"],
+            ["eval_config.eval_latent_tokens is 2", "coconut.max_latent_stage * coconut.c_thought is 1"],
+        ),
+        (
+            ["lora.rank=8", "freeze.language_model=true"],
+            ["lora.rank is 8 but freeze.language_model is true", "set it to false"],
+        ),
+    ],
+)
+def test_contradictions(run, error, overrides, expected):
+    message = error(run, *overrides)
+    assert all(part in message for part in expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["save_only_improve=true"], "save_only_improve is true but val_path is null"),
+        (["eval_config.vanilla=true"], "eval_config.vanilla is true but val_path is null"),
+        (["resume=1"], "resume is 1 but num_epochs is 1"),
+        (["resume=7", "num_epochs=5"], "resume is 7 but num_epochs is 5"),
+        ([*EVALUATION, "resume=true"], "resume is True but mode is eval_only"),
+        ([*EVALUATION, "resume=2", "num_epochs=5"], "resume is 2 but mode is eval_only"),
+        (["lora.alpha=32"], "lora.rank is null"),
+        (["lora.target_modules=[q_proj]"], "lora.rank is null"),
+        (ALL_FROZEN, "are all true but mode is cot_train"),
+        ([*COCONUT, "coconut.first_stage=0"], "num_epochs is 1 and coconut.first_stage 0: in stage 0"),
+        ([*COCONUT[:2], "num_epochs=5", "coconut.epochs_per_stage=5"], "there are no thoughts yet"),
+        ([*COCONUT[:2], "num_epochs=4", "coconut.epochs_per_stage=[4, 1]"], "set coconut.first_stage to 1"),
+        (["max_train_samples=0"], "max_train_samples"),
+        (["max_val_samples=0"], "max_val_samples"),
+        (["generation.max_new_tokens=0"], "generation.max_new_tokens"),
+        (["num_epochs=0"], "num_epochs"),
+    ],
+)
+def test_what_would_never_do_anything(run, error, overrides, expected):
+    assert expected in error(run, *overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [
+            *COCONUT,
+            "coconut.uniform_prob=0.1",
+            "val_path=v",
+            "eval_config.coconut=true",
+            "eval_config.eval_latent_tokens=1",
+        ],
+        [*COCONUT, "mode=eval_only", "val_path=v", "eval_config.coconut=true"],
+        [*COCONUT[:2], "load_model_path=cot"],  # starts at stage 1
+        [*COCONUT[:2], "coconut.uniform_prob=0.1"],  # thoughts are drawn in stage 0 too
+        [*COCONUT[:2], "num_epochs=6", "coconut.epochs_per_stage=5"],
+        [*EVALUATION, *ALL_FROZEN, "train_path=null"],
+        [*EVALUATION, "lora.alpha=32", "save_only_improve=true"],  # as inherited from the training's config
+        [*EVALUATION, "resume=false"],
+        ["mode=eval_only", "val_path=v", "method=cot"],
+        ["freeze.vision_tower=true", "freeze.projector=true", "eval_config.eval_latent_tokens=9"],
+        ["save_only_improve=true", "val_path=v", "bf16=true"],
+        ["resume=4", "num_epochs=5"],
+        ["resume=true"],
+        ["eval_every_epochs=9"],
+        ["lora.rank=8", "lora.alpha=32"],
+    ],
+    ids=" ".join,
+)
+def test_what_can_be_is_taken(run, overrides):
+    load_config(run, overrides)

@@ -1,0 +1,141 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from multicoco.config import load_config
+
+REPO = Path(__file__).parents[2]
+
+
+class TestInheritance:
+    def test_any_depth_and_deep_merge_of_sections(self, write):
+        write({"lr": 1.0, "seed": 3, "generation": {"num_beams": 2, "top_p": 0.5}}, "base.yaml")
+        write({"inherits": "../base.yaml", "generation": {"top_p": 0.7}}, "sub/parent.yaml")
+        config = load_config(write({"inherits": "parent.yaml", "seed": 4}, "sub/child.yaml"))
+        assert (config.lr, config.seed) == (1.0, 4)
+        assert (config.generation.num_beams, config.generation.top_p) == (2, 0.7)
+
+    def test_base_beside_the_file_is_implicit(self, write):
+        write({"seed": 5}, "base.yaml")
+        assert load_config(write()).seed == 5
+
+    def test_null_is_no_parent_at_all(self, write):
+        write({"seed": 5}, "base.yaml")
+        assert load_config(write("inherits: null\n")).seed == 0
+
+    def test_lists_are_replaced(self, write):
+        write({"wandb": {"tags": ["a", "b"]}}, "base.yaml")
+        assert load_config(write({"wandb": {"tags": ["c"]}})).wandb.tags == ["c"]
+
+    def test_a_mapping_replaces_a_value_and_a_value_a_mapping(self, write, error):
+        write({"generation": 3, "coconut": {"c_thought": 2}}, "base.yaml")
+        assert load_config(write(), ["generation.top_p=0.5", "coconut={}"]).coconut.c_thought == 2
+        assert "coconut (--set coconut=3): must be a mapping" in error(write(), "generation={}", "coconut=3")
+
+    def test_a_circle_is_shown(self, write, error):
+        b, a = write({"inherits": "a.yaml"}, "b.yaml"), write({"inherits": "b.yaml"}, "a.yaml")
+        assert f"inherits in a circle: {a} -> {b} -> {a}" in error(a)
+
+    def test_base_may_itself_inherit(self, write):
+        write({"inherits": "common.yaml"}, "base.yaml")
+        write({"seed": 6}, "common.yaml")
+        assert load_config(write()).seed == 6
+
+    def test_a_missing_parent_and_its_heir_are_named(self, write, error):
+        path = write("inherits: nowhere.yaml\n")
+        assert f"{path}:5: inherits nowhere.yaml, but there is no file" in error(path)
+
+    def test_only_one_parent(self, write, error):
+        assert "path of one YAML file" in error(write({"inherits": ["b.yaml", "c.yaml"]}))
+
+
+class TestPaths:
+    KEYS = ("output_dir", "data_dir", "image_dir", "train_path", "val_path", "model_id", "load_model_path", "deepspeed")
+
+    @pytest.fixture(autouse=True)
+    def environment(self, tmp_path, monkeypatch):
+        (tmp_path / "home").mkdir()
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("PLACE", str(tmp_path / "place"))
+        monkeypatch.delenv("NOWHERE", raising=False)
+
+    @pytest.mark.parametrize("key", KEYS)
+    def test_every_path_key_is_expanded_in_files_and_overrides(self, tmp_path, write, key):
+        for start, meant in (
+            ("~", tmp_path / "home"),
+            ("$PLACE", tmp_path / "place"),
+            ("${PLACE}", tmp_path / "place"),
+        ):
+            in_file = load_config(write({key: f"{start}/x"}))
+            overridden = load_config(write(), [f"{key}={start}/x"])
+            assert getattr(in_file, key) == getattr(overridden, key) == str(meant / "x")
+
+    @pytest.mark.parametrize("key", KEYS)
+    def test_a_variable_that_is_not_set_is_named_with_the_key(self, write, error, key):
+        path = write({key: "$NOWHERE/x"})
+        assert f"{key} ({path}:" in error(path) and "NOWHERE is not set" in error(path)
+
+    def test_the_run_keeps_what_they_became(self, tmp_path, write, monkeypatch):
+        config = load_config(write({"output_dir": "$PLACE/runs"}))
+        written = tmp_path / "config.yaml"
+        written.write_text(config.to_yaml())
+        monkeypatch.delenv("PLACE")
+        assert load_config(written) == config
+        assert yaml.safe_load(written.read_text())["output_dir"] == f"{tmp_path}/place/runs"
+
+    def test_a_name_too_and_no_tilde_becomes_a_folder(self, write, error, monkeypatch):
+        monkeypatch.setenv("JOB", "42")
+        assert load_config(write(), ["name=x_$JOB"]).run_dir == Path("runs/x_42")
+        assert "must be the name of a folder" in error(write(), "name=~")
+
+    def test_parents_and_the_file_itself(self, tmp_path, write, error):
+        write({"seed": 7}, "home/parent.yaml")
+        child = write({"inherits": "~/parent.yaml"}, "place/child.yaml")
+        assert load_config("$PLACE/child.yaml").seed == load_config(child).seed == 7
+        assert "NOWHERE is not set" in error("$NOWHERE/child.yaml")
+        assert "NOWHERE is not set" in error(write({"inherits": "$NOWHERE/x.yaml"}))
+
+    def test_run_folder(self, run):
+        assert load_config(run, ["output_dir=o"]).run_dir == Path("o/x")
+        assert load_config(run, ["output_dir=o", "use_run_name_in_output_dir=false"]).run_dir == Path("o")
+
+    def test_deepspeed_path_is_found_in_the_repository_of_the_config(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        config = load_config(REPO / "args" / "aokvqa_cot.yaml")
+        assert Path(config.deepspeed) == REPO / "ds_configs" / "zero2.json"
+        here = tmp_path / "ds_configs" / "zero2.json"  # relative to the working directory comes first
+        here.parent.mkdir()
+        here.write_text("{}")
+        assert Path(load_config(REPO / "args" / "aokvqa_cot.yaml").deepspeed).resolve() == here
+        assert load_config(REPO / "args" / "aokvqa_cot.yaml", ["deepspeed=no.json"]).deepspeed == "no.json"
+
+
+class TestOverrides:
+    def test_win_and_the_last_one_most(self, run):
+        config = load_config(run, ["generation.top_p=0.3", "wandb.tags=[a, b]", "val_path=null", "seed=1", "seed=2"])
+        assert (config.generation.top_p, config.wandb.tags, config.val_path, config.seed) == (0.3, ["a", "b"], None, 2)
+
+    def test_a_section_merges(self, write):
+        config = load_config(write({"generation": {"top_p": 0.5, "num_beams": 2}}), ["generation={top_p: 0.7}"])
+        assert (config.generation.top_p, config.generation.num_beams) == (0.7, 2)
+
+
+class TestShippedConfigs:
+    @pytest.mark.parametrize(
+        "path", sorted(p for p in (REPO / "args").glob("*.yaml") if p.name != "base.yaml"), ids=lambda p: p.name
+    )
+    def test_all_load(self, path):
+        assert (REPO / load_config(path).deepspeed).exists()
+
+    @pytest.mark.parametrize("name", ["cot", "coconut", "cot_eval", "coconut_eval", "vanilla_eval"])
+    def test_published_configs_keep_their_values(self, monkeypatch, name):
+        """All of them: keys may be added, but none goes or changes."""
+        monkeypatch.chdir(REPO)
+        published = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text())
+        resolved = yaml.safe_load(load_config(f"args/aokvqa_{name}.yaml").to_yaml())
+        for key, value in (published["all"] | published[name]).items():
+            where = resolved
+            for part in key.split("."):
+                where = where[part]
+            assert (key, where) == (key, value)

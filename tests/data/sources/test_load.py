@@ -1,0 +1,145 @@
+import logging
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from multicoco.data.sources import load, load_examples, require_answers
+from multicoco.errors import UserError
+
+GOOD = {"question": "What?", "steps": ["So."], "answer": "a cat"}
+CHOSEN = GOOD | {"image": "a.png", "choices": ["a cat", "a dog"]}
+
+
+@pytest.mark.parametrize(("record", "reason"), [(["a"], "JSON object"), ({}, "'question' is missing"), (7, "object")])
+def test_a_bad_record_is_an_error_or_left_out(read, caplog, record, reason):
+    with pytest.raises(UserError, match=rf"f\.json: 1 bad of 3 records\n  record 1.*{reason}(.|\n)*on_bad_record: ski"):
+        read(GOOD, record, GOOD)
+    with caplog.at_level(logging.WARNING):
+        assert len(read(GOOD, record, GOOD, on_bad_record="skip")) == 2
+    (warning,) = caplog.messages
+    assert "1 bad of 3 records" in warning and "record 1" in warning
+
+
+json_values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(st.characters()),
+        st.sampled_from(["a.png", ".", "/", "\0", "x" * 5000, "~", "http://a/b.png", "The choices are 0 : ", "#### 7"]),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
+    max_leaves=4,
+)
+KEYS = (
+    "question",
+    "steps",
+    "answer",
+    "image",
+    "images",
+    "choices",
+    "id",
+    "question_id",
+    "image_id",
+    "split",
+    "options",
+)
+KEYS_OF_SOURCES = ("correct_choice_idx", "direct_answers", "rationales", "hint", "solution")
+keys = st.sampled_from(KEYS + KEYS_OF_SOURCES)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(keys, json_values, max_size=4), start=st.sampled_from([GOOD, CHOSEN, {}]))
+def test_whatever_is_wrong_with_a_record_it_is_one_bad_record(read, changes, start):
+    examples = read(GOOD, start | changes, GOOD, on_bad_record="skip")
+    assert [e.question for e in examples][::-2][:1] == ["What?"]
+    assert len(examples) in (2, 3) and len({e.id for e in examples}) == len(examples)
+
+
+def test_deeply_nested_values_are_one_bad_record(tmp_path):
+    for depth in (100, 300, 600, 900):
+        nested = "[" * depth + "]" * depth
+        (tmp_path / "f.json").write_text(f'[{{"question": "Q?", "answer": {nested}, "id": {nested}}}]')
+        with pytest.raises(UserError, match=r"f\.json"):
+            load_examples(tmp_path / "f.json", tmp_path)
+
+
+def test_ids_are_different_and_say_where_they_come_from(read):
+    ids = ["x", "x", None, "x", "x#2", 12, 12.5, ""]
+    examples = read(*(GOOD | {"id": value} for value in ids), GOOD, GOOD | {"question_id": "q", "id": "x", "idx": 1})
+    assert [e.id for e in examples] == ["x", "x#2", "2", "x#3", "x#2#2", "12", "12.5", "7", "8", "q"]
+
+
+def test_an_id_does_not_depend_on_other_records_being_good(read):
+    records = [GOOD | {"id": "x"}, {"id": "x"}, GOOD | {"id": "x"}]
+    assert [e.id for e in read(*records, on_bad_record="skip")] == ["x", "x#3"]
+
+
+def test_the_first_ten_bad_records_are_shown_with_their_ids_and_all_are_counted(read):
+    with pytest.raises(UserError, match="25 bad of 26 records") as caught:
+        read(GOOD, *({"id": f"q{i}"} for i in range(25)))
+    message = str(caught.value)
+    assert [f"'q{i}'" in message for i in range(25)] == [True] * 10 + [False] * 15
+    assert "and 15 more" in message
+
+
+def test_images_are_decoded_only_on_request_but_must_be_there(read, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    assert len(read(GOOD | {"image": "broken.png"}, verify_images=False)) == 1
+    for image in ("broken.png", ["a.png", "broken.png"]):
+        with pytest.raises(UserError, match=r"record 0.*broken\.png"):
+            read(GOOD | {"image": image})
+    with pytest.raises(UserError, match=r"absent\.png"):
+        read(GOOD | {"image": "absent.png"}, verify_images=False)
+
+
+def test_the_limit_counts_good_records_and_checks_none_after_them(read, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(load, "load_image", decoded.append)
+    records = [CHOSEN | {"id": i} for i in range(5)]
+    records[1], records[4] = {}, {}
+    assert [e.id for e in read(*records, on_bad_record="skip", limit=2)] == ["0", "2"]
+    assert len(decoded) == 2
+    assert len(read(*records, limit=1)) == 1
+    assert len(read(*records, on_bad_record="skip", limit=100)) == 3
+    with pytest.raises(UserError, match="limit"):
+        read(*records, limit=0)
+
+
+def test_skipping_every_record_is_an_error(read):
+    with pytest.raises(UserError, match="2 bad of 2 records"):
+        read({}, {}, on_bad_record="skip")
+
+
+def test_a_source_is_chosen_by_the_record_or_named(read):
+    marked = {"question": "Who? The choices are 0 : a, 1 : b", "steps": [], "answer": "1"}
+    assert [len(e.choices) for e in read(marked, GOOD)] == [2, 0]
+    (example,) = read(marked, source="records")
+    assert (example.choices, example.answer) == ((), "1")
+    with pytest.raises(UserError, match="'record' is none of the sources, did you mean records"):
+        read(GOOD, source="record")
+
+
+def test_answers_are_judged_as_the_source_says_unless_asked(read):
+    number = GOOD | {"answer": "$1,234"}
+    assert [e.judge for e in read(number, GOOD | {"answer": 5}, CHOSEN)] == ["text", "number", "text"]
+    assert [e.judge for e in read(number, GOOD | {"answer": None}, answer_type="number")] == ["number", "number"]
+    assert [e.judge for e in read(GOOD | {"answer": 5}, answer_type="text")] == ["text"]
+    with pytest.raises(UserError, match=r"record 0.*answer_type: number.*a cat"):
+        read(GOOD, answer_type="number")
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_is_no_number_is_no_answer(read, number):
+    with pytest.raises(UserError, match="'answer'"):
+        read(GOOD | {"answer": number})
+
+
+def test_examples_without_an_answer_cannot_be_trained_on(read, tmp_path):
+    require_answers(read(GOOD, CHOSEN), tmp_path)
+    examples = read(GOOD, *(GOOD | {"answer": None, "id": f"q{i}"} for i in range(12)))
+    with pytest.raises(UserError, match=r"train\.json: 12 of 13 records have no answer.*'q0', .*'q9', \.\.\."):
+        require_answers(examples, tmp_path / "train.json")

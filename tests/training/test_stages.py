@@ -1,0 +1,57 @@
+"""What happens to the engine at a stage transition; that its steps are then those of a new AdamW: tests/engine."""
+
+import pytest
+
+from multicoco.config import RunConfig
+from multicoco.methods import method_class
+from multicoco.training import stages as module
+from multicoco.training.position import Position
+from multicoco.training.stages import Stages
+
+
+class Engine:
+    def __init__(self, zero_stage: int):
+        self.zero_stage = zero_stage
+
+    def zero_optimization_stage(self) -> int:
+        return self.zero_stage
+
+
+@pytest.fixture
+def entered(monkeypatch):
+    """Goes through epochs of a run; returns what was done to the engine, in order."""
+
+    def run(zero_stage: int = 2, **keys):
+        done = []
+        monkeypatch.setattr(module, "forget_trace", lambda engine: done.append("forget"))
+        monkeypatch.setattr(module, "reset_optimizer_state", lambda engine: done.append("reset"))
+        monkeypatch.setattr(module, "start_schedule", lambda engine, config, lr, steps: done.append((lr, steps)))
+        latent = {"enabled": True, "epochs_per_stage": 2, "max_latent_stage": 1, "stage_lr": keys.pop("stage_lr", None)}
+        fixed = {"mode": "coconut_train", "name": "run", "model_id": "m", "train_path": "t.json", "num_epochs": 5}
+        config = RunConfig(**(fixed | keys), lr=0.5, coconut=latent)
+        method, at = method_class("coconut")(config), Position()
+        stages = Stages(config, Engine(zero_stage), method, steps_per_epoch=10)
+        for epoch in range(5):
+            at.best_accuracy = 0.9
+            stages.enter(method.schedule.stage(epoch), at)
+            done.append(at.best_accuracy)
+        return done
+
+    return run
+
+
+def test_the_optimizer_and_the_schedule_start_again(entered):
+    assert entered() == [(0.5, 20), None, 0.9, "reset", (0.5, 20), None, 0.9, "reset", (0.5, 10), None]
+
+
+def test_each_stage_may_have_its_rate(entered):
+    rates = [call[0] for call in entered(stage_lr=[0.1, 0.2]) if isinstance(call, tuple)]
+    assert rates == [0.1, 0.2, 0.2]
+
+
+def test_without_a_restart_one_schedule_spans_the_run(entered):
+    assert entered(reset_optimizer=False) == [(0.5, 50), None, 0.9, None, 0.9, None]
+
+
+def test_zero3_forgets_the_order_of_its_modules(entered):
+    assert entered(zero_stage=3).count("forget") == 3
