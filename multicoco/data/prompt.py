@@ -4,6 +4,8 @@ Only the template's own text may hold control tokens: questions, choices and ste
 switched off, so "<|latent|>" or "<|im_end|>" in a question is ordinary text.
 """
 
+import json
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -19,6 +21,8 @@ ANSWER_PREFIX = "Answer:"
 AnswerFormat = Literal["letter", "index", "text"]
 Asked = Literal["answer", "reasoning"]  # what a prompt asks for: the answer alone, or reasoning before it
 
+# the call by which Llama 3.2's and others' templates read the clock
+_CLOCK = re.compile(r"""strftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
 _USER_TEXT = "\N{OBJECT REPLACEMENT CHARACTER}user-text\N{OBJECT REPLACEMENT CHARACTER}"
 
 
@@ -111,9 +115,9 @@ class PromptBuilder:
             return self._beginning_of_text(), self._encode("\n")
         rendered = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": self.images.content(_USER_TEXT, n_images)}],
+            chat_template=self._dated(self.tokenizer.get_chat_template()),
             tokenize=False,
             add_generation_prompt=True,
-            strftime_now=self._strftime,
         )
         before, *rest = rendered.split(_USER_TEXT)
         if len(rest) != 1:
@@ -133,10 +137,21 @@ class PromptBuilder:
                 return whole[:start]
         return []
 
-    def _strftime(self, format: str) -> str:
-        if self.date is None:
-            raise UserError("the model's chat template writes the day's date: set prompt_date (YYYY-MM-DD)")
-        return datetime.fromisoformat(self.date).strftime(format)
+    def _dated(self, template: str) -> str:
+        """A chat template with the run's date in the place of today's."""
+
+        def write(call: re.Match[str]) -> str:
+            if self.date is None:
+                raise UserError("the model's chat template writes the day's date: set prompt_date (YYYY-MM-DD)")
+            return json.dumps(datetime.fromisoformat(self.date).strftime(call["format"]))
+
+        dated = _CLOCK.sub(write, template)
+        if re.search(r"strftime_now\s*\(", dated):
+            raise UserError(
+                "the model's chat template writes the time in a form of its own making: give strftime_now a text, as "
+                "strftime_now('%d %b %Y'), so that a run's prompts are the same on every day"
+            )
+        return dated
 
     def _question(self, example: Example, asked: Asked) -> str:
         lines = [example.question, *self._choice_lines(example.choices)]

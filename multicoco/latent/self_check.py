@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from multicoco.errors import UserError
 from multicoco.latent.cache import ATTENTION_NAME
+from multicoco.latent.kinds import longest_sequence
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.families import family_of
 from multicoco_kernels import BufferPool
@@ -40,17 +41,16 @@ def self_check(reasoner: LatentReasoner, examples: Sequence[dict[str, Tensor]]) 
     Args:
         reasoner: of a whole model, before ZeRO partitions it.
         examples: of one row each, a short and a long one: `input_ids` and `attention_mask`, (1, T), and what else the
-            model's family takes. Padding and latent tokens are left out.
+            model's family takes. Padding, latent tokens and what is too long for the model are left out.
 
     Raises:
         UserError: they disagree, or cannot be run; names the kind of model, and by how much.
     """
     model = reasoner.model
     config, names = model.config.get_text_config(), family_of(model.config).input_names
-    rows = [
-        example["input_ids"][example["attention_mask"].bool() & (example["input_ids"] != reasoner.latent_token_id)]
-        for example in examples
-    ]
+    latent, longest = reasoner.latent_token_id, longest_sequence(model)
+    rows = [example["input_ids"][example["attention_mask"].bool()] for example in examples]
+    rows = [(row if latent is None else row[row != latent])[:longest] for row in rows]
     inputs = [{name: example[name] for name in names if example.get(name) is not None} for example in examples]
     most = _MOST_LOGITS // config.vocab_size
     compared = [torch.linspace(0, len(row) - 1, min(len(row), most)).long() for row in rows]

@@ -19,7 +19,12 @@ def reset_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     own = model.generation_config
     model.generation_config = GenerationConfig(**{key: getattr(own, key) for key in _TOKENS})
     suppress_unknown_rows(model, tokenizer)
-    return {key: value for key, value in own.to_diff_dict().items() if key not in (*_TOKENS, *_NO_SETTINGS)}
+    defaults = own._get_default_generation_params()
+    return {
+        key: value
+        for key, value in own.to_diff_dict().items()
+        if key not in (*_TOKENS, *_NO_SETTINGS) and value is not False and value != defaults.get(key)
+    }
 
 
 def suppress_unknown_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -179,7 +179,7 @@ assert load_config("run.yaml", evaluation).trained_method == "toy"
 
 def test_neither_configs_nor_methods_import_torch():
     code = (
-        "import sys, multicoco.config.load, multicoco.config.reference, multicoco.engine.ds_config\n"
+        "import sys, multicoco.config.load, multicoco.config.reference\n"
         "from multicoco.registry import load_all\n"
         "assert {'vanilla', 'cot', 'coconut'} <= set(load_all('methods'))\n"
         "sys.exit('torch' in sys.modules)"

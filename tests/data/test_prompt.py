@@ -163,11 +163,15 @@ def test_a_base_model_sees_its_beginning_of_text_once():
 
 def test_a_template_that_writes_the_date_gets_the_runs_own():
     tokenizer = build_tokenizer(["What is it?\n"] * 5, vocab_size=300)
-    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    clock = "{% if strftime_now is defined %}{{ strftime_now( '%d %b %Y' ) }} {{ strftime_now(\"%Y\") }}{% endif %}"
+    tokenizer.chat_template = clock + "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     prompt = PromptBuilder(tokenizer, date="2026-11-25")(example(choices=())).prompt
-    assert tokenizer.decode(prompt) == "25 Nov 2026What is in the box?"
+    assert tokenizer.decode(prompt) == "25 Nov 2026 2026What is in the box?"
     with pytest.raises(UserError, match="set prompt_date"):
         PromptBuilder(tokenizer)(example(choices=()))
+    tokenizer.chat_template = "{% set f = '%Y' %}{{ strftime_now(f) }}{{ messages[0]['content'] }}"
+    with pytest.raises(UserError, match="give strftime_now a text"):
+        PromptBuilder(tokenizer, date="2026-11-25")(example(choices=()))
 
 
 @pytest.mark.parametrize("template", ["no question", "{{ messages[0]['content'] }} {{ messages[0]['content'] }}"])

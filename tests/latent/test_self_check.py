@@ -73,10 +73,11 @@ def test_images_and_padding_and_latents_are_taken():
     self_check(LatentReasoner(lively(internvl()), LATENT), [text, image])
 
 
-def test_a_window_that_the_examples_fit_is_taken_and_no_shorter_one():
-    self_check(LatentReasoner(of_kind("mistral", sliding_window=20), LATENT), texts(3, 20))
-    with pytest.raises(UserError, match=r"21 tokens do not fit the sliding window of mistral, 20"):
-        self_check(LatentReasoner(of_kind("mistral", sliding_window=20), LATENT), texts(3, 21))
+@pytest.mark.parametrize(
+    ("kind", "options"), [("mistral", {"sliding_window": 20}), ("gpt2", {"max_position_embeddings": 20})]
+)
+def test_what_is_too_long_for_a_model_is_left_to_the_check_of_lengths(kind, options):
+    self_check(LatentReasoner(of_kind(kind, **options), LATENT), texts(3, 20, 30))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
