@@ -65,6 +65,9 @@ def test_every_setting_is_reported_with_its_parts_passes_traffic_and_time(run_co
     assert len(rows) == len(settings) == 8 * 2 * 3  # stages with offload, checkpointing, micro-batches of 1, 2 and 4
     seconds = [float(row[HEADER.index("s/step")]) for row in rows]
     assert seconds == sorted(seconds)
+    shown = [dict(zip(HEADER, map(str.strip, row), strict=True)) for row in rows]
+    assert all(float(x["resident"]) == pytest.approx(float(x["peak"]) + float(x["CPU"]), abs=0.11) for x in shown)
+    assert re.search(r"In the CPU's memory, while a checkpoint is written: [\d.]+ GiB on rank 0", printed)
     assert re.search(r"- 3 latent passes: they leave ([\d.]+, ){2}[\d.]+ MiB of activations for backward", printed)
 
 
