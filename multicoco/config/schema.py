@@ -27,6 +27,7 @@ from multicoco.config.section import (
     expand,
 )
 from multicoco.errors import UserError
+from multicoco.interventions import parse, split_specs
 from multicoco.registry import Kind, check_name, load_all
 
 
@@ -53,6 +54,18 @@ def _day(value: object) -> object:
     if not isinstance(value, str) or not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
         raise ValueError("must be a date, as 2026-11-25")
     return date.fromisoformat(value).isoformat()
+
+
+def _specs(value: object) -> object:
+    """`[zero, only(3, mean)]` as it is meant: YAML splits it at the comma in brackets too."""
+    return split_specs(value) if isinstance(value, list) and all(isinstance(part, str) for part in value) else value
+
+
+def _known_interventions(specs: list[str]) -> list[str]:
+    parsed = [str(parse(spec)) for spec in specs]
+    if twice := [spec for spec in parsed if parsed.count(spec) > 1]:
+        raise ValueError(f"{twice[0]} is listed twice: leave one out")
+    return parsed
 
 
 class Freeze(Section):
@@ -87,6 +100,23 @@ class EvalConfig(Section):
     coconut: bool = Field(False, description="evaluate with latent reasoning")
     vanilla: bool = Field(False, description="evaluate direct answers")
     eval_latent_tokens: NonNegativeInt | None = Field(None, description="latent tokens; null: as many as the stage has")
+    interventions: Annotated[list[str], BeforeValidator(_specs), AfterValidator(_known_interventions)] = Field(
+        [],
+        description="what is done to the thoughts while they are thought, each for all questions again "
+        "(docs/interventions.md): zero, mean, mean_by_step, noise, perturb(0.3), first, permute, swap(2), transplant, "
+        "other_input, mask, cut(1), extend(9), only(3, mean)",
+    )
+    likelihoods: bool = Field(
+        False,
+        description="also measure how likely the right answer and each choice are; always done with interventions",
+    )
+    answer_by: Literal["generation", "likelihood"] = Field(
+        "generation", description="the answer is read out of generated text, or is the likeliest choice"
+    )
+
+    @property
+    def measures_likelihoods(self) -> bool:
+        return self.likelihoods or bool(self.interventions) or self.answer_by == "likelihood"
 
 
 class Wandb(Section):

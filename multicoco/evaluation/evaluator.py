@@ -1,23 +1,25 @@
-"""Evaluation by a method's prompts: batched generation over all ranks, every example counted once."""
+"""Evaluation of a run: every method that the config asks for, as trained and under every intervention."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from multicoco.config import RunConfig
-from multicoco.curriculum import ExampleTokens, LatentTokens
-from multicoco.data.collate import Collator
+from multicoco.curriculum import LatentTokens
 from multicoco.data.example import Example
-from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader
-from multicoco.data.prompt import ANSWER_PREFIX
 from multicoco.engine.assembly import Assembly
-from multicoco.engine.ranks import gather, rank, world_size
-from multicoco.evaluation.answers import extract_answer, is_correct
+from multicoco.engine.ranks import rank
+from multicoco.evaluation.asking import Asking, Respondent, Sample
+from multicoco.evaluation.interventions import Interventions, Material, compare, donor_fields
+from multicoco.evaluation.likelihood import summarize_likelihoods
 from multicoco.evaluation.metrics import summarize
+from multicoco.interventions import Intervention
+from multicoco.latent.interventions import Intervened, replacement
 from multicoco.methods import Method, evaluated_methods, method_class
 from multicoco.tracking import Tracker
 
@@ -43,112 +45,108 @@ class Evaluator:
         about: dict[str, Any] | None = None,
     ):
         self.config = config
-        self.backbone, self.reasoner, self.encoder = assembly.backbone, assembly.reasoner, assembly.encoder
+        self.backbone, self.encoder = assembly.backbone, assembly.encoder
+        self.decoder = assembly.reasoner.decoder
         self.examples = examples
         self.tracker = tracker
-        self.sharded_weights = sharded_weights
-        self.between_batches = between_batches
+        self.respondent = Respondent(config, assembly, examples, tracker, sharded_weights, between_batches)
         self.about = about or {}
         self.methods = evaluation_methods(config, self.backbone.latent_tokens)
-        if self.backbone.ignored_generation and rank() == 0:
+        if rank() == 0:
+            self._say_what_is_unusual()
+
+    def _say_what_is_unusual(self) -> None:
+        if self.backbone.ignored_generation:
             ignored = ", ".join(f"{key} {value}" for key, value in self.backbone.ignored_generation.items())
             print(
                 f"evaluating as `generation` of the run config says; the model's generation_config.json has {ignored}",
                 flush=True,
             )
+        asked = self.config.eval_config.eval_latent_tokens or 0
+        for name, method in self.methods.items():
+            trained = method.schedule.max_latent_stage * method.schedule.c_thought
+            if method.has_thoughts and asked > trained:
+                print(
+                    f"eval_config.eval_latent_tokens is {asked}, {name} is trained with at most {trained}: it is asked "
+                    "for more thoughts than it has ever had",
+                    flush=True,
+                )
 
     def run(self, name: str, stage: int, step: int) -> float | None:
-        """Evaluates at a stage and logs under a name. Collective.
+        """Evaluates at a stage and logs under a name, first as trained, then under every intervention. Collective.
 
         Returns: the accuracy of the trained method, or else of the first one: what checkpoints are ranked by.
         """
         accuracies: dict[str, float | None] = {}
         for mode, method in self.methods.items():
-            summary, samples = self._evaluate(mode, method, stage)
-            self.tracker.log_evaluation(name, mode, summary, samples, step)
-            accuracies[mode] = summary["accuracy"]
+            asking = Asking(mode, method, stage, self.examples)
+            started = time.time()
+            samples, thoughts = self.respondent.ask(asking)
+            accuracies[mode] = self._log(name, asking, samples, {}, started, step)
+            if method.has_thoughts and self.config.eval_config.interventions:
+                plan = Interventions(self.config, method, stage, self.examples, self.encoder)
+                if plan.most:  # a stage may be without thoughts still
+                    self._intervene(
+                        name, asking, samples, Material(plan, thoughts, self.decoder.config.hidden_size), step
+                    )
         return accuracies.get(self.config.trained_method, next(iter(accuracies.values())))
 
-    def _evaluate(self, mode: str, method: Method, stage: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Summary and samples, the latter in the order of the examples; the same on all ranks."""
-        was_training = self.reasoner.training
-        self.reasoner.eval()
-        started = time.time()
-        with torch.random.fork_rng():
-            torch.manual_seed(self.config.seed + rank())
-            own = self._answer(mode, method, stage)
-        self.reasoner.train(was_training)
-        ordered = [sample for _, sample in sorted((pair for part in gather(own) for pair in part), key=lambda x: x[0])]
-        about = {"mode": mode, "stage": stage, **self.about}
-        return {**about, **summarize(ordered), "seconds": time.time() - started}, ordered
+    def _intervene(
+        self, name: str, untouched: Asking, untouched_samples: Sequence[Sample], material: Material, step: int
+    ) -> None:
+        """All questions again under each intervention."""
+        plan = material.plan
+        from_other_input: Mapping[int, Tensor] = {}
+        for intervention in plan.wanted:
+            started, fed = time.time(), intervention.fed
+            questions: Sequence[Example] = self.examples
+            if fed.kind == "other_input":
+                questions = plan.questions(fed.variant)
+            if fed.kind == "other_input" and fed.variant != "reverse":
+                thinking = replace(untouched, questions=questions, thinks_only=True)
+                from_other_input, questions = self.respondent.ask(thinking)[1], self.examples
+            intervened = partial(self._intervened, intervention, material, from_other_input)
+            asking = replace(untouched, questions=questions, intervention=intervention, intervened=intervened)
+            samples, _ = self.respondent.ask(asking)
+            if fed.kind == "transplant":
+                for sample, example, donor in zip(samples, self.examples, plan.donors, strict=True):
+                    if donor is not None:
+                        sample |= donor_fields(example, self.examples[donor], sample["extracted"])
+            found = {"intervention": str(intervention), **compare(samples, untouched_samples)}
+            self._log(name, asking, samples, found, started, step)
 
-    def _answer(self, mode: str, method: Method, stage: int) -> list[tuple[int, dict[str, Any]]]:
-        """This rank's share of the samples, each with its example's place."""
-        dataset = ReasoningDataset(
-            self.examples, self.encoder, method.asked, partial(_prompt_row, method=method, stage=stage)
-        )
-        tokenizer, latent = self.backbone.tokenizer, self.reasoner.latent_token_id
-        passes = method.prompt_passes(stage)
-        collator = Collator(tokenizer.pad_token_id, latent, self.backbone.family.batch, True, min_length=passes)
-        batches = RankBatches(len(dataset), self.config.eval_batch_size, rank(), world_size())
-        device = self.reasoner.decoder.device
-        samples = []
-        with self.tracker.progress(len(batches), f"evaluating {mode}") as progress:
-            for batch in make_loader(dataset, batches, collator, self.config.num_workers):
-                self.between_batches()
-                tokens = self.reasoner.generate(
-                    batch["input_ids"].to(device),
-                    batch["attention_mask"].to(device),
-                    **{name: tensor.to(device) for name, tensor in batch["inputs"].items()},
-                    n_passes=passes,
-                    generation_config=self._generation_config(),
-                    synced_gpus=self.sharded_weights and world_size() > 1,
-                )
-                for index, counted, prompt, new in zip(
-                    batch["index"], batch["counted"], batch["input_ids"].tolist(), tokens.tolist(), strict=True
-                ):
-                    if counted:
-                        samples.append((index, self._sample(self.examples[index], prompt.count(latent), new, method)))
-                progress.update()
-        return samples
+    def _intervened(
+        self,
+        intervention: Intervention,
+        material: Material,
+        from_other_input: Mapping[int, Tensor],
+        places: Sequence[int],
+    ) -> Intervened:
+        """What is done to a batch of questions; all that it needs is on its way to the device."""
+        rows = [material.of(intervention, place, from_other_input) for place in places]
+        fed = [row for row in rows if row is not None]  # all of them, or none
+        given = pad_sequence(fed, batch_first=True).to(self.decoder.device) if fed else None
+        return Intervened(replacement(intervention, given), hides=intervention.kind == "mask")
 
-    def _generation_config(self) -> GenerationConfig:
-        """The config's `generation`, whatever the model was published with."""
-        return GenerationConfig(
-            **self.config.generation.model_dump(),
-            eos_token_id=self.backbone.end_token_ids,
-            pad_token_id=self.backbone.tokenizer.pad_token_id,
-        )
-
-    def _sample(self, example: Example, latent_passes: int, new_ids: list[int], method: Method) -> dict[str, Any]:
-        """How a response becomes a line of the samples file. new_tokens counts the token that ends it, none after."""
-        ends = [place for place, token in enumerate(new_ids) if token in self.backbone.end_token_ids]
-        new_ids = new_ids[: ends[0] + 1] if ends else new_ids
-        text = str(self.backbone.tokenizer.decode(new_ids, skip_special_tokens=True))
-        response = f"{ANSWER_PREFIX} {text}" if method.asked == "answer" else text  # its prompt ends with the prefix
-        extracted = extract_answer(
-            response, example.choices, self.config.answer_format, truncated=not ends, judge=example.judge
-        )
-        return {
-            "id": example.id,
-            "question": example.question,
-            "choices": list(example.choices),
-            "generated": text,
-            "extracted": extracted,
-            "gold": example.answer if example.answer_index is None else example.answer_index,
-            "correct": is_correct(extracted, example),
-            "truncated": not ends,
-            "new_tokens": len(new_ids),
-            "latent_passes": latent_passes,
-        }
+    def _log(
+        self,
+        name: str,
+        asking: Asking,
+        samples: list[Sample],
+        found: dict[str, Any],
+        started: float,
+        step: int,
+    ) -> float | None:
+        """Returns the accuracy."""
+        summary = {"mode": asking.mode, "stage": asking.stage, **self.about, **summarize(samples)}
+        if self.config.eval_config.measures_likelihoods:
+            summary |= summarize_likelihoods(samples)
+        summary |= {**found, "seconds": time.time() - started}
+        self.tracker.log_evaluation(name, asking.name, summary, samples, step)
+        accuracy: float | None = summary["accuracy"]
+        return accuracy
 
 
 def evaluation_methods(config: RunConfig, latent_tokens: LatentTokens | None) -> dict[str, Method]:
     """The methods that a run evaluates by, by their names."""
     return {name: method_class(name)(config, latent_tokens) for name in evaluated_methods(config)}
-
-
-def _prompt_row(example: Example, tokens: ExampleTokens, method: Method, stage: int) -> tuple[list[int], list[int]]:
-    """A prompt, whose labels nobody reads."""
-    ids = method.prompt_row(tokens, stage)
-    return ids, ids

@@ -49,6 +49,12 @@ class StaticKVCache:
             self.layers[index] = LayerCache(like, self.mask, self.pool)
         return self.layers[index]
 
+    def hide(self, columns: Tensor) -> None:
+        """From here on, columns (B, L) are no keys any more; not for a backward, which would hide them everywhere."""
+        self.mask = KeyMask(self.mask.valid & ~columns)
+        for layer in self.layers.values():
+            layer.mask = self.mask
+
     def to_dynamic(self, length: int) -> DynamicCache:
         """Columns [0, length) as the cache that transformers' `generate` goes on from."""
         return DynamicCache([(c.keys[:, :, :length], c.values[:, :, :length]) for _, c in sorted(self.layers.items())])

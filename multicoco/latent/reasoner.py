@@ -11,6 +11,8 @@ from transformers.utils import ModelOutput
 
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask, rotary_tables
+from multicoco.latent.generate import Passes, generate_after
+from multicoco.latent.interventions import UNTOUCHED, Intervened
 from multicoco.latent.kinds import check_supported
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.thoughts import ThoughtSource, hidden_state
@@ -32,16 +34,6 @@ class LatentOutput(ModelOutput):
     loss: Tensor | None = None
     thoughts: Tensor | None = None
     logits: Tensor | None = None
-
-
-@dataclass
-class _Passes:
-    """The result of the latent passes: last hidden states and input embeddings (B, T, D), thoughts (B, C, D)."""
-
-    hidden: Tensor
-    embeds: Tensor
-    thoughts: Tensor
-    cache: StaticKVCache
 
 
 def split_columns(latent_columns: list[int], length: int, n_passes: int | None = None) -> list[int]:
@@ -144,7 +136,9 @@ class LatentReasoner(nn.Module):
             ValueError: more latent columns than n_passes allows, a latent token without a token before it, or a row
                 that is longer than the model's sliding window.
         """
-        passes = self._run_passes(input_ids, attention_mask, inputs, position_ids, n_passes)
+        passes = self.run_passes(
+            input_ids, attention_mask, position_ids=position_ids, n_passes=n_passes, intervened=UNTOUCHED, **inputs
+        )
         head = self.model.get_output_embeddings()
         loss = None if labels is None else self._loss(passes.hidden, head, labels, loss_divisor)
         logits = head(passes.hidden) if return_logits else None
@@ -170,37 +164,35 @@ class LatentReasoner(nn.Module):
         """
         names = inputs_and_options.keys() & set(self.family.input_names)
         inputs = {name: inputs_and_options.pop(name) for name in names}
-        passes = self._run_passes(input_ids, attention_mask, inputs, None, n_passes)
-        cache = passes.cache.to_dynamic(input_ids.shape[1] - 1)  # generate itself runs the last column
-        config = generation_config or self.model.generation_config
-        expand = max(
-            inputs_and_options.get(key) or getattr(config, key, None) or 1
-            for key in ("num_beams", "num_return_sequences")
-        )
-        cache.batch_repeat_interleave(expand)
-        model: Any = self.model  # `generate` comes from a mixin that the type does not show
-        tokens: Tensor = model.generate(
-            inputs_embeds=passes.embeds,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            generation_config=generation_config,
-            **inputs_and_options,
-        )
-        return tokens
+        passes = self.run_passes(input_ids, attention_mask, n_passes=n_passes, **inputs)
+        return generate_after(self.model, passes, generation_config, **inputs_and_options)
 
-    def _run_passes(
+    def run_passes(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        inputs: dict[str, Tensor],
-        position_ids: Tensor | None,
-        n_passes: int | None,
-    ) -> _Passes:
+        *,
+        position_ids: Tensor | None = None,
+        n_passes: int | None = None,
+        intervened: Intervened = UNTOUCHED,
+        **inputs: Tensor,
+    ) -> Passes:
+        """The passes alone, from which `latent.generate` goes on.
+
+        Args: as for `forward`; `intervened` is what is done to the thoughts.
+
+        Raises: as `forward`; ValueError also for thoughts to be hidden where a gradient is wanted, or where the
+            columns end with one.
+        """
+        if intervened.hides and torch.is_grad_enabled():
+            raise ValueError("thoughts are hidden at evaluation only: call it under torch.no_grad()")
         if unknown := inputs.keys() - set(self.family.input_names):
             raise TypeError(f"{self.model.config.model_type} takes no {', '.join(sorted(unknown))}")
         is_latent = self._is_latent(input_ids) & attention_mask.bool()  # [B, T]
-        latent_columns = self._latent_columns(is_latent, attention_mask)
-        starts = split_columns(latent_columns, input_ids.shape[1], n_passes)
+        k = (is_latent.long().cumsum(-1) - 1).masked_fill(~is_latent, -1)  # [B, T]
+        is_last = (k >= 0) & (k == k.amax(-1, keepdim=True)) & intervened.hides
+        latent_columns, after = self._latent_columns(is_latent, attention_mask, is_last)
+        starts = split_columns([*latent_columns, *after], input_ids.shape[1], n_passes)
         if position_ids is None:
             position_ids = self.family.position_ids(input_ids, attention_mask, inputs)
         embeds = self.family.embed(self.model, input_ids, inputs)  # [B, T, D]
@@ -217,9 +209,12 @@ class LatentReasoner(nn.Module):
                 if start in latent_columns:
                     here = is_latent[:, start, None]  # [B, 1]
                     thought = self.thought_source(hidden[-1][:, -1], len(thoughts))  # [B, D]
+                    thought = intervened.replace(thought, k[:, start])
                     thoughts.append(thought.masked_fill(~here, 0))
                     first = torch.where(here, thought, segment_embeds[:, 0])
                     segment_embeds = torch.cat([first[:, None], segment_embeds[:, 1:]], dim=1)
+                if start in after:  # rows whose thoughts are over hide them
+                    cache.hide(is_latent & is_last[:, :start].any(-1, keepdim=True))
                 segment = Segment(cache, start, previous=segment)
                 choose_columns(start, end)
                 hidden.append(
@@ -233,23 +228,29 @@ class LatentReasoner(nn.Module):
                 )
                 fed.append(segment_embeds)
         stacked = torch.stack(thoughts, dim=1) if thoughts else embeds[:, :0]
-        return _Passes(torch.cat(hidden, dim=1), torch.cat(fed, dim=1), stacked, cache)
+        visible = attention_mask.masked_fill(is_latent, 0) if intervened.hides else attention_mask
+        return Passes(torch.cat(hidden, dim=1), torch.cat(fed, dim=1), stacked, cache, visible, position_ids)
 
     def _is_latent(self, input_ids: Tensor) -> Tensor:
         if self.latent_token_id is None:
             return torch.zeros_like(input_ids, dtype=torch.bool)
         return input_ids == self.latent_token_id
 
-    def _latent_columns(self, is_latent: Tensor, attention_mask: Tensor) -> list[int]:
-        """The columns in which any row is latent: the one host synchronisation of a step, before the passes."""
+    def _latent_columns(
+        self, is_latent: Tensor, attention_mask: Tensor, is_last: Tensor
+    ) -> tuple[list[int], list[int]]:
+        """The columns in which any row is latent, and those that follow one that is marked as the last: the one host
+        synchronisation of a step, before the passes."""
         follows_nothing = is_latent.clone()
         follows_nothing[:, 1:] &= ~attention_mask[:, :-1].bool()
-        latent, orphaned = torch.stack([is_latent.any(0), follows_nothing.any(0)]).tolist()
+        latent, orphaned, last = torch.stack([x.any(0) for x in (is_latent, follows_nothing, is_last)]).tolist()
         if any(orphaned):
             raise ValueError(
                 f"latent token in column {orphaned.index(True)} has no token before it to take its embedding from"
             )
-        return [column for column, flag in enumerate(latent) if flag]
+        if last[-1]:
+            raise ValueError("a thought in the last column cannot be hidden: nothing follows it")
+        return [column for column, flag in enumerate(latent) if flag], [i + 1 for i, flag in enumerate(last) if flag]
 
     def _loss(self, hidden: Tensor, head: nn.Linear, labels: Tensor, divisor: Tensor | float | None) -> Tensor:
         targets = labels[:, 1:]

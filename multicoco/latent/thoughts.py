@@ -12,3 +12,13 @@ ThoughtSource = Callable[[Tensor, int], Tensor]
 def hidden_state(hidden: Tensor, k: int) -> Tensor:
     """The hidden state itself (Hao et al. 2024, arXiv:2412.06769, section 3)."""
     return hidden
+
+
+# (thoughts (B, D), k (B,)) -> (B, D): what is fed in their place at evaluation. k counts each row's own thoughts from 0
+# and is -1 for a row that has none in this column, whose result is not read.
+Replacement = Callable[[Tensor, Tensor], Tensor]
+
+
+def keep(thoughts: Tensor, k: Tensor) -> Tensor:
+    """The thoughts themselves."""
+    return thoughts

@@ -40,18 +40,12 @@ class CoconutKeys(MethodKeys):
         method = method_class(config.trained_method)
         is_own = method.section == Coconut.section
         named = f"method is {config.method}" if config.method else f"mode is {config.mode}"
-        most_latents = self.max_latent_stage * self.c_thought
         if is_own and not self.enabled and (trains or config.method):
             yield f"{named} but coconut.enabled is false: set it to true"
         if not is_own and self.enabled and trains:
             yield f"{named} but coconut.enabled is true: set it to false, or mode to coconut_train"
         if evaluated.coconut and not self.enabled:
             yield "eval_config.coconut is true but coconut.enabled is false: set both to the same"
-        if self.enabled and (evaluated.eval_latent_tokens or 0) > most_latents:
-            yield (
-                f"eval_config.eval_latent_tokens is {evaluated.eval_latent_tokens} but coconut.max_latent_stage * "
-                f"coconut.c_thought is {most_latents}, the most the model is trained with: lower it"
-            )
         if not is_own and self.uniform_prob > 0 and trains:
             yield f"coconut.uniform_prob is {self.uniform_prob} but {named}, without stages: set it to 0"
         if self.stage_lr is not None and not config.reset_optimizer:

@@ -24,6 +24,7 @@ from multicoco.engine.weights import embedding_rows
 from multicoco.errors import UserError
 from multicoco.evaluation.answers import is_correct
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
+from multicoco.evaluation.interventions import check_interventions
 from multicoco.latent.kinds import longest_sequence
 from multicoco.methods import method_class
 from multicoco.tracking import Tracker
@@ -108,13 +109,15 @@ class Trainer:
                 f"save_only_improve is true, but no answer is known in {config.val_path}: accuracy would never improve "
                 "and nothing be saved. Set it to false, or name records with answers"
             )
+        methods = evaluation_methods(config, assembly.backbone.latent_tokens)
+        check_interventions(config, methods, max(self._stages), self.questions, assembly.encoder)
         if limit is None:
             return
         check_training_lengths(limit, examples, assembly.encoder, self.method, self._stages)
         if self.questions:
-            methods = evaluation_methods(config, assembly.backbone.latent_tokens).values()
             max_new_tokens = config.generation.max_new_tokens
-            check_prompt_lengths(limit, self.questions, assembly.encoder, methods, self._stages, max_new_tokens)
+            encoder = assembly.encoder
+            check_prompt_lengths(limit, self.questions, encoder, methods.values(), self._stages, max_new_tokens)
 
     def run(self) -> None:
         """Trains.

@@ -347,7 +347,7 @@ def test_no_pass_waits_for_the_device(monkeypatch, checkpointing):
     ids = torch.ones(2, 12, dtype=torch.long, device="meta")
     with pytest.raises((RuntimeError, NotImplementedError)):
         reasoner(ids, torch.ones_like(ids))
-    monkeypatch.setattr(reasoner, "_latent_columns", lambda *_: [5, 6, 7])  # read before the passes
+    monkeypatch.setattr(reasoner, "_latent_columns", lambda *_: ([5, 6, 7], []))  # read before the passes
     thoughts = reasoner(ids, torch.ones_like(ids)).thoughts
     thoughts.sum().backward()
     assert thoughts.shape == (2, 3, 32) and reasoner.decoder.layers[2].self_attn.v_proj.weight.grad.is_meta

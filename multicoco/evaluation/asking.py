@@ -1,0 +1,198 @@
+"""Asking all questions once: batched prompts over all ranks, every question counted once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from multicoco.config import RunConfig
+from multicoco.curriculum import ExampleTokens
+from multicoco.data.collate import Collator
+from multicoco.data.example import Example
+from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader
+from multicoco.data.prompt import ANSWER_PREFIX
+from multicoco.engine.assembly import Assembly
+from multicoco.engine.ranks import gather, rank, world_size
+from multicoco.evaluation.answers import extract_answer, is_correct
+from multicoco.evaluation.likelihood import Likelihoods, likeliest, sample_fields
+from multicoco.interventions import Intervention, resize_thoughts
+from multicoco.latent.generate import Passes, generate_after
+from multicoco.latent.interventions import UNTOUCHED, Intervened, Recorder
+from multicoco.methods import Method
+from multicoco.tracking import Tracker
+
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """One way to ask all questions.
+
+    Attributes:
+        questions: what the prompts are made of; they are judged as the evaluator's examples.
+        intervention: None for as trained.
+        intervened: what is done to the thoughts of a batch, by the places of its questions.
+        thinks_only: nothing is answered, the thoughts are wanted.
+    """
+
+    mode: str
+    method: Method
+    stage: int
+    questions: Sequence[Example]
+    intervention: Intervention | None = None
+    intervened: Callable[[Sequence[int]], Intervened] = lambda places: UNTOUCHED
+    thinks_only: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.mode}.{self.intervention.file_name}" if self.intervention else self.mode
+
+    @property
+    def passes(self) -> int:
+        """The most that a prompt takes, on every rank."""
+        passes = self.method.prompt_passes(self.stage)
+        if self.intervention is None:
+            return passes
+        if self.intervention.kind == "extend":
+            return max(passes, int(self.intervention.number) + 1)
+        return passes + (self.intervention.kind == "mask")
+
+    def row(self, example: Example, tokens: ExampleTokens) -> tuple[list[int], list[int]]:
+        """A prompt, whose labels nobody reads."""
+        ids = self.method.prompt_row(tokens, self.stage)
+        if self.intervention and self.method.latent_tokens:
+            ids = resize_thoughts(ids, self.method.latent_tokens.latent, self.intervention)
+        return ids, ids
+
+
+class Respondent:
+    """The model, answering.
+
+    Args:
+        assembly: what is asked, and how examples become its inputs.
+        examples: by which answers are judged.
+        tracker: shows the progress.
+        sharded_weights, between_batches: see `Evaluator`.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        assembly: Assembly,
+        examples: Sequence[Example],
+        tracker: Tracker,
+        sharded_weights: bool,
+        between_batches: Callable[[], None],
+    ):
+        self.config = config
+        self.backbone, self.reasoner, self.encoder = assembly.backbone, assembly.reasoner, assembly.encoder
+        self.examples = examples
+        self.tracker = tracker
+        self.sharded_weights = sharded_weights
+        self.between_batches = between_batches
+
+    def ask(self, asking: Asking) -> tuple[list[Sample], dict[int, Tensor]]:
+        """All samples in the order of the examples and, of an asking without intervention if there are to be some, all
+        thoughts: (K, D) by the example's place. The same on all ranks. Collective."""
+        was_training = self.reasoner.training
+        self.reasoner.eval()
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(self.config.seed + rank())
+            own = self._answer(asking)
+        self.reasoner.train(was_training)
+        samples: dict[int, Sample] = {}
+        thoughts: dict[int, Tensor] = {}
+        for samples_of_rank, thoughts_of_rank in gather(own):
+            samples |= samples_of_rank
+            thoughts |= thoughts_of_rank
+        return [samples[place] for place in sorted(samples)], thoughts
+
+    def _answer(self, asking: Asking) -> tuple[dict[int, Sample], dict[int, Tensor]]:
+        """This rank's share."""
+        method, evaluated = asking.method, self.config.eval_config
+        dataset = ReasoningDataset(asking.questions, self.encoder, method.asked, asking.row)
+        pad, latent = self.backbone.tokenizer.pad_token_id, self.reasoner.latent_token_id
+        collator = Collator(pad, latent, self.backbone.family.batch, True, min_length=asking.passes)
+        batches = RankBatches(len(dataset), self.config.eval_batch_size, rank(), world_size())
+        device = self.reasoner.decoder.device
+        likelihoods = None
+        if evaluated.measures_likelihoods:
+            likelihoods = Likelihoods(self.reasoner, self.encoder, method.asked, self.examples)
+        records = bool(evaluated.interventions) and method.has_thoughts and asking.intervention is None
+        samples: dict[int, Sample] = {}
+        thoughts: dict[int, Tensor] = {}
+        with self.tracker.progress(len(batches), f"evaluating {asking.name}") as progress:
+            for batch in make_loader(dataset, batches, collator, self.config.num_workers):
+                self.between_batches()
+                recorder, places = Recorder(), batch["index"]
+                passes = self.reasoner.run_passes(
+                    batch["input_ids"].to(device),
+                    batch["attention_mask"].to(device),
+                    **{name: tensor.to(device) for name, tensor in batch["inputs"].items()},
+                    n_passes=asking.passes,
+                    intervened=Intervened(recorder) if records else asking.intervened(places),
+                )
+                counted = [row for row, counts in enumerate(batch["counted"]) if counts]
+                if records:
+                    recorded = recorder.rows(len(places))
+                    thoughts |= {places[row]: recorded[row] for row in counted}
+                if not asking.thinks_only:
+                    examples = [self.examples[place] for place in places]
+                    measured = likelihoods.measure(passes, examples) if likelihoods else None
+                    texts = self._generate(passes) if evaluated.answer_by == "generation" else None
+                    for row in counted:
+                        logprobs = measured[row] if measured else None
+                        said = self._said(examples[row], texts[row], method) if texts else _likeliest(logprobs or [])
+                        n_latents = batch["input_ids"][row].tolist().count(latent)
+                        samples[places[row]] = _sample(examples[row], said, n_latents, logprobs)
+                progress.update()
+        return samples, thoughts
+
+    def _generate(self, passes: Passes) -> list[list[int]]:
+        """By the config's `generation`, whatever the model was published with."""
+        config = GenerationConfig(
+            **self.config.generation.model_dump(),
+            eos_token_id=self.backbone.end_token_ids,
+            pad_token_id=self.backbone.tokenizer.pad_token_id,
+        )
+        synced = self.sharded_weights and world_size() > 1
+        tokens: list[list[int]] = generate_after(
+            self.reasoner.model, passes, generation_config=config, synced_gpus=synced
+        ).tolist()
+        return tokens
+
+    def _said(self, example: Example, new_ids: list[int], method: Method) -> Sample:
+        """What a response says. new_tokens counts the token that ends it, none after."""
+        ends = [place for place, token in enumerate(new_ids) if token in self.backbone.end_token_ids]
+        new_ids = new_ids[: ends[0] + 1] if ends else new_ids
+        text = str(self.backbone.tokenizer.decode(new_ids, skip_special_tokens=True))
+        response = f"{ANSWER_PREFIX} {text}" if method.asked == "answer" else text  # its prompt ends with the prefix
+        extracted = extract_answer(
+            response, example.choices, self.config.answer_format, truncated=not ends, judge=example.judge
+        )
+        return {"generated": text, "extracted": extracted, "truncated": not ends, "new_tokens": len(new_ids)}
+
+
+def _sample(example: Example, said: Sample, n_latents: int, measured: Sequence[float] | None) -> Sample:
+    """A line of the samples file."""
+    return {
+        "id": example.id,
+        "question": example.question,
+        "choices": list(example.choices),
+        "generated": said["generated"],
+        "extracted": said["extracted"],
+        "gold": example.answer if example.answer_index is None else example.answer_index,
+        "correct": is_correct(said["extracted"], example),
+        "truncated": said["truncated"],
+        "new_tokens": said["new_tokens"],
+        "latent_passes": n_latents,
+        **({} if measured is None else sample_fields(example, measured)),
+    }
+
+
+def _likeliest(measured: Sequence[float]) -> Sample:
+    """What is said by a question's likeliest choice, without a text."""
+    return {"generated": "", "extracted": likeliest(measured), "truncated": False, "new_tokens": 0}

@@ -1,0 +1,89 @@
+"""By teacher forcing: how likely the model finds the right answer, and each of the choices.
+
+An answer is measured where it would stand if the model answered at once: after the question, its thoughts and, in
+prompts that ask for reasoning, "Answer:", which is given. Its end of turn belongs to it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multicoco.curriculum import IGNORE_INDEX
+from multicoco.data.example import Example
+from multicoco.data.loader import Encoder
+from multicoco.data.prompt import ANSWER_PREFIX, Asked
+from multicoco.latent.generate import Passes, log_likelihoods
+from multicoco.latent.reasoner import LatentReasoner
+
+
+class Likelihoods:
+    """Measures the answers of questions: their choices or, of open ones, the right answer if it is known.
+
+    Args:
+        examples: all questions, of which the one with the most answers says how often the model is called for a batch,
+            on every rank.
+    """
+
+    def __init__(self, reasoner: LatentReasoner, encoder: Encoder, asked: Asked, examples: Sequence[Example]):
+        self.reasoner = reasoner
+        self.encoder = encoder
+        self.asked = asked
+        self.most_answers = max(len(answers(example)) for example in examples)
+        tokenizer = encoder.prompt.tokenizer
+        self.n_given = len(tokenizer.encode(ANSWER_PREFIX, add_special_tokens=False)) if asked == "reasoning" else 0
+
+    def measure(self, passes: Passes, examples: Sequence[Example]) -> list[list[float]]:
+        """For each question of a batch, in the order of its `answers`, their log-probabilities (natural)."""
+        texts = [self._tokens(example) for example in examples]
+        longest = max((len(ids) for of_example in texts for ids in of_example), default=1)
+        columns = []
+        for place in range(self.most_answers):
+            input_ids = torch.zeros(len(examples), longest, dtype=torch.long)
+            labels = torch.full_like(input_ids, IGNORE_INDEX)
+            for row, of_example in enumerate(texts):
+                for ids in of_example[place : place + 1]:
+                    input_ids[row, : len(ids)] = torch.tensor(ids)
+                    labels[row, self.n_given : len(ids)] = torch.tensor(ids[self.n_given :])
+            device = passes.embeds.device
+            columns.append(log_likelihoods(self.reasoner.model, passes, input_ids.to(device), labels.to(device)))
+        measured: Tensor = torch.stack(columns, dim=1) if columns else passes.embeds.new_zeros(len(examples), 0)
+        return [row[: len(of_example)] for row, of_example in zip(measured.tolist(), texts, strict=True)]
+
+    def _tokens(self, example: Example) -> list[list[int]]:
+        image_tokens = [1] * len(example.images)  # of the prompt, which is not looked at
+        return [self.encoder.prompt(answer, self.asked, image_tokens).answer for answer in answers(example)]
+
+
+def answers(example: Example) -> list[Example]:
+    """The question with each of its choices as the right one; an open one as it is, if its answer is known."""
+    if example.choices:
+        return [replace(example, answer=text, answer_index=i) for i, text in enumerate(example.choices)]
+    return [example] if example.answer is not None else []
+
+
+def sample_fields(example: Example, measured: Sequence[float]) -> dict[str, Any]:
+    """What of it goes to the samples file."""
+    right = example.answer_index if example.choices else 0
+    return {
+        "gold_logprob": measured[right] if measured and right is not None else None,
+        "choice_logprobs": list(measured) if example.choices else None,
+    }
+
+
+def likeliest(measured: Sequence[float]) -> int:
+    """The index of the likeliest choice, the first of equals."""
+    return max(range(len(measured)), key=lambda i: (measured[i], -i))
+
+
+def summarize_likelihoods(samples: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """The mean over the questions whose answer is known, and of those with choices how often it is the likeliest."""
+    known = [sample for sample in samples if sample["gold_logprob"] is not None]
+    chosen = [likeliest(s["choice_logprobs"]) == s["gold"] for s in known if s["choice_logprobs"]]
+    return {
+        "mean_gold_logprob": fmean(sample["gold_logprob"] for sample in known) if known else None,
+        "likelihood_accuracy": fmean(chosen) if chosen else None,
+    }

@@ -1,0 +1,102 @@
+"""Interventions on thoughts while the passes run: what is fed in their place is what later passes see.
+
+An intervention is made for a batch, with all that it needs on the device before the first pass, so that none waits.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multicoco.interventions import Intervention
+from multicoco.latent.thoughts import Replacement, keep
+
+
+@dataclass(frozen=True)
+class Intervened:
+    """What the passes do otherwise than trained.
+
+    Attributes:
+        replace: gives what is fed in the place of a thought.
+        hides: the columns after a row's thoughts cannot attend to them; positions stay. It takes a pass more, which
+            begins behind the last thought.
+    """
+
+    replace: Replacement = keep
+    hides: bool = False
+
+
+UNTOUCHED = Intervened()
+
+
+class Recorder:
+    """A `Replacement` that changes nothing and keeps the thoughts of a batch."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, thoughts: Tensor, k: Tensor) -> Tensor:
+        self._seen.append((thoughts, k))
+        return thoughts
+
+    def rows(self, batch_size: int) -> list[Tensor]:
+        """The K thoughts of each row, (K, D), on the CPU."""
+        if not self._seen:
+            return [torch.empty(0, 0)] * batch_size
+        thoughts, k = (torch.stack(of_columns, dim=1).cpu() for of_columns in zip(*self._seen, strict=True))
+        return [row[own >= 0] for row, own in zip(thoughts, k, strict=True)]
+
+
+class First:
+    """h_k := h_1."""
+
+    def __init__(self) -> None:
+        self._first: Tensor | None = None
+
+    def __call__(self, thoughts: Tensor, k: Tensor) -> Tensor:
+        is_first = k <= 0  # or none at all yet
+        self._first = thoughts if self._first is None else torch.where(is_first[:, None], thoughts, self._first)
+        return self._first
+
+
+def unit_noise(n_thoughts: int, width: int, bits: int) -> Tensor:
+    """(K, D) fp32 Gaussian directions, each with mean 0 and norm 1, drawn from the bits."""
+    noise = torch.randn(n_thoughts, width, generator=torch.Generator().manual_seed(bits))
+    noise = noise - noise.mean(-1, keepdim=True)
+    return noise / noise.norm(dim=-1, keepdim=True)
+
+
+def replacement(intervention: Intervention, material: Tensor | None = None) -> Replacement:
+    """What an intervention does to a batch.
+
+    Args:
+        material: (B, K, D), on the device: for noise and perturb `unit_noise` of each row, for zero and first nothing,
+            for all others the thoughts that are fed.
+    """
+    kind, position = intervention.kind, int(intervention.number) - 1
+    if kind == "only" and intervention.inner:
+        inner = replacement(intervention.inner, material)
+        return lambda thoughts, k: torch.where((k == position)[:, None], inner(thoughts, k), thoughts)
+    if kind == "zero":
+        return lambda thoughts, k: torch.zeros_like(thoughts)
+    if kind == "first":
+        return First()
+    if kind in ("mask", "cut", "extend"):
+        return keep
+    assert material is not None
+
+    def at(k: Tensor) -> Tensor:
+        # [B, D], whatever stands there for rows without a thought
+        index = k.clamp(min=0, max=material.shape[1] - 1)[:, None, None].expand(-1, 1, material.shape[2])
+        return material.gather(1, index)[:, 0]
+
+    def noise(thoughts: Tensor, k: Tensor) -> Tensor:
+        wide = thoughts.to(torch.promote_types(thoughts.dtype, torch.float32))
+        if kind == "perturb":
+            return (wide + intervention.number * wide.norm(dim=-1, keepdim=True) * at(k)).to(thoughts.dtype)
+        mean = wide.mean(-1, keepdim=True)
+        return (mean + (wide - mean).norm(dim=-1, keepdim=True) * at(k)).to(thoughts.dtype)
+
+    if kind in ("noise", "perturb"):
+        return noise
+    return lambda thoughts, k: at(k).to(thoughts.dtype)
