@@ -41,11 +41,13 @@ def check_prompt_lengths(
     methods: Iterable[Method],
     stages: Iterable[int],
     max_new_tokens: int,
+    extended_to: int = 0,
 ) -> None:
     """Every question in every stage, with room for its answer.
 
     Args:
         limit: columns, of `latent.kinds.longest_sequence`.
+        extended_to: so many thoughts are asked for, too, where there are any.
 
     Raises:
         UserError: names the longest one, and how long its answer may be.
@@ -54,7 +56,8 @@ def check_prompt_lengths(
     methods = list(methods)
     for question in questions:
         encoded = [(method, encoder(question, method.asked)[0]) for method in methods]
-        lengths.append(max(len(method.prompt_row(tokens, stage)) for method, tokens in encoded for stage in stages))
+        rows = [(method, method.prompt_row(tokens, stage)) for method, tokens in encoded for stage in stages]
+        lengths.append(max(len(row) + _missing_thoughts(method, row, extended_to) for method, row in rows))
     longest = max(lengths)
     if longest + max_new_tokens > limit:
         room = limit - longest
@@ -64,3 +67,8 @@ def check_prompt_lengths(
             f"generation.max_new_tokens, {max_new_tokens}, that is more than the {limit} the model takes: {lower}, or "
             "take a model with more positions"
         )
+
+
+def _missing_thoughts(method: Method, row: Sequence[int], wanted: int) -> int:
+    there = row.count(method.latent_tokens.latent) if method.latent_tokens else 0
+    return max(0, wanted - there) if there else 0

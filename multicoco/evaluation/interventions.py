@@ -226,6 +226,12 @@ def check_interventions(
         Interventions(config, method, stage, examples, encoder).check()
 
 
+def extended_to(config: RunConfig) -> int:
+    """The most thoughts that an `extend` asks for; 0 without one."""
+    wanted = map(parse, config.eval_config.interventions)
+    return max((int(one.number) for one in wanted if one.kind == "extend"), default=0)
+
+
 def donor_fields(example: Example, donor: Example, extracted: int | str | None) -> dict[str, Any]:
     """Of a transplant, for the samples file: whose thoughts, and whether the answer is the donor's; None where that is
     none of the question's choices."""

@@ -62,8 +62,9 @@ class First:
 def unit_noise(n_thoughts: int, width: int, bits: int) -> Tensor:
     """(K, D) fp32 Gaussian directions, each with mean 0 and norm 1, drawn from the bits."""
     noise = torch.randn(n_thoughts, width, generator=torch.Generator().manual_seed(bits))
-    noise = noise - noise.mean(-1, keepdim=True)
-    return noise / noise.norm(dim=-1, keepdim=True)
+    centred = noise - noise.mean(-1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+    return centred / norm
 
 
 def replacement(intervention: Intervention, material: Tensor | None = None) -> Replacement:
@@ -92,10 +93,11 @@ def replacement(intervention: Intervention, material: Tensor | None = None) -> R
 
     def noise(thoughts: Tensor, k: Tensor) -> Tensor:
         wide = thoughts.to(torch.promote_types(thoughts.dtype, torch.float32))
-        if kind == "perturb":
-            return (wide + intervention.number * wide.norm(dim=-1, keepdim=True) * at(k)).to(thoughts.dtype)
-        mean = wide.mean(-1, keepdim=True)
-        return (mean + (wide - mean).norm(dim=-1, keepdim=True) * at(k)).to(thoughts.dtype)
+        # perturb goes out from the thought as far as its norm says, noise from its mean as far as it was from there
+        centre = wide if kind == "perturb" else wide.mean(-1, keepdim=True)
+        size = intervention.number * wide if kind == "perturb" else wide - centre
+        distance: Tensor = torch.linalg.vector_norm(size, dim=-1, keepdim=True)
+        return (centre + distance * at(k)).to(thoughts.dtype)
 
     if kind in ("noise", "perturb"):
         return noise

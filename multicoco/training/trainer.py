@@ -24,7 +24,7 @@ from multicoco.engine.weights import embedding_rows
 from multicoco.errors import UserError
 from multicoco.evaluation.answers import is_correct
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
-from multicoco.evaluation.interventions import check_interventions
+from multicoco.evaluation.interventions import check_interventions, extended_to
 from multicoco.latent.kinds import longest_sequence
 from multicoco.methods import method_class
 from multicoco.tracking import Tracker
@@ -115,9 +115,8 @@ class Trainer:
             return
         check_training_lengths(limit, examples, assembly.encoder, self.method, self._stages)
         if self.questions:
-            max_new_tokens = config.generation.max_new_tokens
-            encoder = assembly.encoder
-            check_prompt_lengths(limit, self.questions, encoder, methods.values(), self._stages, max_new_tokens)
+            room = (config.generation.max_new_tokens, extended_to(config))
+            check_prompt_lengths(limit, self.questions, assembly.encoder, methods.values(), self._stages, *room)
 
     def run(self) -> None:
         """Trains.

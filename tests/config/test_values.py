@@ -128,3 +128,27 @@ def test_what_other_readers_of_the_written_config_see(run):
     config = load_config(run, ["project=007", "prompt_date=2026-11-25", "wandb.tags=[on, 12:30]"])
     seen = yaml.safe_load(config.to_yaml())
     assert (seen["project"], seen["prompt_date"], seen["wandb"]["tags"]) == ("007", "2026-11-25", ["on", "12:30"])
+
+
+class TestInterventions:
+    def test_are_what_is_written_though_yaml_splits_them(self, write):
+        run = write("eval_config:\n  interventions: [zero, only(3, mean), perturb( 0.30 )]\nval_path: v\n")
+        expected = ["zero", "only(3, mean)", "perturb(0.3)"]
+        assert load_config(run).eval_config.interventions == expected
+        assert load_config(run, ["eval_config.interventions=[only(1,zero)]"]).eval_config.interventions == [
+            "only(1, zero)"
+        ]
+
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            ("[zeros]", "there is no intervention 'zeros': take some of zero, mean"),
+            ("[zero, swap(1), zero]", "zero is listed twice"),
+            ("[swap]", "intervention 'swap' is written otherwise: as swap(2)"),
+            ("zero", "must be a list"),
+            ("[[zero]]", "eval_config.interventions"),
+        ],
+    )
+    def test_one_that_is_none_is_named(self, run, error, value, said):
+        message = error(run, "val_path=v", f"eval_config.interventions={value}")
+        assert said in message and "eval_config.interventions" in message

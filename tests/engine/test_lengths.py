@@ -50,3 +50,10 @@ def test_an_answer_must_have_room_behind_the_longest_prompt(sizes, limit, new):
     assert (message is not None) == (longest + new > limit)
     if message and longest < limit:
         assert f"lower generation.max_new_tokens to {limit - longest}" in message
+
+
+def test_thoughts_that_are_added_at_evaluation_need_room_too():
+    limit = 5 + 2 + 4 + 1  # prompt, markers, the 4 thoughts of stage 2, an answer
+    check_prompt_lengths(limit, examples([(5, 4)]), encode, [METHOD], [2], 1)
+    message = refused(lambda: check_prompt_lengths(limit, examples([(5, 4)]), encode, [METHOD], [2], 1, extended_to=5))
+    assert message and "record 'q0' is 12 tokens long" in message
