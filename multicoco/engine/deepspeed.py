@@ -107,6 +107,9 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -
     zero = ds_config["zero_optimization"]
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     trainable = [parameter for parameter in reasoner.parameters() if parameter.requires_grad]
+    if zero["stage"] == 3:
+        # by default DeepSpeed takes some mixtures of experts for leaves, whose gradients it reduces once for each call
+        ds_config = ds_config | {"zero_optimization": zero | {"leaf_module": {"classes": []}}}
     engine, *_ = deepspeed.initialize(
         model=reasoner,
         model_parameters=trainable,

@@ -20,6 +20,7 @@ from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
 from multicoco.engine.resume import lock_run_folder
 from multicoco.engine.trainer_state import TrainerState
+from multicoco.engine.weights import embedding_rows
 from multicoco.errors import UserError
 from multicoco.evaluation.answers import is_correct
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
@@ -61,7 +62,8 @@ class Trainer:
         set_seed(config.seed)
         weights = weights_of(config)
         date = prompt_date(config, earlier, weights.state)
-        assembly = assemble(config, weights, date, examples)
+        n_rows = embedding_rows(checkpoints.root / earlier.name) if earlier else None
+        assembly = assemble(config, weights, date, examples, n_rows)
         self.method = method_class(config.trained_method)(config, assembly.backbone.latent_tokens)
         self.batches = TrainingBatches(config, examples, assembly, self.method)
         agree(lambda: self._check_purpose(examples, assembly), only_rank_0=True)

@@ -1,9 +1,10 @@
 """Starts training runs quickly: imports everything once, then forks a process for every rank of a run.
 
-Reads one JSON object a line from stdin: {"arguments": [...], "ranks": n, "log": path, "metrics": path, "kill": null or
-{"since": "start" or "step" (the first one logged), "after": seconds, "signal": number, "ranks": [...]}}. The rest of a
-run's ranks are killed when one of them ends badly, as launchers do, which leave them time after a preemption. Answers
-with a line of JSON: the ranks' exit codes, and whether the kill came before the end.
+Reads one JSON object a line from stdin: {"arguments": of train.py, "folder": to run in, "ranks": n, "log": path, "patch":
+Python to execute first, "kill": null or {"since": "start" or "logged", "file": what grows when it is, "after": seconds,
+"signal": number, "ranks": [...]}}. The rest of a run's ranks are killed when one of them ends badly, as launchers do,
+which leave them time after a preemption. Answers with a line of JSON: the ranks' exit codes, and whether the kill came
+before the end.
 """
 
 import json
@@ -12,20 +13,30 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401  # and with it PyTorch's compiler
+import transformers.conversion_mapping  # noqa: E402
+from transformers import InternVLForConditionalGeneration, Qwen2ForCausalLM  # noqa: E402, F401  # imported lazily
+
 import train  # noqa: E402
+from multicoco import training  # noqa: E402, F401
 from multicoco.engine.deepspeed import free_port  # noqa: E402
 from multicoco.process import end_process  # noqa: E402
+
+transformers.conversion_mapping.get_checkpoint_conversion_mapping("llava")  # kept for all models once built
+assert len(os.listdir("/proc/self/task")) == 1, "a forked process has but one of the threads"
 
 GRACE_SECONDS = 30  # after a preemption, torchrun's
 
 
 def become_rank(rank: int, request: dict, port: int) -> None:
     os.setpgid(0, 0)  # a kill reaches the workers that load its data too
+    os.chdir(request["folder"])
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -33,15 +44,14 @@ def become_rank(rank: int, request: dict, port: int) -> None:
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    log = os.open(f"{request['log']}.{rank}", os.O_WRONLY)
+    log = os.open(f"{request['log']}.{rank}", os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.argv = ["train.py", *request["arguments"]]
     try:
+        exec(request["patch"], {"rank": rank})
         code = train.main()
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         code = 1
     end_process(code)
@@ -50,14 +60,15 @@ def become_rank(rank: int, request: dict, port: int) -> None:
 def serve(request: dict) -> dict:
     port = free_port()
     running = {}
+    kill = request["kill"]
+    growing = Path(kill["file"]) if kill and "file" in kill else None
+    size_before = growing.stat().st_size if growing and growing.exists() else 0
     for rank in range(request["ranks"]):
         Path(f"{request['log']}.{rank}").write_text("")
         if (pid := os.fork()) == 0:
             become_rank(rank, request, port)
         running[pid] = rank
-    metrics = Path(request["metrics"])
-    logged_before = metrics.stat().st_size if metrics.exists() else 0
-    pids, codes, kill, killed = dict(running), {}, request["kill"], False
+    pids, codes, killed = dict(running), {}, False
     since, deadline = {"start": time.monotonic()}, math.inf
     while running:
         done, status = os.waitpid(-1, os.WNOHANG)
@@ -69,8 +80,8 @@ def serve(request: dict) -> dict:
         if time.monotonic() > deadline:
             for pid in running:
                 os.kill(pid, signal.SIGKILL)
-        if "step" not in since and metrics.exists() and metrics.stat().st_size > logged_before:
-            since["step"] = time.monotonic()
+        if growing and "logged" not in since and growing.exists() and growing.stat().st_size > size_before:
+            since["logged"] = time.monotonic()
         if kill and not killed and time.monotonic() - since.get(kill["since"], math.inf) > kill["after"]:
             killed = True
             for pid, rank in pids.items():
