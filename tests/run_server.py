@@ -1,10 +1,10 @@
 """Starts training runs quickly: imports everything once, then forks a process for every rank of a run.
 
-Reads one JSON object a line from stdin: {"arguments": of train.py, "folder": to run in, "ranks": n, "log": path, "patch":
-Python to execute first, "kill": null or {"since": "start" or "logged", "file": what grows when it is, "after": seconds,
-"signal": number, "ranks": [...]}}. The rest of a run's ranks are killed when one of them ends badly, as launchers do,
-which leave them time after a preemption. Answers with a line of JSON: the ranks' exit codes, and whether the kill came
-before the end.
+Reads one JSON object a line from stdin: {"arguments": of train.py, "folder": to run in, "ranks": n, "log": path,
+"patch": Python to execute first, "kill": null or {"since": "start" or "step", "file": what grows with a step, "after":
+seconds, "signal": number, "ranks": [...]}}. The rest of a run's ranks are killed when one of them ends badly, as
+launchers do, which leave them time after a preemption. Answers with a line of JSON: the ranks' exit codes, and whether
+the kill came before the end.
 """
 
 import json
@@ -80,8 +80,8 @@ def serve(request: dict) -> dict:
         if time.monotonic() > deadline:
             for pid in running:
                 os.kill(pid, signal.SIGKILL)
-        if growing and "logged" not in since and growing.exists() and growing.stat().st_size > size_before:
-            since["logged"] = time.monotonic()
+        if growing and "step" not in since and growing.exists() and growing.stat().st_size > size_before:
+            since["step"] = time.monotonic()
         if kill and not killed and time.monotonic() - since.get(kill["since"], math.inf) > kill["after"]:
             killed = True
             for pid, rank in pids.items():

@@ -186,11 +186,7 @@ class Trainer:
         if not self._evaluation_is_due(epochs):
             return
         assert self.at.stage is not None
-        try:
-            accuracy = self.evaluator.run(f"epoch_{epochs:04d}", self.at.stage, self.at.step)
-        except Preempted:
-            self.saver.finish()
-            raise
+        accuracy = self.evaluator.run(f"epoch_{epochs:04d}", self.at.stage, self.at.step)
         improved = self.at.note_accuracy(accuracy)
         self.saver.note_evaluation(accuracy, keep=improved or not self.config.save_only_improve)
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 from homes import seal_whole
 
-from multicoco.engine.checkpoint import all_checkpoints
 from multicoco.engine.manifest import MANIFEST, damage
+from multicoco.engine.trainer_state import all_checkpoints
+
+pytestmark = pytest.mark.distributed
 
 
 def errors(said: list[str]) -> list[str]:
