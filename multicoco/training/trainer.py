@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import NoReturn
 
 from tqdm import tqdm
 from transformers import set_seed
@@ -149,7 +150,7 @@ class Trainer:
                     self.saver.save(awaits_evaluation=is_due)
                 self._evaluate(at.epoch)
 
-    def _train_epoch(self, epoch: int, progress: "tqdm[None]") -> None:
+    def _train_epoch(self, epoch: int, progress: "tqdm[NoReturn]") -> None:
         """Trains what is left of an epoch."""
         at, config, started = self.at, self.config, perf_counter()
         assert at.stage is not None
@@ -173,7 +174,7 @@ class Trainer:
                 self.saver.save()
         self.tracker.log({"train/epoch_seconds": perf_counter() - started, "train/epoch": epoch + 1}, at.step)
 
-    def _log(self, metrics: dict[str, float], epoch: int, progress: "tqdm[None]") -> None:
+    def _log(self, metrics: dict[str, float], epoch: int, progress: "tqdm[NoReturn]") -> None:
         shown = {"loss": f"{metrics['train/loss']:.4f}" if "train/loss" in metrics else "not finite"}
         if self.engine.skipped_steps:
             metrics["train/skipped_steps"] = self.engine.skipped_steps
