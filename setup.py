@@ -61,6 +61,7 @@ setup(
             "hypothesis",
             "ruff",
             "mypy",
+            "import-linter",
             "types-PyYAML",
             "types-tqdm",
             "mpi4py",

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 
 import torch
 import torch.nn.functional as F
-from common import LATENT, Geometry, in_new_process, parser, peak_above
+from common import LATENT, Geometry, in_new_process, parser, peak_resident
 from measuring import Report
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -112,7 +112,8 @@ def main() -> None:
         model, loss_of = sides(geometry)[args.memory_of]()
         step, _ = make_step(model, loss_of, geometry.inputs())
         step()
-        print(json.dumps({"peak": peak_above(step)}))
+        before, peak = peak_resident(step)
+        print(json.dumps({"peak": peak - before}))
         return
     report = Report("baselines", geometry, args.out)
     for vocabulary in args.vocabularies:

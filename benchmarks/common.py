@@ -128,8 +128,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     return options
 
 
-def peak_above(run: Callable[[], object]) -> int:
-    """Bytes of resident memory that a run needs at its peak beyond what was held before it. Linux."""
+def peak_resident(run: Callable[[], object]) -> tuple[int, int]:
+    """Bytes of resident memory before a run, and at its peak. Linux."""
     gc.collect()
 
     def status(key: str) -> int:
@@ -139,7 +139,7 @@ def peak_above(run: Callable[[], object]) -> int:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
     before = status("VmRSS")
     run()
-    return status("VmHWM") - before
+    return before, status("VmHWM")
 
 
 def allocated_peak(profiler: profile, after: str) -> int:
@@ -178,9 +178,13 @@ def allocated_peak(profiler: profile, after: str) -> int:
     return peak
 
 
-def in_new_process(script: str, *arguments: str) -> dict:
-    """What a benchmark prints as JSON when run for one side alone; freed memory goes back to the system at once."""
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+def in_new_process(script: str, *arguments: str, frees: bool = True) -> dict:
+    """What a benchmark prints as JSON when run for one side alone.
+
+    Args:
+        frees: freed memory goes back to the system at once; otherwise the C library keeps some for later, as it does.
+    """
+    environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"} if frees else {})
     command = [sys.executable, script, *arguments]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -4,7 +4,8 @@ Each case trains in a process of its own, or two, with the ds_config that the pl
 measured is the bytes that PyTorch's allocator has given out, at their peak after the first step: PyTorch's profiler
 notes every allocation, so the figure is the same on a busy machine, and holds nothing of Python, of the libraries'
 code or of oneDNN's scratch space, which a GPU's memory would not hold either. The CPU is both device and host here, so
-what the planner puts on either counts.
+what the planner puts on either counts. Of some cases the memory that the system shows as resident during a save is
+measured as well.
 """
 
 import json
@@ -13,19 +14,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from common import EOS, LATENT, allocated_peak, in_new_process, parser
+import transformers
+from common import EOS, LATENT, allocated_peak, in_new_process, parser, peak_resident
+from deepspeed import DeepSpeedEngine
 from measuring import Report
 from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._pytree import tree_leaves
 from transformers import InternVLConfig, PreTrainedConfig, Qwen2Config
 
 from multicoco.config import RunConfig
-from multicoco.engine.deepspeed import build_engine, init_distributed, model_shape
+from multicoco.engine.deepspeed import build_engine, init_distributed, model_shape, whole_state_dict
 from multicoco.engine.ds_config import resolve_ds_config
+from multicoco.engine.state_files import StateFiles
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.freezing import freeze
 from multicoco.planning.geometry import ModelGeometry, Workload
 from multicoco.planning.memory import Setting, peak_memory
 from multicoco.planning.plan import ds_config, model_dtype, overrides
+from multicoco.planning.resident import host_memory
 from multicoco.process import end_process
 
 IMAGE, TILE_TOKENS, TILE_SIZE = 3, 64, 224
@@ -148,21 +154,33 @@ CASES = {
 }
 
 
-def predict(case: Case) -> int:
-    """Bytes of a rank, on what would be its device and its host."""
+RESIDENT = ("zero0", "zero2 bf16, 2 ranks", "zero2 checkpointing frozen B=8", "zero3 bf16 offload, 2 ranks")
+
+
+def predict(case: Case) -> dict[str, int]:
+    """Bytes of rank 0: of a step, on what would be its device and its host; of a save's copy; and all that it holds."""
     config = case.config
     model = ModelGeometry(case.model_config, model_dtype(config), config.freeze.model_dump())
     memory = peak_memory(model, case.workload, case.setting)
-    return memory.peak + memory.offloaded
+    host = host_memory(model, case.setting, memory, asynchronous=True)
+    return {
+        "peak": memory.peak + memory.offloaded,
+        "copied": host.copied,
+        "resident": memory.peak + host.rank_0,
+    }
 
 
-def measure(case: Case, threads: int) -> int:
-    """Bytes of the worst rank, in one process or, through torchrun, in several."""
-    arguments = ["--threads", str(threads), "--measure", json.dumps(asdict(case))]
+def measure(case: Case, threads: int, *options: str, frees: bool = True) -> dict[str, int]:
+    """What `allocated` or `resident` returns, in one process or, through torchrun, in several.
+
+    Args:
+        frees: as of `in_new_process`.
+    """
+    arguments = ["--threads", str(threads), "--measure", json.dumps(asdict(case)), *options]
     if case.ranks == 1:
-        return in_new_process(__file__, *arguments)["peak"]
+        return in_new_process(__file__, *arguments, frees=frees)
     launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", str(case.ranks))
-    return in_new_process("-m", *launcher, __file__, *arguments)["peak"]
+    return in_new_process("-m", *launcher, __file__, *arguments, frees=frees)
 
 
 def batch(case: Case) -> dict[str, torch.Tensor | None]:
@@ -176,64 +194,114 @@ def batch(case: Case) -> dict[str, torch.Tensor | None]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "pixel_values": pixels}
 
 
-def train(case: Case) -> int:
-    """Trains in this process, one of case.ranks; returns the peak of the steps after the first, of the worst rank."""
+def build(case: Case) -> DeepSpeedEngine:
+    """In this process, one of case.ranks."""
     _, world_size = init_distributed()
     config = case.config
     auto = {"qwen2": "Qwen2ForCausalLM", "internvl": "InternVLForConditionalGeneration"}
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        import transformers
+    model = getattr(transformers, auto[case.model_config.model_type])._from_config(
+        case.model_config, dtype=model_dtype(config)
+    )
+    freeze(model.train(), **config.freeze.model_dump())
+    reasoner = LatentReasoner(model, LATENT)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "ds_config.json")
+        path.write_text(json.dumps(ds_config(case.setting)))
+        resolved = resolve_ds_config(path, config, world_size, model_shape(reasoner, case.latents + 1))
+    return build_engine(reasoner, config, resolved)
 
-        model = getattr(transformers, auto[case.model_config.model_type])._from_config(
-            case.model_config, dtype=model_dtype(config)
-        )
-        freeze(model.train(), **config.freeze.model_dump())
-        reasoner = LatentReasoner(model, LATENT)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "ds_config.json")
-            path.write_text(json.dumps(ds_config(case.setting)))
-            resolved = resolve_ds_config(path, config, world_size, model_shape(reasoner, case.latents + 1))
-        engine = build_engine(reasoner, config, resolved)
-        inputs = batch(case)
+
+def train(case: Case, engine: DeepSpeedEngine, inputs: dict[str, torch.Tensor | None]) -> None:
+    """One optimizer step."""
+    for _ in range(case.accumulation):
+        loss = engine(**inputs, n_passes=case.latents + 1).loss
+        engine.backward(loss)
+        engine.step()
+        del loss
+
+
+def copy_for_save(engine: DeepSpeedEngine) -> tuple[dict, dict | None]:
+    """What an asynchronous save holds until it is written: DeepSpeed's files, and the weights."""
+    files = engine.checkpoint_engine = StateFiles(copying=True)
+    engine._copy_recovery_script = lambda folder: None
+    engine.save_checkpoint("not written", tag="state", save_latest=False)
+    return files.contents, whole_state_dict(engine.module.model)
+
+
+def allocated(case: Case) -> dict[str, int]:
+    """The peak of the steps after the first, of the worst rank, and the size of a save's copy on rank 0."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        engine, inputs = build(case), batch(case)
         for step in range(3 if case.stage == 3 else 2):  # ZeRO-3 knows from the third on what to fetch ahead
             with record_function(FIRST_STEP if step == 0 else "step"):
-                for _ in range(case.accumulation):
-                    loss = engine(**inputs, n_passes=case.latents + 1).loss
-                    engine.backward(loss)
-                    engine.step()
-                    del loss
+                train(case, engine, inputs)
     peak = torch.tensor(allocated_peak(profiler, after=FIRST_STEP))
     torch.distributed.all_reduce(peak, torch.distributed.ReduceOp.MAX)
-    return int(peak)
+    tensors = [x.untyped_storage() for x in tree_leaves(copy_for_save(engine)) if isinstance(x, torch.Tensor)]
+    return {"peak": int(peak), "copied": sum({x.data_ptr(): x.nbytes() for x in tensors}.values())}
+
+
+def resident(case: Case) -> dict[str, int]:
+    """What the system says that this process holds, at the peak of a step during a save, and before it has a model."""
+    init_distributed()
+    libraries, _ = peak_resident(lambda: None)
+    engine, inputs = build(case), batch(case)
+    for _ in range(3):
+        train(case, engine, inputs)
+    copied = copy_for_save(engine)
+    _, peak = peak_resident(lambda: train(case, engine, inputs))
+    del copied
+    return {"libraries": libraries, "resident": peak}
+
+
+def compare(name: str, case: Case, threads: int, is_resident_measured: bool, frees: bool) -> dict[str, str | float]:
+    """A row."""
+    predicted, measured = predict(case), measure(case, threads)
+    row = {
+        "case": name,
+        "predicted_mib": predicted["peak"] / 2**20,
+        "measured_mib": measured["peak"] / 2**20,
+        "ratio": predicted["peak"] / measured["peak"],
+        "copy_mib": measured["copied"] / 2**20,
+        "copy_ratio": predicted["copied"] / measured["copied"],
+    }
+    if is_resident_measured:
+        seen = measure(case, threads, "--as-the-system-sees-it", frees=frees)
+        row |= {
+            "libraries_mib": seen["libraries"] / 2**20,
+            "resident_mib": seen["resident"] / 2**20,
+            "resident_ratio": predicted["resident"] / seen["resident"],
+        }
+    return row
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--cases", nargs="+", default=list(CASES), help="names of cases (default: all)")
-    options.add_argument("--measure", type=json.loads, help="train this case here and print its peak")
+    options.add_argument("--measure", type=json.loads, help="train this case here and print what it took")
+    options.add_argument("--as-the-system-sees-it", action="store_true", help="with --measure: resident memory")
+    options.add_argument("--resident", nargs="*", default=RESIDENT, help="cases of which that is measured, too")
+    options.add_argument(
+        "--default-malloc", action="store_true", help="resident memory with what the C library keeps of freed memory"
+    )
     args = options.parse_args()
     torch.set_num_threads(args.threads)
     if args.measure:
-        peak = train(Case(**args.measure))
+        case = Case(**args.measure)
+        measured = resident(case) if args.as_the_system_sees_it else allocated(case)
         if torch.distributed.get_rank() == 0:
-            print(json.dumps({"peak": peak}), flush=True)
+            print(json.dumps(measured), flush=True)
         torch.distributed.barrier()
         end_process(0)
     report = Report("plan_memory", asdict(Case()), args.out)
     for name in args.cases:
         case = replace(CASES[name], **args.geometry)
-        predicted, measured = predict(case), measure(case, args.threads)
-        report.add(
-            {
-                "case": name,
-                "predicted_mib": predicted / 2**20,
-                "measured_mib": measured / 2**20,
-                "ratio": predicted / measured,
-            }
-        )
+        report.add(compare(name, case, args.threads, name in args.resident, not args.default_malloc))
     worst = max(abs(row["ratio"] - 1) for row in report.rows)
     aim = f"within {TOLERANCE:.0%}"
     report.goal("predicted peak memory, largest error of a case", aim, worst, worst <= TOLERANCE)
+    if errors := [abs(row["resident_ratio"] - 1) for row in report.rows if "resident_ratio" in row]:
+        report.goal("likewise, resident during a save", aim, max(errors), max(errors) <= TOLERANCE)
     report.finish()
 
 

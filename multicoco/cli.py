@@ -65,7 +65,7 @@ def make_plan(args: argparse.Namespace) -> None:
     print(plan(config, cluster, tiles, Lengths(**assumed) if assumed else None, args.write))
 
 
-def positive(kind: type) -> Callable[[str], float]:
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     """An argument's type: a number above 0."""
 
     def read(text: str) -> float:

@@ -30,8 +30,19 @@ _TEXT = {
 }
 
 
-def internvl(seed: int = 0, tied: bool = True) -> InternVLForConditionalGeneration:
+_EXPERTS = {
+    "model_type": "qwen2_moe",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "initializer_range": 0.1,
+}
+
+
+def internvl(seed: int = 0, tied: bool = True, experts: bool = False) -> InternVLForConditionalGeneration:
     torch.manual_seed(seed)
+    kind = _EXPERTS if experts else {"model_type": "qwen2"}
     config = InternVLConfig(
         vision_config={
             "hidden_size": 32,
@@ -42,7 +53,7 @@ def internvl(seed: int = 0, tied: bool = True) -> InternVLForConditionalGenerati
             "patch_size": (14, 14),
             "layer_scale_init_value": 1.0,
         },
-        text_config={"model_type": "qwen2", "tie_word_embeddings": tied, **_TEXT},
+        text_config={"tie_word_embeddings": tied, **_TEXT, **kind},
         image_token_id=IMAGE,
         image_seq_length=IMAGE_TOKENS,
         downsample_ratio=0.5,

@@ -17,6 +17,7 @@ from multicoco.config.combinations import PUBLISHED_MODES, contradictions, point
 from multicoco.config.dialect import dump
 from multicoco.config.section import (
     Beta,
+    MethodKeys,
     NonNegativeInt,
     OptionalPath,
     OptionalStr,
@@ -27,9 +28,6 @@ from multicoco.config.section import (
 )
 from multicoco.errors import UserError
 from multicoco.registry import Kind, check_name, load_all
-
-if TYPE_CHECKING:
-    from multicoco.methods import MethodKeys
 
 
 def _registered(kind: Kind, name: str | None) -> str | None:
@@ -234,7 +232,7 @@ class _Last(Section):
 
 
 @cache
-def method_sections() -> dict[str, type["MethodKeys"]]:
+def method_sections() -> dict[str, type[MethodKeys]]:
     """The sections that training methods bring, each with its keys; methods that share a section share these.
 
     Raises:

@@ -2,7 +2,8 @@
 
 import os
 import re
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -64,3 +65,11 @@ class Section(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),  # model_id is a key of ours
     )
+
+
+class MethodKeys(Section):
+    """A training method's section of the run config (`multicoco.methods`)."""
+
+    def problems(self, config: Any) -> Iterator[str]:
+        """What of this section does not go with the rest of the RunConfig, one sentence each, with what to do."""
+        yield from ()

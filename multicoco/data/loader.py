@@ -129,7 +129,8 @@ class _Loader(StatefulDataLoader[Any]):
         # workers inherit what is blocked, so that there is no moment at which they can be hit
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
         try:
-            return super().__iter__()
+            rows: Iterator[dict[str, Any]] = super().__iter__()
+            return rows
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, cycle, islice, pairwise
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -73,11 +74,11 @@ def draw_scene(rng: random.Random, kind: str, answer: str, hops: int) -> tuple[S
     mark_shapes = {tile: rng.choice(SHAPES) for tile in tiles}
     if kind == "shape":
         mark_shapes[path[-1]] = answer
-    scene = Scene(tuple(tiles), tuple(map(mark_colours.get, tiles)), tuple(map(mark_shapes.get, tiles)))
+    scene = Scene(tuple(tiles), tuple(mark_colours[tile] for tile in tiles), tuple(mark_shapes[tile] for tile in tiles))
     return scene, path
 
 
-def make_record(rng: random.Random, kind: str, answer: str, answer_index: int, path: list[str]) -> dict:
+def make_record(rng: random.Random, kind: str, answer: str, answer_index: int, path: list[str]) -> dict[str, Any]:
     """The question about a path, as the content keys of an A-OKVQA record."""
     times = "1 time" if len(path) == 2 else f"{len(path) - 1} times"
     question = f"Start at the {path[0]} tile and follow the marks {times}."
@@ -177,7 +178,7 @@ def _image_path(split: str, image_id: int) -> str:
     return f"{split}2017/{image_id:012d}.png"
 
 
-def _holds(folder: Path, arguments: dict, sizes: dict[str, int]) -> bool:
+def _holds(folder: Path, arguments: dict[str, Any], sizes: dict[str, int]) -> bool:
     """Whether `folder` holds exactly the files of the data set made with `arguments`."""
     image_ids = count(1)
     expected = {"README.md", "dataset.json"}
@@ -187,11 +188,11 @@ def _holds(folder: Path, arguments: dict, sizes: dict[str, int]) -> bool:
     return found == expected and (folder / "dataset.json").read_text(encoding="utf-8") == _to_json(arguments)
 
 
-def _write(folder: Path, arguments: dict, sizes: dict[str, int]) -> None:
+def _write(folder: Path, arguments: dict[str, Any], sizes: dict[str, int]) -> None:
     rng = random.Random(arguments["seed"])
     seen: set[Scene] = set()
     image_ids = count(1)
-    example = None
+    example: dict[str, Any] = {}
     for split, size in sizes.items():
         (folder / f"{split}2017").mkdir(parents=True)
         records = []
@@ -214,11 +215,11 @@ def _write(folder: Path, arguments: dict, sizes: dict[str, int]) -> None:
     (folder / "dataset.json").write_text(_to_json(arguments), encoding="utf-8")
 
 
-def _to_json(value: list | dict) -> str:
+def _to_json(value: list[Any] | dict[str, Any]) -> str:
     return json.dumps(value, indent=1) + "\n"
 
 
-def _readme(sizes: dict[str, int], example: dict) -> str:
+def _readme(sizes: dict[str, int], example: dict[str, Any]) -> str:
     counts = ", ".join(f"{size} {split}" for split, size in sizes.items())
     return f"""# Generated scenes
 

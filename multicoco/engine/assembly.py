@@ -77,17 +77,20 @@ def prompt_date(config: RunConfig, *states: TrainerState | None) -> str:
     return agree(lambda: config.prompt_date or (known or [strftime("%Y-%m-%d")])[0], only_rank_0=True)
 
 
-def assemble(config: RunConfig, weights: Weights, date: str, examples: Sequence[Example]) -> Assembly:
+def assemble(
+    config: RunConfig, weights: Weights, date: str, examples: Sequence[Example], n_rows: int | None = None
+) -> Assembly:
     """Loads the model and prepares it for the config's method; before ZeRO shards it. Collective.
 
     Args:
         date: as of `prompt_date`.
         examples: on two of which the latent passes are compared with the model's own forward.
+        n_rows: of the embeddings, should they have to grow: those of the checkpoint that is gone on from.
 
     Raises:
         UserError: the model cannot be loaded, or is of a kind that latent passes do not reproduce; on all ranks.
     """
-    backbone, reasoner = agree(lambda: _load(config, weights))
+    backbone, reasoner = agree(lambda: _load(config, weights, n_rows))
     prompt = PromptBuilder(
         backbone.tokenizer,
         config.answer_format,
@@ -118,7 +121,7 @@ def _size(example: Example) -> tuple[int, int]:
     return len(example.images), len(example.question) + sum(map(len, (*example.choices, *example.steps)))
 
 
-def _load(config: RunConfig, weights: Weights) -> tuple[Backbone, LatentReasoner]:
+def _load(config: RunConfig, weights: Weights, n_rows: int | None) -> tuple[Backbone, LatentReasoner]:
     try:
         implementation(config.kernel, device())
     except ValueError as error:
@@ -134,7 +137,7 @@ def _load(config: RunConfig, weights: Weights) -> tuple[Backbone, LatentReasoner
     if authors_file:
         load_authors_weights(backbone, authors_file, init_token)
     if thinking:
-        add_latent_tokens(backbone, init_token)
+        add_latent_tokens(backbone, init_token, n_rows)
     latent = backbone.latent_tokens
     if config.mode != "eval_only":
         if config.lora.rank:

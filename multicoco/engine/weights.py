@@ -1,5 +1,6 @@
 """Which weights `load_model_path` means."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,21 @@ def find_weights(load_model_path: str) -> Weights:
     state = agree(lambda: read_state(chosen), only_rank_0=True)
     config = agree(lambda: _read_config(chosen / "config.yaml"), only_rank_0=True)
     return Weights(str(chosen / "model"), f"{how} (stage {state.stage}, epoch {state.epoch})", state, config)
+
+
+def embedding_rows(checkpoint: Path) -> int | None:
+    """Of a checkpoint's model, by its config.json; None where that does not tell."""
+    config = _read_json(checkpoint / "model" / "config.json")
+    rows = (config.get("text_config") or config).get("vocab_size")
+    return rows if isinstance(rows, int) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # damage is found, and named, when the checkpoint is loaded
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from multicoco.errors import UserError
 from multicoco.tracking import write_json
@@ -9,7 +10,7 @@ from multicoco.tracking import write_json
 _KEYS = ("accuracy", "n", "ci95", "mean_new_tokens", "mean_latent_passes", "seconds")
 
 
-def write_summary(evaluations: dict[str, Path], trained: list[Path], out: Path) -> dict:
+def write_summary(evaluations: dict[str, Path], trained: list[Path], out: Path) -> dict[str, Any]:
     """Sums up evaluations into one JSON file.
 
     Args:
@@ -33,7 +34,7 @@ def write_summary(evaluations: dict[str, Path], trained: list[Path], out: Path) 
     return summary
 
 
-def format_table(summary: dict) -> str:
+def format_table(summary: dict[str, Any]) -> str:
     """The summary as aligned text."""
     header = ["mode", "accuracy", "95% interval", "n", "tokens", "latent passes", "seconds"]
     rows = [
@@ -58,10 +59,11 @@ def _train_seconds(run: Path) -> float:
     path = run / "metrics.jsonl"
     lines = _read(path).splitlines()
     metrics = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
-    return sum(line.get("train/epoch_seconds", 0.0) for line in metrics)
+    seconds: float = sum(line.get("train/epoch_seconds", 0.0) for line in metrics)
+    return seconds
 
 
-def _read_evaluation(path: Path) -> dict:
+def _read_evaluation(path: Path) -> dict[str, Any]:
     content = _parse(_read(path), str(path))
     missing = [key for key in (*_KEYS, "chance") if key not in content]
     if missing:
@@ -69,7 +71,7 @@ def _read_evaluation(path: Path) -> dict:
     return content
 
 
-def _parse(text: str, source: str) -> dict:
+def _parse(text: str, source: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except ValueError as error:

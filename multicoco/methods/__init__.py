@@ -3,6 +3,7 @@
 One file a method, named in `multicoco.registry`. No torch at import: configs are read without it.
 """
 
-from multicoco.methods.method import Method, MethodKeys, evaluated_methods, method_class, thinking_method
+from multicoco.config.section import MethodKeys
+from multicoco.methods.method import Method, evaluated_methods, method_class, thinking_method
 
 __all__ = ["Method", "MethodKeys", "evaluated_methods", "method_class", "thinking_method"]

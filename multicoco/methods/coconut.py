@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from multicoco.config.section import NonNegativeInt, OptionalStr, PositiveInt
+from multicoco.config.section import MethodKeys, NonNegativeInt, OptionalStr, PositiveInt
 from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, layout
-from multicoco.methods.method import Extent, Method, MethodKeys, method_class
+from multicoco.methods.method import Extent, Method, method_class
 
 if TYPE_CHECKING:
     from multicoco.config import RunConfig

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from multicoco.config.section import Section
+from multicoco.config.section import MethodKeys
 from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, layout
 from multicoco.registry import load
 
@@ -16,14 +15,6 @@ if TYPE_CHECKING:
     from multicoco.data.prompt import Asked
     from multicoco.latent.reasoner import LatentOutput
     from multicoco.latent.thoughts import ThoughtSource
-
-
-class MethodKeys(Section):
-    """A method's section of the run config."""
-
-    def problems(self, config: RunConfig) -> Iterator[str]:
-        """What of this section does not go with the rest of the config, one sentence each, with what to do."""
-        yield from ()
 
 
 class Extent(NamedTuple):

@@ -6,7 +6,6 @@ Random weights and a tokenizer trained on the given texts; loaded by the same pa
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     InternVLConfig,
@@ -107,7 +106,7 @@ def build_tiny_internvl(
         image_seq_length=9,
         downsample_ratio=0.5,
     )
-    model = InternVLForConditionalGeneration(config).to(torch.float32)
+    model = InternVLForConditionalGeneration(config).float()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = GotOcr2ImageProcessorPil(

@@ -13,6 +13,7 @@ from multicoco.errors import UserError
 from multicoco.planning.cost import Cluster, Cost, step_cost
 from multicoco.planning.geometry import ModelGeometry, Workload, read_model_config
 from multicoco.planning.memory import PARTS, Memory, Setting, pass_activations, peak_memory
+from multicoco.planning.resident import LIBRARIES, HostMemory, host_memory
 from multicoco.planning.workload import Lengths, stage_workloads
 from multicoco.tracking import write_text
 
@@ -31,6 +32,7 @@ HEADER = [
     "MiB/latent pass",
     "peak",
     "CPU",
+    "resident",
     "GB/GPU",
     "GB/node",
     "s/step",
@@ -44,11 +46,13 @@ class Candidate:
 
     Attributes:
         memory: of the stage that needs most.
+        host: likewise, in the CPU's memory.
         cost, passes: of the stage with most latents; passes is what `pass_activations` returns.
     """
 
     setting: Setting
     memory: Memory
+    host: HostMemory
     passes: list[int]
     cost: Cost
 
@@ -72,7 +76,8 @@ class Candidate:
             *(f"{nbytes / GIB:.1f}" for nbytes in self.memory.parts.values()),
             f"{self.passes[1] / MIB:.1f}" if len(self.passes) > 2 else "-",
             f"{self.memory.peak / GIB:.1f}",
-            f"{self.memory.offloaded / GIB:.1f}",
+            f"{self.host.rank_0 / GIB:.1f}",
+            f"{(self.memory.peak + self.host.rank_0) / GIB:.1f}",
             f"{cost.intra_bytes / 1e9:.1f}",
             f"{cost.inter_bytes / 1e9:.1f}",
             f"{cost.seconds:.2f}",
@@ -112,7 +117,8 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int, assumed: Lengths | Non
         f"lengths {source}",
         "",
         f"Estimates of {len(found)} settings, the fastest first. In GiB a GPU, each part at its own worst moment, the "
-        "peak at that of the whole; CPU in GiB a rank; sent in a step by a GPU within its node, and by a node, in GB.",
+        "peak at that of the whole; CPU: what rank 0 holds in the CPU's memory while it saves; resident: both, as a "
+        "run on CPUs has them in one memory; sent in a step by a GPU within its node, and by a node, in GB.",
         "",
         markdown_table(HEADER, [candidate.row(cluster) for candidate in found]),
         "",
@@ -146,8 +152,9 @@ def candidates(
     for setting in _settings(config, model, cluster):
         memories = [peak_memory(model, work, setting) for work in workloads]
         largest = max(memories, key=lambda memory: memory.peak)
+        host = host_memory(model, setting, largest, config.asynchronous_save)
         passes = pass_activations(model, workloads[-1], setting)
-        found.append(Candidate(setting, largest, passes, step_cost(model, workloads[-1], setting, cluster)))
+        found.append(Candidate(setting, largest, host, passes, step_cost(model, workloads[-1], setting, cluster)))
     return sorted(found, key=lambda candidate: candidate.cost.seconds)
 
 
@@ -247,7 +254,7 @@ def overrides(setting: Setting) -> dict[str, Any]:
 
 def explain(chosen: Candidate, model: ModelGeometry, cluster: Cluster) -> str:
     """Each choice, and what it follows from."""
-    setting, memory, cost = chosen.setting, chosen.memory, chosen.cost
+    setting, memory, host, cost = chosen.setting, chosen.memory, chosen.host, chosen.cost
     activations = memory.device.get("activations", 0) + memory.device.get("vision activations", 0)
     stage = {
         0: "everything fits on every GPU, and gradients are reduced once a step",
@@ -289,6 +296,10 @@ def explain(chosen: Candidate, model: ModelGeometry, cluster: Cluster) -> str:
         )
     lines += [
         f"- Peak {memory.peak / GIB:.1f} of {cluster.gpu_memory:g} GiB a GPU ({_kinds(memory.device)}).",
+        f"- In the CPU's memory, while a checkpoint is written: {host.rank_0 / GIB:.1f} GiB on rank "
+        f"0 (copied for the save {host.copied / GIB:.1f}, offloaded {host.offloaded / GIB:.1f}, libraries "
+        f"{LIBRARIES / GIB:.1f}), {host.node(cluster.gpus) / GIB:.1f} GiB on its node. On CPUs the peak comes on top: "
+        f"{(memory.peak + host.rank_0) / GIB:.1f} GiB resident, and what the C library keeps of freed memory.",
         f"- A step of {cost.seconds:.2f} s: {cost.compute:.2f} computing, {cost.exposed:.2f} waiting for other GPUs, "
         f"{cost.optimizer:.2f} in AdamW. Estimated, not measured.",
         f"- While loading, each rank holds the whole model in the CPU's memory: "

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import NoReturn
 
 from tqdm import tqdm
 from transformers import set_seed
@@ -20,6 +21,7 @@ from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
 from multicoco.engine.resume import lock_run_folder
 from multicoco.engine.trainer_state import TrainerState
+from multicoco.engine.weights import embedding_rows
 from multicoco.errors import UserError
 from multicoco.evaluation.answers import is_correct
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
@@ -61,7 +63,8 @@ class Trainer:
         set_seed(config.seed)
         weights = weights_of(config)
         date = prompt_date(config, earlier, weights.state)
-        assembly = assemble(config, weights, date, examples)
+        n_rows = embedding_rows(checkpoints.root / earlier.name) if earlier else None
+        assembly = assemble(config, weights, date, examples, n_rows)
         self.method = method_class(config.trained_method)(config, assembly.backbone.latent_tokens)
         self.batches = TrainingBatches(config, examples, assembly, self.method)
         agree(lambda: self._check_purpose(examples, assembly), only_rank_0=True)
@@ -147,7 +150,7 @@ class Trainer:
                     self.saver.save(awaits_evaluation=is_due)
                 self._evaluate(at.epoch)
 
-    def _train_epoch(self, epoch: int, progress: "tqdm[None]") -> None:
+    def _train_epoch(self, epoch: int, progress: "tqdm[NoReturn]") -> None:
         """Trains what is left of an epoch."""
         at, config, started = self.at, self.config, perf_counter()
         assert at.stage is not None
@@ -171,7 +174,7 @@ class Trainer:
                 self.saver.save()
         self.tracker.log({"train/epoch_seconds": perf_counter() - started, "train/epoch": epoch + 1}, at.step)
 
-    def _log(self, metrics: dict[str, float], epoch: int, progress: "tqdm[None]") -> None:
+    def _log(self, metrics: dict[str, float], epoch: int, progress: "tqdm[NoReturn]") -> None:
         shown = {"loss": f"{metrics['train/loss']:.4f}" if "train/loss" in metrics else "not finite"}
         if self.engine.skipped_steps:
             metrics["train/skipped_steps"] = self.engine.skipped_steps

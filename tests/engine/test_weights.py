@@ -1,7 +1,9 @@
+import json
+
 import pytest
 from homes import flip_a_bit, make_run
 
-from multicoco.engine.weights import find_weights
+from multicoco.engine.weights import embedding_rows, find_weights
 from multicoco.errors import UserError
 
 
@@ -56,3 +58,13 @@ def test_the_folder_above_a_run_is_that_run_if_it_is_the_only_one(tmp_path):
     make_run(tmp_path / "runs" / "second", [0.1])
     with pytest.raises(UserError, match=r"holds several runs: name one of .*first, .*second"):
         find_weights(str(tmp_path / "runs"))
+
+
+@pytest.mark.parametrize(
+    ("config", "rows"), [({"vocab_size": 7}, 7), ({"text_config": {"vocab_size": 8}}, 8), ({}, None), ([], None)]
+)
+def test_the_rows_of_a_checkpoints_embeddings(tmp_path, config, rows):
+    assert embedding_rows(tmp_path) is None
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert embedding_rows(tmp_path) == rows

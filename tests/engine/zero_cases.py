@@ -65,6 +65,7 @@ class Case:
     fp16: dict | None = None
     lora: bool = False
     tied: bool = True
+    experts: bool = False
 
 
 CASES = {
@@ -113,6 +114,7 @@ CASES = {
             "offload_param": OFFLOAD | SMALL_BUFFERS,
         }
     ),
+    "zero3_experts": Case({"stage": 3, **SHARDED}, checkpointing=True, experts=True),
     "zero3_hpz": Case({"stage": 3, **SHARDED, "zero_hpz_partition_size": 2}),
     "zero2_bf16_switches": Case(
         {"stage": 2},
@@ -131,7 +133,7 @@ def precision(case: Case) -> torch.dtype:
 
 
 def build_model(case: Case) -> PreTrainedModel:
-    model = internvl(tied=case.tied)
+    model = internvl(tied=case.tied, experts=case.experts)
     if case.lora:
         add_lora(model, rank=4, alpha=8, new_tokens=[LATENT])
     freeze(model, vision_tower=case.frozen)

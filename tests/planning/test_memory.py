@@ -32,10 +32,11 @@ def model(dtype=torch.float32, **freezing) -> ModelGeometry:
 
 
 @pytest.mark.distributed
-def test_predictions_are_within_15_percent_of_real_training_steps(tmp_path):
+def test_what_is_allocated_copied_and_resident_is_as_predicted(tmp_path):
     script, cases = REPO / "benchmarks" / "plan_memory.py", ["zero2 tied frozen", "zero3 bf16, 2 ranks"]
     smaller = {"layers": 4, "prompt": 100, "written": 40}
     command = [sys.executable, str(script), "--threads", "1", "--out", str(tmp_path), "--cases", *cases]
+    command += ["--resident", cases[0]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(REPO), str(REPO / "kernels")))}
     done = subprocess.run(
         [*command, "--geometry", json.dumps(smaller)], env=environment, capture_output=True, text=True
@@ -44,6 +45,9 @@ def test_predictions_are_within_15_percent_of_real_training_steps(tmp_path):
     rows = json.loads((tmp_path / "plan_memory.json").read_text())["rows"]
     assert [row["case"] for row in rows] == cases
     assert all(row["measured_mib"] > 100 and abs(row["ratio"] - 1) <= 0.15 for row in rows), rows
+    assert all(row["copy_mib"] > 100 and abs(row["copy_ratio"] - 1) <= 0.01 for row in rows), rows
+    assert rows[0]["resident_mib"] > rows[0]["measured_mib"] + rows[0]["copy_mib"]
+    assert abs(rows[0]["resident_ratio"] - 1) <= 0.15 and "resident_ratio" not in rows[1]
 
 
 def test_the_cache_is_as_large_as_the_real_one():
