@@ -32,6 +32,7 @@ transformers.conversion_mapping.get_checkpoint_conversion_mapping("llava")  # ke
 assert len(os.listdir("/proc/self/task")) == 1, "a forked process has but one of the threads"
 
 GRACE_SECONDS = 30  # after a preemption, torchrun's
+POLL_SECONDS = 0.5  # until a launcher notices that a rank has ended
 
 
 def become_rank(rank: int, request: dict, port: int) -> None:
@@ -75,7 +76,8 @@ def serve(request: dict) -> dict:
         if done:
             codes[running.pop(done)] = code = os.waitstatus_to_exitcode(status)
             if code:
-                deadline = time.monotonic() + (GRACE_SECONDS if code == train.PREEMPTED else 0)
+                grace = GRACE_SECONDS if code == train.PREEMPTED else POLL_SECONDS if code > 0 else 0
+                deadline = time.monotonic() + grace
             continue
         if time.monotonic() > deadline:
             for pid in running:

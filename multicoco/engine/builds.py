@@ -5,7 +5,7 @@ often share a home folder, but their processors need not be alike and none sees 
 compiles in a folder of its own, where a guard that no living process holds open can be taken away.
 
 Two versions of ninja that take turns in a folder each take the other's build for stale, and compile for a minute: as
-when the virtual environment is now on the path and now not. So the one that was installed with this package comes first.
+when the virtual environment is now on the path and now not. So the one that is installed with this package comes first.
 """
 
 import os
@@ -19,8 +19,10 @@ from torch.utils.cpp_extension import get_default_build_root
 
 
 def prepare_builds() -> None:
-    """Points TORCH_EXTENSIONS_DIR at this host's own folder, below what it was, and removes abandoned guards there; this
-    environment's ninja comes first on the path."""
+    """Points TORCH_EXTENSIONS_DIR at this host's own folder, below what it was, and removes abandoned guards there.
+
+    This environment's ninja then comes first on the path.
+    """
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     version = f"py{sys.version_info.major}{sys.version_info.minor}_torch{torch.__version__}"
     own = Path(socket.gethostname(), version)
