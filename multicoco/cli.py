@@ -1,4 +1,4 @@
-"""The `multicoco` command: prepare data and the offline model, sum a comparison up."""
+"""The `multicoco` command: prepare data and the offline model, compare evaluations."""
 
 import argparse
 import sys
@@ -34,6 +34,15 @@ def summarize(args: argparse.Namespace) -> None:
     if not evaluations:
         raise UserError("name at least one run: --vanilla, --cot or --coconut")
     print(format_table(write_summary(evaluations, args.trained, args.out)))
+
+
+def compare_runs(args: argparse.Namespace) -> None:
+    from multicoco.study.compare import compare, format_comparison, write_comparison
+
+    comparison = compare(args.evaluations, args.reference, args.shared)
+    print(format_comparison(comparison))
+    if args.out is not None:
+        write_comparison(comparison, args.out)
 
 
 def doctor(args: argparse.Namespace) -> None:
@@ -78,12 +87,17 @@ def positive(kind: type) -> Callable[[str], float]:
     return read
 
 
-def path(text: str) -> Path:
-    """An argument's type: a file or folder, `~` and environment variables expanded."""
+def expanded(text: str) -> str:
+    """An argument's type: text with `~` and environment variables expanded."""
     try:
-        return Path(expand(text))
+        return expand(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+
+
+def path(text: str) -> Path:
+    """An argument's type: a file or folder, `~` and environment variables expanded."""
+    return Path(expanded(text))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,6 +128,19 @@ def parser() -> argparse.ArgumentParser:
     summary.add_argument("--trained", type=path, nargs="*", default=[], metavar="RUN", help="runs whose time counts")
     summary.add_argument("--out", type=path, required=True, help="JSON file to write")
     summary.set_defaults(run=summarize)
+
+    comparison = commands.add_parser("compare", help="compare evaluated runs on the same questions, with statistics")
+    comparison.add_argument(
+        "evaluations", nargs="+", type=expanded, metavar="RUN[:MODE]", help="run folder; all its modes, or one of them"
+    )
+    comparison.add_argument(
+        "--reference", type=expanded, metavar="RUN[:MODE]", help="compare each with this one (default: every two)"
+    )
+    comparison.add_argument(
+        "--shared", action="store_true", help="on the questions that all were asked, if some differ"
+    )
+    comparison.add_argument("--out", type=path, help="JSON file to write, with all flips")
+    comparison.set_defaults(run=compare_runs)
 
     checkup = commands.add_parser("doctor", help="check the hosts, the data and the network before a run")
     checkup.add_argument("config", type=path, help="run config of the run to be")
