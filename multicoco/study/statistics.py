@@ -111,9 +111,9 @@ def newcombe_interval(both: int, gained: int, lost: int, neither: int) -> tuple[
     (low_1, high_1), (low_2, high_2) = wilson_interval(first, n), wilson_interval(second, n)
     share_1, share_2 = first / n, second / n
     margins = first * (n - first) * second * (n - second)
-    association = both * neither - gained * lost
+    association = float(both * neither - gained * lost)
     if association > 0:
-        association = max(association - n / 2, 0)
+        association = max(association - n / 2, 0.0)
     phi = association / math.sqrt(margins) if margins else 0.0
 
     def reach(a: float, b: float) -> float:
