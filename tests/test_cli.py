@@ -56,7 +56,7 @@ def test_paths_are_expanded(tmp_path, monkeypatch, capsys):
 
 
 def test_every_command_explains_itself(capsys):
-    for command in ([], ["prepare", "scenes"], ["prepare", "model"], ["summarize"], ["compare"]):
+    for command in ([], ["prepare", "scenes"], ["prepare", "model"], ["summarize"], ["compare"], ["study"]):
         with pytest.raises(SystemExit) as stopped:
             main([*command, "--help"])
         assert stopped.value.code == 0

@@ -28,3 +28,12 @@ def write_run(run: Path, mode: str, answers: str, first: int = 0, **parts: Any) 
     known = {"+": True, "-": False, "?": None}
     samples = [sample(f"q{place}", known[mark], **parts) for place, mark in enumerate(answers, start=first)]
     return write_samples(run, mode, samples)
+
+
+def started() -> list[str]:
+    """The runs that fake_train.py has done since the last call, as arm/seed_S/run without digests."""
+    path = Path("started.txt")
+    lines = path.read_text().split() if path.exists() else []
+    path.unlink(missing_ok=True)
+    parts = [Path(line).parts[-3:] for line in lines]
+    return [f"{arm.split('-')[0]}/{seed}/{run.split('-')[0]}" for arm, seed, run in parts]
