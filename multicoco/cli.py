@@ -1,6 +1,7 @@
-"""The `multicoco` command: prepare data and the offline model, sum a comparison up."""
+"""The `multicoco` command: prepare data and the offline model, compare evaluations."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,36 @@ def summarize(args: argparse.Namespace) -> None:
     print(format_table(write_summary(evaluations, args.trained, args.out)))
 
 
+def compare_runs(args: argparse.Namespace) -> None:
+    from multicoco.study.compare import compare, format_comparison, write_comparison
+
+    comparison = compare(args.evaluations, args.reference, args.shared)
+    print(format_comparison(comparison))
+    if args.out is not None:
+        write_comparison(comparison, args.out)
+
+
+def run_study(args: argparse.Namespace) -> None:
+    from multicoco.study.results import check_folder, write_results
+    from multicoco.study.runner import choose, format_plan, run_missing
+    from multicoco.study.spec import load_study
+
+    study = load_study(args.study)
+    if args.list:
+        print("\n".join(dict.fromkeys(job.label for job in study.jobs)))
+        return
+    check_folder(study)
+    jobs = choose(study, args.only)
+    if args.plan:
+        print(format_plan(study, jobs))
+        return
+    problems = run_missing(jobs, shlex.split(args.launcher), say=lambda text: print(text, flush=True))
+    if not args.only:  # those of a scheduler's array must not write it at once
+        print(write_results(study).text)
+    if problems:
+        raise UserError(f"{len(problems)} runs of the study are missing:\n  " + "\n  ".join(problems))
+
+
 def doctor(args: argparse.Namespace) -> None:
     from multicoco.doctor.examine import examine, format_table
 
@@ -103,12 +134,17 @@ def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     return read
 
 
-def path(text: str) -> Path:
-    """An argument's type: a file or folder, `~` and environment variables expanded."""
+def expanded(text: str) -> str:
+    """An argument's type: text with `~` and environment variables expanded."""
     try:
-        return Path(expand(text))
+        return expand(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+
+
+def path(text: str) -> Path:
+    """An argument's type: a file or folder, `~` and environment variables expanded."""
+    return Path(expanded(text))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -122,6 +158,31 @@ def parser() -> argparse.ArgumentParser:
     summary.add_argument("--trained", type=path, nargs="*", default=[], metavar="RUN", help="runs whose time counts")
     summary.add_argument("--out", type=path, required=True, help="JSON file to write")
     summary.set_defaults(run=summarize)
+
+    comparison = commands.add_parser("compare", help="compare evaluated runs on the same questions, with statistics")
+    comparison.add_argument(
+        "evaluations", nargs="+", type=expanded, metavar="RUN[:MODE]", help="run folder; all its modes, or one of them"
+    )
+    comparison.add_argument(
+        "--reference", type=expanded, metavar="RUN[:MODE]", help="compare each with this one (default: every two)"
+    )
+    comparison.add_argument(
+        "--shared", action="store_true", help="on the questions that all were asked, if some differ"
+    )
+    comparison.add_argument("--out", type=path, help="JSON file to write, with all flips")
+    comparison.set_defaults(run=compare_runs)
+
+    study = commands.add_parser("study", help="train and evaluate arms and seeds, compare them, and read the verdict")
+    study.add_argument("study", type=path, metavar="STUDY.yaml")
+    study.add_argument("--plan", action="store_true", help="show the runs, their steps and the time, and stop")
+    study.add_argument("--list", action="store_true", help="one arm/seed a line, for schedulers, and stop")
+    study.add_argument(
+        "--only", action="append", default=[], metavar="ARM/SEED", help="run this alone (or all of ARM); repeatable"
+    )
+    study.add_argument(
+        "--launcher", default=shlex.quote(sys.executable), help="what starts train.py, such as 'deepspeed --num_gpus 8'"
+    )
+    study.set_defaults(run=run_study)
 
     checkup = commands.add_parser("doctor", help="check the hosts, the data and the network before a run")
     checkup.add_argument("config", type=path, help="run config of the run to be")

@@ -106,7 +106,8 @@ def test_paths_are_expanded(tmp_path, monkeypatch, capsys):
 
 
 def test_every_command_explains_itself(capsys):
-    for command in ([], ["prepare", "scenes"], ["prepare", "prosqa"], ["prepare", "model"], ["summarize"]):
+    prepared = [["prepare", what] for what in ("scenes", "prosqa", "model")]
+    for command in ([], *prepared, ["summarize"], ["compare"], ["study"]):
         with pytest.raises(SystemExit) as stopped:
             main([*command, "--help"])
         assert stopped.value.code == 0
