@@ -162,7 +162,7 @@ class Trainer:
                 self._train_part(part, epoch, window, progress)
         self.tracker.log({"train/epoch_seconds": perf_counter() - started, "train/epoch": epoch + 1}, self.at.step)
 
-    def _train_part(self, part: Part, epoch: int, window: LossWindow, progress: "tqdm[Never]") -> None:
+    def _train_part(self, part: Part, epoch: int, window: LossWindow, progress: "tqdm[NoReturn]") -> None:
         at, config, n_passes = self.at, self.config, self.method.passes(part.stage)
         progress.set_description(f"stage {part.stage} epoch {epoch + 1}/{config.num_epochs}")
         for micro_batches in self.batches.steps(part, epoch, at.epoch_step):
