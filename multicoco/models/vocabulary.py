@@ -51,7 +51,9 @@ def add_latent_tokens(backbone: Backbone, init_token: str | None = None, n_rows:
     if not present and max(ids) >= before:
         rows = n_rows or -(-(max(ids) + 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE
         model.resize_token_embeddings(rows, mean_resizing=False)
-        known = [token for token in vocabulary.values() if token < before]
+        known = sorted(
+            token for token in vocabulary.values() if token < before
+        )  # else in another order in each process
         _set_rows(model, range(before, rows), known)
     if max(ids) >= (rows := cast(nn.Embedding, model.get_input_embeddings()).num_embeddings):
         raise UserError(f"the latent tokens are {ids}, but {model.config.model_type}'s embeddings have {rows} rows")
