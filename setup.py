@@ -47,6 +47,7 @@ setup(
         "pyyaml",
         "pillow",
         "numpy",
+        "scipy>=1.14",
         "sentencex>=1.0.30",
         "torchdata>=0.11",
         "tqdm",

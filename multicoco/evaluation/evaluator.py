@@ -12,7 +12,7 @@ from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens, LatentTokens
 from multicoco.data.collate import Collator
 from multicoco.data.example import Example
-from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader
+from multicoco.data.loader import RankBatches, ReasoningDataset, check_donors, make_loader
 from multicoco.data.prompt import ANSWER_PREFIX
 from multicoco.engine.assembly import Assembly
 from multicoco.engine.ranks import gather, rank, world_size
@@ -50,6 +50,8 @@ class Evaluator:
         self.between_batches = between_batches
         self.about = about or {}
         self.methods = evaluation_methods(config, self.backbone.latent_tokens)
+        if any(method.borrows for method in self.methods.values()):
+            check_donors(len(examples), "val_path")
         if self.backbone.ignored_generation and rank() == 0:
             ignored = ", ".join(f"{key} {value}" for key, value in self.backbone.ignored_generation.items())
             print(
@@ -84,11 +86,16 @@ class Evaluator:
 
     def _answer(self, mode: str, method: Method, stage: int) -> list[tuple[int, dict[str, Any]]]:
         """This rank's share of the samples, each with its example's place."""
-        dataset = ReasoningDataset(
-            self.examples, self.encoder, method.asked, partial(_prompt_row, method=method, stage=stage)
-        )
         tokenizer, latent = self.backbone.tokenizer, self.reasoner.latent_token_id
         passes = method.prompt_passes(stage)
+        dataset = ReasoningDataset(
+            self.examples,
+            self.encoder,
+            method.asked,
+            partial(_prompt_row, method=method, stage=stage),
+            draws=f"{self.config.seed}/evaluation",
+            arrange_donor=method.donor_row if method.borrows and passes > 1 else None,
+        )
         collator = Collator(tokenizer.pad_token_id, latent, self.backbone.family.batch, True, min_length=passes)
         batches = RankBatches(len(dataset), self.config.eval_batch_size, rank(), world_size())
         device = self.reasoner.decoder.device
@@ -101,6 +108,7 @@ class Evaluator:
                     batch["attention_mask"].to(device),
                     **{name: tensor.to(device) for name, tensor in batch["inputs"].items()},
                     n_passes=passes,
+                    seeds=batch["seeds"],
                     generation_config=self._generation_config(),
                     synced_gpus=self.sharded_weights and world_size() > 1,
                 )
@@ -108,7 +116,7 @@ class Evaluator:
                     batch["index"], batch["counted"], batch["input_ids"].tolist(), tokens.tolist(), strict=True
                 ):
                     if counted:
-                        samples.append((index, self._sample(self.examples[index], prompt.count(latent), new, method)))
+                        samples.append((index, self._sample(self.examples[index], prompt, new, method)))
                 progress.update()
         return samples
 
@@ -120,8 +128,10 @@ class Evaluator:
             pad_token_id=self.backbone.tokenizer.pad_token_id,
         )
 
-    def _sample(self, example: Example, latent_passes: int, new_ids: list[int], method: Method) -> dict[str, Any]:
-        """How a response becomes a line of the samples file. new_tokens counts the token that ends it, none after."""
+    def _sample(self, example: Example, prompt: list[int], new_ids: list[int], method: Method) -> dict[str, Any]:
+        """How a response becomes a line of the samples file. new_tokens counts the token that ends it, none after;
+        latent_passes the latent tokens that took a pass of their own."""
+        latent = self.reasoner.latent_token_id
         ends = [place for place, token in enumerate(new_ids) if token in self.backbone.end_token_ids]
         new_ids = new_ids[: ends[0] + 1] if ends else new_ids
         text = str(self.backbone.tokenizer.decode(new_ids, skip_special_tokens=True))
@@ -139,7 +149,8 @@ class Evaluator:
             "correct": is_correct(extracted, example),
             "truncated": not ends,
             "new_tokens": len(new_ids),
-            "latent_passes": latent_passes,
+            "latent_tokens": prompt.count(method.latent_tokens.latent) if method.latent_tokens else 0,
+            "latent_passes": 0 if latent is None else prompt.count(latent),
         }
 
 

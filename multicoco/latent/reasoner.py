@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask, rotary_tables
+from multicoco.latent.controls import GaussianThoughts
 from multicoco.latent.kinds import check_supported
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.thoughts import ThoughtSource, hidden_state
@@ -80,6 +81,7 @@ class LatentReasoner(nn.Module):
         latent_token_id: the id of `<|latent|>`; None where no position is latent.
         kernel: implementation of the cached attention, one of `multicoco_kernels.KERNELS`.
         thoughts: what a latent position is fed; Coconut's last hidden state by default.
+        fixed_thoughts: what positions hold that wait for no pass; with a latent_token_id of None.
 
     Raises:
         ValueError: an unknown kernel, or the model's attention or head is of a kind the passes do not reproduce.
@@ -92,6 +94,7 @@ class LatentReasoner(nn.Module):
         latent_token_id: int | None,
         kernel: str = "auto",
         thoughts: ThoughtSource = hidden_state,
+        fixed_thoughts: GaussianThoughts | None = None,
     ):
         super().__init__()
         if kernel not in KERNELS:
@@ -102,6 +105,7 @@ class LatentReasoner(nn.Module):
         self.latent_token_id = latent_token_id
         self.kernel = kernel
         self.thought_source = thoughts
+        self.fixed_thoughts = fixed_thoughts
         self.cache_buffers = BufferPool()
         self.cross_entropy = LabelledCrossEntropy()
         self.decoder.set_attn_implementation(ATTENTION_NAME)
@@ -125,6 +129,7 @@ class LatentReasoner(nn.Module):
         n_passes: int | None = None,
         loss_divisor: Tensor | float | None = None,
         return_logits: bool = False,
+        seeds: Tensor | None = None,
         **inputs: Tensor,
     ) -> LatentOutput:
         """Runs the latent passes and, with labels, the next-token loss.
@@ -136,6 +141,7 @@ class LatentReasoner(nn.Module):
             n_passes: run exactly that many passes, so that every rank and step calls the modules alike.
             loss_divisor: what the summed loss is divided by; the number of labelled positions by default.
             return_logits: also compute (B, T, V) logits.
+            seeds: (B,) of the rows, on the CPU; only `fixed_thoughts` reads them, and needs them.
             inputs: what the family's models take beside tokens, of all rows in order; for InternVL pixel_values,
                 (N, 3, H, W) image tiles.
 
@@ -144,7 +150,7 @@ class LatentReasoner(nn.Module):
             ValueError: more latent columns than n_passes allows, a latent token without a token before it, or a row
                 that is longer than the model's sliding window.
         """
-        passes = self._run_passes(input_ids, attention_mask, inputs, position_ids, n_passes)
+        passes = self._run_passes(input_ids, attention_mask, inputs, position_ids, n_passes, seeds)
         head = self.model.get_output_embeddings()
         loss = None if labels is None else self._loss(passes.hidden, head, labels, loss_divisor)
         logits = head(passes.hidden) if return_logits else None
@@ -157,6 +163,7 @@ class LatentReasoner(nn.Module):
         attention_mask: Tensor,
         *,
         n_passes: int | None = None,
+        seeds: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         **inputs_and_options: Any,
     ) -> Tensor:
@@ -170,7 +177,7 @@ class LatentReasoner(nn.Module):
         """
         names = inputs_and_options.keys() & set(self.family.input_names)
         inputs = {name: inputs_and_options.pop(name) for name in names}
-        passes = self._run_passes(input_ids, attention_mask, inputs, None, n_passes)
+        passes = self._run_passes(input_ids, attention_mask, inputs, None, n_passes, seeds)
         cache = passes.cache.to_dynamic(input_ids.shape[1] - 1)  # generate itself runs the last column
         config = generation_config or self.model.generation_config
         expand = max(
@@ -195,6 +202,7 @@ class LatentReasoner(nn.Module):
         inputs: dict[str, Tensor],
         position_ids: Tensor | None,
         n_passes: int | None,
+        seeds: Tensor | None,
     ) -> _Passes:
         if unknown := inputs.keys() - set(self.family.input_names):
             raise TypeError(f"{self.model.config.model_type} takes no {', '.join(sorted(unknown))}")
@@ -204,6 +212,8 @@ class LatentReasoner(nn.Module):
         if position_ids is None:
             position_ids = self.family.position_ids(input_ids, attention_mask, inputs)
         embeds = self.family.embed(self.model, input_ids, inputs)  # [B, T, D]
+        if self.fixed_thoughts is not None:
+            embeds = self.fixed_thoughts(embeds, input_ids, seeds)
         cache = StaticKVCache(attention_mask.bool(), self.kernel, self.cache_buffers)
         mask = no_mask(embeds)
 

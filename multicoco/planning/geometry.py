@@ -37,12 +37,14 @@ class Workload:
         prompt: columns before the first latent one, image tokens included.
         latents: latent tokens; passes over the language model are one more.
         written: columns that carry a loss.
+        rows: that an example takes in a batch; the first of them carries the loss.
     """
 
     tiles: int
     prompt: int
     latents: int
     written: int
+    rows: int = 1
 
     @property
     def length(self) -> int:
