@@ -73,7 +73,7 @@ def compare_runs(args: argparse.Namespace) -> None:
 
 def run_study(args: argparse.Namespace) -> None:
     from multicoco.study.results import check_folder, write_results
-    from multicoco.study.runner import choose, format_plan, run_missing
+    from multicoco.study.runner import choose, format_plan, read_launcher, run_missing
     from multicoco.study.spec import load_study
 
     study = load_study(args.study)
@@ -85,7 +85,7 @@ def run_study(args: argparse.Namespace) -> None:
     if args.plan:
         print(format_plan(study, jobs))
         return
-    problems = run_missing(jobs, shlex.split(args.launcher), say=lambda text: print(text, flush=True))
+    problems = run_missing(jobs, read_launcher(args.launcher), say=lambda text: print(text, flush=True))
     if not args.only:  # those of a scheduler's array must not write it at once
         print(write_results(study).text)
     if problems:

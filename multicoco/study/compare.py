@@ -152,7 +152,7 @@ DIFFERENCE_HEADER = ("difference", "95% interval", "p", "p by Holm")
 
 def format_difference(difference: float, interval: tuple[float, float], p: float, p_holm: float) -> list[str]:
     """The cells below DIFFERENCE_HEADER."""
-    return [f"{difference:+.3f}", "{:+.3f} - {:+.3f}".format(*interval), *(_format_p(value) for value in (p, p_holm))]
+    return [f"{difference:+.3f}", "{:+.3f} to {:+.3f}".format(*interval), *(_format_p(value) for value in (p, p_holm))]
 
 
 def _format_p(p: float) -> str:

@@ -1,6 +1,7 @@
 """Does what is missing of a study, a run after the other, by launching train.py."""
 
-import json
+import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -8,8 +9,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from multicoco.config import RunConfig
+from multicoco.config import RunConfig, load_config
 from multicoco.data.sources import load_examples
+from multicoco.engine.trainer_state import age_key, all_checkpoints, read_state
 from multicoco.errors import UserError
 from multicoco.evaluation.report import aligned, read_json_object, read_text
 from multicoco.study.spec import Job, Study
@@ -17,7 +19,7 @@ from multicoco.tracking import write_json
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 DONE = "done.json"  # in the folder of a run that has ended well
-_STOPPED = 128 + signal.SIGTERM  # of a run that a signal has ended, with a checkpoint
+_STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)  # of a run that a signal has ended
 _LAST_LINES = 3
 
 
@@ -52,6 +54,21 @@ def choose(study: Study, only: Collection[str]) -> list[Job]:
     return [job for job in study.jobs if not only or job.label in only or job.arm in only]
 
 
+def read_launcher(text: str) -> list[str]:
+    """A command line's parts.
+
+    Raises:
+        UserError: it is none, or there is no such command.
+    """
+    try:
+        launcher = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"--launcher {text}: {error}") from error
+    if not launcher or shutil.which(launcher[0]) is None:
+        raise UserError(f"--launcher {text}: there is no such command; it is what stands before train.py")
+    return launcher
+
+
 def run_missing(jobs: Sequence[Job], launcher: Sequence[str], say: Callable[[str], None]) -> list[str]:
     """Does the jobs that are not done; one that fails ends only those that need it.
 
@@ -72,11 +89,17 @@ def run_missing(jobs: Sequence[Job], launcher: Sequence[str], say: Callable[[str
             problems.append(f"{job.name}: not done, it needs {lacking[0]}")
             say(problems[-1])
             continue
+        if job.test is None and _is_trained(job):  # the study was killed before it could note it
+            _note_done(job, _spent(job))
+            continue
         left = estimate(missing[place - 1 :], jobs)
         say(f"[{place}/{len(missing)}] {job.name}" + ("" if left is None else f", about {_duration(left)} left in all"))
         log = job.folder.with_name(f"{job.folder.name}.log")
-        code = _launch(job, launcher, log)
-        if code == _STOPPED:
+        try:
+            code = _launch(job, launcher, log)
+        except OSError as error:
+            raise UserError(f"{job.name} cannot be started ({error}), its output goes to {log}") from error
+        if code in _STOPPED:
             raise UserError(f"{job.name} was stopped by a signal: the same command goes on from there")
         if code:
             last = "\n    ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:])
@@ -86,12 +109,10 @@ def run_missing(jobs: Sequence[Job], launcher: Sequence[str], say: Callable[[str
 
 
 def _launch(job: Job, launcher: Sequence[str], log: Path) -> int:
-    """Returns the exit code; notes that the run is done, and the time of this and of earlier starts."""
+    """Returns the exit code; notes whether the run is done, and the time of this and of earlier starts."""
     settings = [part for override in job.overrides for part in ("--set", override)]
     log.parent.mkdir(parents=True, exist_ok=True)
-    spent = log.with_suffix(".seconds.json")
-    before = json.loads(spent.read_text()) if spent.exists() else 0.0
-    started = time.time()
+    before, started = _spent(job), time.time()
     with log.open("a", encoding="utf-8") as output:
         process = subprocess.Popen(
             [*launcher, str(TRAIN), str(job.config), *settings], stdout=output, stderr=subprocess.STDOUT
@@ -105,12 +126,34 @@ def _launch(job: Job, launcher: Sequence[str], log: Path) -> int:
             raise
         finally:
             signal.signal(signal.SIGTERM, earlier)
-            total = before + time.time() - started
-            write_json(spent, total)
+            write_json(_spent_file(job), {"seconds": before + time.time() - started})
     if code == 0:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        write_json(job.folder / DONE, {"seconds": total, "settings": list(job.overrides)})
+        _note_done(job, _spent(job))
     return code
+
+
+def _spent_file(job: Job) -> Path:
+    return job.folder.with_name(f"{job.folder.name}.seconds.json")
+
+
+def _spent(job: Job) -> float:
+    """Seconds of all starts of a run so far."""
+    path = _spent_file(job)
+    return float(read_json_object(read_text(path), str(path)).get("seconds", 0)) if path.exists() else 0.0
+
+
+def _note_done(job: Job, taken: float) -> None:
+    write_json(job.folder / DONE, {"seconds": taken, "settings": list(job.overrides)})
+
+
+def _is_trained(job: Job) -> bool:
+    """Whether train.py would find nothing left to train."""
+    config = load_config(job.config, job.overrides)
+    checkpoints = all_checkpoints(job.folder / "checkpoints")
+    if not checkpoints:
+        return False
+    state = read_state(max(checkpoints, key=age_key))
+    return state.epoch >= config.num_epochs and (state.evaluated or not config.val_path)
 
 
 def _stop(number: int, frame: object) -> NoReturn:

@@ -35,5 +35,6 @@ if config.mode == "eval_only":
 else:
     checkpoint = config.run_dir / "checkpoints" / "epoch_0001"
     checkpoint.mkdir(parents=True)
-    state = {"epoch": 1, "stage": 0, "step": 10 * config.num_epochs, "data": {"train_path": config.train_path}}
+    about = {"evaluated": True, "data": {"train_path": config.train_path}}
+    state = {"epoch": config.num_epochs, "stage": 0, "step": 10 * config.num_epochs, **about}
     (checkpoint / "trainer.json").write_text(json.dumps(state))

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from fake_runs import started
 
 from multicoco.cli import main
@@ -82,3 +83,25 @@ def test_the_launcher_is_put_before_train_py(written, capsys):
     assert main(["study", str(written()), "--only", "direct/0", "--launcher", "echo launched"]) == 0
     [log] = Path("studies/tiny").glob("direct-*/seed_0/train.log")
     assert log.read_text().startswith("launched ") and "fake_train.py" in log.read_text()
+
+
+def test_a_training_that_ended_while_nobody_looked_is_done(written, study):
+    study["seeds"], study["arms"] = [0], {"direct": {}}
+    assert main(["study", str(written())]) == 0
+    started()
+    for path in Path("studies/tiny").glob("direct-*/seed_0/*/done.json"):
+        path.unlink()
+    assert main(["study", str(written())]) == 0
+    assert started() == ["direct/seed_0/val"]
+
+
+@pytest.mark.parametrize("launcher", ["no_such_command -x", "", "'"])
+def test_a_launcher_that_is_none_is_named(written, capsys, launcher):
+    assert main(["study", str(written()), "--launcher", launcher]) == 1
+    assert capsys.readouterr().err.startswith(f"error: --launcher {launcher}: ") and not started()
+
+
+def test_a_folder_that_cannot_be_written_is_named(written, capsys):
+    Path("studies").write_text("a file")
+    assert main(["study", str(written())]) == 1
+    assert "direct/0 training cannot be started" in capsys.readouterr().err
