@@ -4,6 +4,7 @@ The public names are imported on first use, so that commands answer before torch
 """
 
 from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -17,7 +18,7 @@ _PUBLIC = {
 __all__ = ["LatentReasoner", "RunConfig", "StageSchedule", "layout", "load_config"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'multicoco' has no attribute {name!r}")

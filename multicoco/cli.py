@@ -1,6 +1,7 @@
-"""The `multicoco` command: prepare data and the offline model, sum a comparison up."""
+"""The `multicoco` command: prepare data and the offline model, compare evaluations."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,21 +11,46 @@ from multicoco.errors import UserError
 
 
 def prepare_scenes(args: argparse.Namespace) -> None:
-    from multicoco.data.scenes import render_scenes
+    from multicoco.tasks.scenes import Form, render_scenes
 
-    counts = render_scenes(args.out, args.train, args.val, args.test, args.seed, args.kinds, args.hops)
-    print(f"{args.out}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
+    form = Form(args.text, args.distractors)
+    sizes = (args.train, args.val, args.test)
+    _print_counts(args.out, render_scenes(args.out, *sizes, args.seed, args.kinds, args.hops, form, args.apart_from))
+
+
+def prepare_prosqa(args: argparse.Namespace) -> None:
+    from multicoco.tasks.prosqa import write_prosqa
+
+    sizes = (args.n, args.val, args.test)
+    drawn = (args.seed, args.nodes, args.hops, args.shape, args.apart_from)
+    _print_counts(args.out, write_prosqa(args.out, *sizes, *drawn))
+
+
+def _print_counts(out: Path, counts: dict[str, int]) -> None:
+    print(f"{out}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
+
+
+def prepare_gsm8k(args: argparse.Namespace) -> None:
+    from multicoco.tasks.gsm8k import convert_gsm8k
+
+    print(f"{args.out}: {convert_gsm8k(args.file, args.out)} records")
 
 
 def prepare_model(args: argparse.Namespace) -> None:
     from multicoco.data.sources import load_examples
-    from multicoco.models.tiny import build_tiny_internvl
+    from multicoco.models.tiny import build_tiny_internvl, build_tiny_text
 
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"{args.out} is not empty: give another --out or remove it")
     examples = load_examples(args.data, args.data.parent, verify_images=False)
-    texts = ["\n".join([e.question, f"The choices are {', '.join(e.choices)}.", *e.steps]) for e in examples]
-    print(f"{build_tiny_internvl(texts, args.out, args.seed)}: tiny InternVL, random weights")
+    if args.text and (shown := [example.id for example in examples if example.images]):
+        raise UserError(f"{args.data}: record {shown[0]!r:.60} has an image, which a text model does not see")
+    texts = []
+    for e in examples:
+        asked = [f"The choices are {', '.join(e.choices)}."] if e.choices else [e.answer or ""]
+        texts.append("\n".join([e.question, *asked, *e.steps]))
+    build, name = (build_tiny_text, "Qwen2") if args.text else (build_tiny_internvl, "InternVL")
+    print(f"{build(texts, args.out, args.seed)}: tiny {name}, random weights")
 
 
 def summarize(args: argparse.Namespace) -> None:
@@ -34,6 +60,36 @@ def summarize(args: argparse.Namespace) -> None:
     if not evaluations:
         raise UserError("name at least one run: --vanilla, --cot or --coconut")
     print(format_table(write_summary(evaluations, args.trained, args.out)))
+
+
+def compare_runs(args: argparse.Namespace) -> None:
+    from multicoco.study.compare import compare, format_comparison, write_comparison
+
+    comparison = compare(args.evaluations, args.reference, args.shared)
+    print(format_comparison(comparison))
+    if args.out is not None:
+        write_comparison(comparison, args.out)
+
+
+def run_study(args: argparse.Namespace) -> None:
+    from multicoco.study.results import check_folder, write_results
+    from multicoco.study.runner import choose, format_plan, read_launcher, run_missing
+    from multicoco.study.spec import load_study
+
+    study = load_study(args.study)
+    if args.list:
+        print("\n".join(dict.fromkeys(job.label for job in study.jobs)))
+        return
+    check_folder(study)
+    jobs = choose(study, args.only)
+    if args.plan:
+        print(format_plan(study, jobs))
+        return
+    problems = run_missing(jobs, read_launcher(args.launcher), say=lambda text: print(text, flush=True))
+    if not args.only:  # those of a scheduler's array must not write it at once
+        print(write_results(study).text)
+    if problems:
+        raise UserError(f"{len(problems)} runs of the study are missing:\n  " + "\n  ".join(problems))
 
 
 def doctor(args: argparse.Namespace) -> None:
@@ -65,7 +121,7 @@ def make_plan(args: argparse.Namespace) -> None:
     print(plan(config, cluster, tiles, Lengths(**assumed) if assumed else None, args.write))
 
 
-def positive(kind: type) -> Callable[[str], float]:
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     """An argument's type: a number above 0."""
 
     def read(text: str) -> float:
@@ -78,35 +134,23 @@ def positive(kind: type) -> Callable[[str], float]:
     return read
 
 
-def path(text: str) -> Path:
-    """An argument's type: a file or folder, `~` and environment variables expanded."""
+def expanded(text: str) -> str:
+    """An argument's type: text with `~` and environment variables expanded."""
     try:
-        return Path(expand(text))
+        return expand(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+
+
+def path(text: str) -> Path:
+    """An argument's type: a file or folder, `~` and environment variables expanded."""
+    return Path(expanded(text))
 
 
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="multicoco", description="Tools around MultiCoCo's train.py.")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
-    prepare = commands.add_parser("prepare", help="make a data set or a model").add_subparsers(
-        required=True, metavar="WHAT"
-    )
-
-    scenes = prepare.add_parser("scenes", help="render generated scenes in the A-OKVQA format")
-    scenes.add_argument("--out", type=path, required=True)
-    for split, default in (("train", 8000), ("val", 500), ("test", 100)):
-        scenes.add_argument(f"--{split}", type=int, default=default, help=f"records (default {default})")
-    scenes.add_argument("--seed", type=int, default=0)
-    scenes.add_argument("--kinds", nargs="+", default=["tile", "shape"], help="kinds of question (default: tile shape)")
-    scenes.add_argument("--hops", type=int, default=3, help="reasoning steps of each question (default 3)")
-    scenes.set_defaults(run=prepare_scenes)
-
-    model = prepare.add_parser("model", help="write a tiny InternVL with random weights and a tokenizer for the data")
-    model.add_argument("--data", type=path, required=True, help="JSON file that the tokenizer is trained on")
-    model.add_argument("--out", type=path, required=True)
-    model.add_argument("--seed", type=int, default=0)
-    model.set_defaults(run=prepare_model)
+    add_prepare(commands.add_parser("prepare", help="make a data set or a model"))
 
     summary = commands.add_parser("summarize", help="compare evaluations: a table, and JSON")
     for mode in ("vanilla", "cot", "coconut"):
@@ -114,6 +158,31 @@ def parser() -> argparse.ArgumentParser:
     summary.add_argument("--trained", type=path, nargs="*", default=[], metavar="RUN", help="runs whose time counts")
     summary.add_argument("--out", type=path, required=True, help="JSON file to write")
     summary.set_defaults(run=summarize)
+
+    comparison = commands.add_parser("compare", help="compare evaluated runs on the same questions, with statistics")
+    comparison.add_argument(
+        "evaluations", nargs="+", type=expanded, metavar="RUN[:MODE]", help="run folder; all its modes, or one of them"
+    )
+    comparison.add_argument(
+        "--reference", type=expanded, metavar="RUN[:MODE]", help="compare each with this one (default: every two)"
+    )
+    comparison.add_argument(
+        "--shared", action="store_true", help="on the questions that all were asked, if some differ"
+    )
+    comparison.add_argument("--out", type=path, help="JSON file to write, with all flips")
+    comparison.set_defaults(run=compare_runs)
+
+    study = commands.add_parser("study", help="train and evaluate arms and seeds, compare them, and read the verdict")
+    study.add_argument("study", type=path, metavar="STUDY.yaml")
+    study.add_argument("--plan", action="store_true", help="show the runs, their steps and the time, and stop")
+    study.add_argument("--list", action="store_true", help="one arm/seed a line, for schedulers, and stop")
+    study.add_argument(
+        "--only", action="append", default=[], metavar="ARM/SEED", help="run this alone (or all of ARM); repeatable"
+    )
+    study.add_argument(
+        "--launcher", default=shlex.quote(sys.executable), help="what starts train.py, such as 'deepspeed --num_gpus 8'"
+    )
+    study.set_defaults(run=run_study)
 
     checkup = commands.add_parser("doctor", help="check the hosts, the data and the network before a run")
     checkup.add_argument("config", type=path, help="run config of the run to be")
@@ -147,6 +216,47 @@ def parser() -> argparse.ArgumentParser:
     planner.add_argument("--write", type=path, metavar="PATH", help="ds_config to write; its explanation goes to .md")
     planner.set_defaults(run=make_plan)
     return root
+
+
+def add_prepare(parser: argparse.ArgumentParser) -> None:
+    """The commands that make data sets and models."""
+    prepare = parser.add_subparsers(required=True, metavar="WHAT")
+
+    def data_set(name: str, what: str, sizes: dict[str, int]) -> argparse.ArgumentParser:
+        made = prepare.add_parser(name, help=what)
+        made.add_argument("--out", type=path, required=True, help="folder to make")
+        for option, default in sizes.items():
+            made.add_argument(f"--{option}", type=int, default=default, help=f"records (default {default})")
+        made.add_argument("--seed", type=int, default=0)
+        made.add_argument(
+            "--apart-from", type=path, nargs="+", default=[], metavar="PATH", help="data sets to share nothing with"
+        )
+        return made
+
+    scenes = data_set("scenes", "generated scenes in the A-OKVQA format", {"train": 8000, "val": 500, "test": 100})
+    scenes.add_argument("--kinds", nargs="+", default=["tile", "shape"], help="kinds of question (default: tile shape)")
+    scenes.add_argument("--hops", type=int, default=3, help="reasoning steps of each question, to 8 (default 3)")
+    scenes.add_argument("--distractors", type=int, default=0, help="tiles with a dot that means nothing (default 0)")
+    scenes.add_argument("--text", action="store_true", help="the same scenes in sentences, without pictures")
+    scenes.set_defaults(run=prepare_scenes)
+
+    prosqa = data_set("prosqa", "ProsQA by the paper's generator", {"n": 17886, "val": 300, "test": 500})
+    prosqa.add_argument("--nodes", type=int, default=28, help="nodes of a graph, 5 of which end up unused (default 28)")
+    prosqa.add_argument("--hops", type=int, nargs="+", help="lengths of the path (default: of the deepest leaf's)")
+    prosqa.add_argument("--shape", default="dag", help="of the graphs: dag, tree or dense (default dag)")
+    prosqa.set_defaults(run=prepare_prosqa)
+
+    gsm8k = prepare.add_parser("gsm8k", help="records of GSM8k-Aug's text files")
+    gsm8k.add_argument("file", type=path, help="lines of 'question||step step #### answer'")
+    gsm8k.add_argument("--out", type=path, required=True, help="JSON file to write")
+    gsm8k.set_defaults(run=prepare_gsm8k)
+
+    model = prepare.add_parser("model", help="write a tiny InternVL with random weights and a tokenizer for the data")
+    model.add_argument("--data", type=path, required=True, help="JSON file that the tokenizer is trained on")
+    model.add_argument("--out", type=path, required=True)
+    model.add_argument("--seed", type=int, default=0)
+    model.add_argument("--text", action="store_true", help="a tiny Qwen2 for text alone instead")
+    model.set_defaults(run=prepare_model)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,6 +22,9 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
         "vanilla": "multicoco.methods.written:Vanilla",
         "cot": "multicoco.methods.written:Cot",
         "coconut": "multicoco.methods.coconut:Coconut",
+        "no_thoughts": "multicoco.methods.no_thoughts:NoThoughts",
+        "no_markers": "multicoco.methods.no_thoughts:NoMarkers",
+        "icot": "multicoco.methods.icot:ICoT",
     },
     "families": {
         "internvl": "multicoco.models.families.internvl:InternVL",

@@ -19,13 +19,16 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from tqdm import tqdm
 
 from multicoco import __version__
 from multicoco.config import RunConfig
 from multicoco.errors import UserError
+
+if TYPE_CHECKING:
+    import wandb
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +79,7 @@ class Tracker:
     def __init__(self, run_dir: Path, config: RunConfig, wandb_id: str | None = None, enabled: bool = True):
         self.run_dir = run_dir
         self.enabled = enabled
-        self.wandb_run = None
+        self.wandb_run: wandb.Run | None = None
         self.wandb_id = wandb_id
         self.environment = environment() if enabled else {}
         if not enabled:
@@ -100,10 +103,12 @@ class Tracker:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
         line = json.dumps({"step": step, "time": time.time(), **finite})
         self._write("metrics.jsonl", lambda: print(line, file=self.metrics_file, flush=True))
-        if self.wandb_run is not None:
-            self._guarded("log to", lambda: self.wandb_run.log(metrics, step=step))
+        if (run := self.wandb_run) is not None:
+            self._guarded("log to", lambda: run.log(metrics, step=step))
 
-    def log_evaluation(self, name: str, mode: str, summary: dict, samples: list[dict], step: int) -> None:
+    def log_evaluation(
+        self, name: str, mode: str, summary: dict[str, Any], samples: list[dict[str, Any]], step: int
+    ) -> None:
         """An evaluation's summary and samples; `name` tells the samples of a run's evaluations apart."""
         if not self.enabled:
             return
@@ -116,7 +121,7 @@ class Tracker:
         accuracy = "unknown" if summary["accuracy"] is None else f"{summary['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
         tqdm.write(f"{name} {mode}: accuracy {accuracy}, n {summary['n']}, {summary['seconds']:.0f} s")
 
-    def progress(self, total: int, description: str) -> tqdm:
+    def progress(self, total: int, description: str) -> "tqdm[NoReturn]":
         """A progress bar with the time left; in a file a line now and then, on other ranks nothing."""
         on_terminal = sys.stderr.isatty()
         return tqdm(
@@ -142,8 +147,8 @@ class Tracker:
     def _start_wandb(self, config: RunConfig) -> None:
         import wandb
 
-        def start(mode: str) -> None:
-            self.wandb_run = wandb.init(
+        def start(mode: Literal["online", "offline", "disabled"]) -> "wandb.Run":
+            return wandb.init(
                 project=config.project,
                 name=config.name,
                 entity=config.wandb.entity,
@@ -168,12 +173,12 @@ class Tracker:
             logger.warning("W&B: no login on this machine, %s", later)
             mode = "offline"
         try:
-            start(mode)
+            self.wandb_run = start(mode)
         except Exception as error:
             if mode == "offline":
                 raise
             logger.warning("W&B: could not start the run online (%s), %s", error, later)
-            start("offline")
+            self.wandb_run = start("offline")
         self.wandb_id = self.wandb_run.id
 
     def _write(self, what: str, write: Callable[[], object]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from runs import RunServer
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is first imported; no test waits for a network
 if not torch.cuda.is_available():  # before Triton is first imported
@@ -31,3 +32,11 @@ def sshd() -> str:
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def run_server(tmp_path_factory) -> Iterator[RunServer]:
+    """Does whole runs without a launcher, each by processes of its own."""
+    server = RunServer(tmp_path_factory.mktemp("run_server"))
+    yield server
+    server.stop()

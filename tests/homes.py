@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from multicoco.data.scenes import render_scenes
 from multicoco.data.sources import load_examples
 from multicoco.engine.manifest import describe, seal
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.models.tiny import build_tiny_internvl
+from multicoco.tasks.scenes import render_scenes
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -1,5 +1,7 @@
 """Small random models, and Coconut's forward pass in its plainest form: the whole sequence again for every latent."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -76,9 +78,17 @@ MODELS = {"internvl": internvl, "qwen2": qwen2, "llama": llama}
 
 
 def coconut_logits(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor | None = None
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    pixel_values: Tensor | None = None,
+    thought: Callable[[Tensor], Tensor] = lambda hidden: hidden,
 ) -> Tensor:
-    """(B, T, V): each latent embedding filled in from a run of the whole model over all that stands before it."""
+    """(B, T, V): each latent embedding filled in from a run of the whole model over all that stands before it.
+
+    Args:
+        thought: (B, D) hidden states of the column before -> what is filled in.
+    """
     embeds = model.get_input_embeddings()(input_ids)
     if pixel_values is not None:
         features = model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
@@ -93,14 +103,14 @@ def coconut_logits(
     for column in range(1, input_ids.shape[1]):
         latent = (input_ids[:, column] == LATENT) & attention_mask[:, column].bool()
         if latent.any():
-            thought = torch.where(latent[:, None], run(embeds)[:, column - 1], embeds[:, column])
-            embeds = torch.cat([embeds[:, :column], thought[:, None], embeds[:, column + 1 :]], dim=1)
+            filled = torch.where(latent[:, None], thought(run(embeds)[:, column - 1]), embeds[:, column])
+            embeds = torch.cat([embeds[:, :column], filled[:, None], embeds[:, column + 1 :]], dim=1)
     return model.lm_head(run(embeds))
 
 
-def coconut_loss(model, input_ids, attention_mask, labels, pixel_values=None) -> Tensor:
-    """Mean next-token cross-entropy over the labelled positions."""
-    logits = coconut_logits(model, input_ids, attention_mask, pixel_values)
+def coconut_loss(model, input_ids, attention_mask, labels, pixel_values=None, **how) -> Tensor:
+    """Mean next-token cross-entropy over the labelled positions; `how`: as of `coconut_logits`."""
+    logits = coconut_logits(model, input_ids, attention_mask, pixel_values, **how)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 

@@ -1,10 +1,10 @@
 """Starts training runs quickly: imports everything once, then forks a process for every rank of a run.
 
-Reads one JSON object a line from stdin: {"arguments": of train.py, "folder": to run in, "ranks": n, "log": path, "patch":
-Python to execute first, "kill": null or {"since": "start" or "logged", "file": what grows when it is, "after": seconds,
-"signal": number, "ranks": [...]}}. The rest of a run's ranks are killed when one of them ends badly, as launchers do,
-which leave them time after a preemption. Answers with a line of JSON: the ranks' exit codes, and whether the kill came
-before the end.
+Reads one JSON object a line from stdin: {"arguments": of train.py, "folder": to run in, "ranks": n, "log": path,
+"patch": Python to execute first, "kill": null or {"since": "start" or "step", "file": what grows with a step, "after":
+seconds, "signal": number, "ranks": [...]}}. The rest of a run's ranks are killed when one of them ends badly, as
+launchers do, which leave them time after a preemption. Answers with a line of JSON: the ranks' exit codes, and whether
+the kill came before the end.
 """
 
 import json
@@ -32,6 +32,7 @@ transformers.conversion_mapping.get_checkpoint_conversion_mapping("llava")  # ke
 assert len(os.listdir("/proc/self/task")) == 1, "a forked process has but one of the threads"
 
 GRACE_SECONDS = 30  # after a preemption, torchrun's
+POLL_SECONDS = 0.5  # until a launcher notices that a rank has ended
 
 
 def become_rank(rank: int, request: dict, port: int) -> None:
@@ -75,13 +76,14 @@ def serve(request: dict) -> dict:
         if done:
             codes[running.pop(done)] = code = os.waitstatus_to_exitcode(status)
             if code:
-                deadline = time.monotonic() + (GRACE_SECONDS if code == train.PREEMPTED else 0)
+                grace = GRACE_SECONDS if code == train.PREEMPTED else POLL_SECONDS if code > 0 else 0
+                deadline = time.monotonic() + grace
             continue
         if time.monotonic() > deadline:
             for pid in running:
                 os.kill(pid, signal.SIGKILL)
-        if growing and "logged" not in since and growing.exists() and growing.stat().st_size > size_before:
-            since["logged"] = time.monotonic()
+        if growing and "step" not in since and growing.exists() and growing.stat().st_size > size_before:
+            since["step"] = time.monotonic()
         if kill and not killed and time.monotonic() - since.get(kill["since"], math.inf) > kill["after"]:
             killed = True
             for pid, rank in pids.items():

@@ -55,6 +55,7 @@ def test_a_ratio_comes_with_its_range_over_the_turns():
     assert slow.over(fast, "ratio") == {"ratio": 2.0, "ratio_lowest": 2.0, "ratio_highest": 3.0}
 
 
+@pytest.mark.distributed
 def test_latent_overhead(tmp_path):
     result = run("latent_overhead", tmp_path)
     assert [row["K"] for row in result["rows"]] == [0, 1, 2, 4, 6, 12]
@@ -63,6 +64,7 @@ def test_latent_overhead(tmp_path):
     assert all(row["ratio_lowest"] <= row["ratio_highest"] for row in result["rows"])
 
 
+@pytest.mark.distributed
 def test_latent_overhead_of_internvl3(tmp_path):
     sizes = {"vision_layers": 1, "vision_hidden": 32, "tile_size": 56}  # 4 tokens a tile
     result = run("latent_overhead", tmp_path, "--internvl3", geometry=TINY | sizes)
@@ -70,6 +72,7 @@ def test_latent_overhead_of_internvl3(tmp_path):
     assert result["goals"][0]["aim"] == "<= 1.15" and result["settings"]["suffix"] == 64
 
 
+@pytest.mark.distributed
 def test_baselines_compute_the_same_loss(tmp_path):
     sizes = {"hidden": 64, "intermediate": 128, "prefix": 200}  # activations beyond what malloc keeps of freed memory
     rows = run("baselines", tmp_path, "--vocabularies", "50", geometry=TINY | sizes)["rows"]
@@ -79,10 +82,12 @@ def test_baselines_compute_the_same_loss(tmp_path):
     assert all(row["peak_mib"] > 0 for row in rows)
 
 
+@pytest.mark.distributed
 def test_generation_gives_the_same_tokens(tmp_path):
     assert "are the same both ways" in run("generation", tmp_path, "--new-tokens", "3")["printed"]
 
 
+@pytest.mark.distributed
 def test_cached_attention(tmp_path):
     rows = run("cached_attention", tmp_path, "--lengths", "40", "200", geometry={})["rows"]
     saved = {(row["length"], row["way"]): row["saved_kib"] for row in rows}
@@ -93,6 +98,7 @@ def test_cached_attention(tmp_path):
     assert saved[200, "cpu"] < peak["cpu"] < peak["concatenate + sdpa"]
 
 
+@pytest.mark.distributed
 def test_checkpointing(tmp_path):
     rows = run("checkpointing", tmp_path, geometry={"hidden_size": 32, "text_layers": 1})["rows"]
     assert [row["way"] for row in rows] == ["deepspeed alone", "multicoco", "multicoco, asynchronous"]

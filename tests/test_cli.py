@@ -19,11 +19,61 @@ def test_scenes_and_model_are_made_by_two_commands(tmp_path, capsys):
     assert len(tokenizer.encode(question, add_special_tokens=False)) < len(question) / 3  # it knows the words
 
 
+def test_text_tasks_and_their_model_are_made_by_commands(tmp_path, capsys):
+    counts = ["--val", "4", "--test", "0"]
+    commands = {
+        "scenes": ["prepare", "scenes", "--text", "--train", "9", *counts, "--hops", "4", "--distractors", "2"],
+        "prosqa": ["prepare", "prosqa", "--n", "9", *counts, "--nodes", "12", "--hops", "2", "3"],
+        "ood": [
+            "prepare",
+            "prosqa",
+            "--n",
+            "0",
+            *counts,
+            "--hops",
+            "5",
+            "--shape",
+            "tree",
+            "--apart-from",
+            "{tmp}/prosqa",
+        ],
+    }
+    for name, command in commands.items():
+        out = ["--out", str(tmp_path / name)]
+        assert main([*(part.format(tmp=tmp_path) for part in command), *out]) == 0
+        assert "4 val, 0 test" in capsys.readouterr().out
+    data = tmp_path / "prosqa" / "prosqa_train.json"
+    assert main(["prepare", "model", "--text", "--data", str(data), "--out", str(tmp_path / "model")]) == 0
+    tokenizer = load_backbone(str(tmp_path / "model")).tokenizer
+    question = json.loads(data.read_text())[0]["question"]
+    assert tokenizer.decode(tokenizer.encode(question)) == question
+
+
+def test_a_text_model_is_not_made_for_pictures(tmp_path, capsys):
+    scenes = tmp_path / "scenes"
+    assert main(["prepare", "scenes", "--out", str(scenes), "--train", "2", "--val", "1", "--test", "0"]) == 0
+    data = str(scenes / "aokvqa_v1p0_train.json")
+    assert main(["prepare", "model", "--text", "--data", data, "--out", str(tmp_path / "model")]) == 1
+    assert "has an image" in capsys.readouterr().err
+
+
+def test_lines_of_gsm8k_become_records(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("Q?||<<1+1=2>> #### 2\n")
+    assert main(["prepare", "gsm8k", str(tmp_path / "a.txt"), "--out", str(tmp_path / "a.json")]) == 0
+    assert "1 records" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a.json").read_text()) == [{"question": "Q?", "steps": ["<<1+1=2>>"], "answer": 2}]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["prepare", "scenes", "--out", "{tmp}/full"], "{tmp}/full is not empty"),
-        (["prepare", "scenes", "--out", "{tmp}/new", "--hops", "9"], "hops must be 1 to 5"),
+        (["prepare", "scenes", "--out", "{tmp}/new", "--hops", "9"], "hops must be 1 to 8"),
+        (["prepare", "scenes", "--out", "{tmp}/new", "--apart-from", "{tmp}/full"], "{tmp}/full: holds no pictures"),
+        (["prepare", "prosqa", "--out", "{tmp}/full"], "{tmp}/full is not empty"),
+        (["prepare", "prosqa", "--out", "{tmp}/new", "--shape", "ring"], "dag, tree, dense"),
+        (["prepare", "prosqa", "--out", "{tmp}/new", "--apart-from", "{tmp}/full"], "{tmp}/full: holds no questions"),
+        (["prepare", "gsm8k", "{tmp}/full/mine.txt", "--out", "{tmp}/new.json"], "mine.txt"),
         (["prepare", "model", "--data", "{tmp}/none.json", "--out", "{tmp}/new"], "{tmp}/none.json"),
         (["prepare", "model", "--data", "{tmp}/none.json", "--out", "{tmp}/full"], "{tmp}/full is not empty"),
         (["summarize", "--cot", "{tmp}/none", "--out", "{tmp}/out.json"], "{tmp}/none/evaluation/cot.json"),
@@ -56,7 +106,8 @@ def test_paths_are_expanded(tmp_path, monkeypatch, capsys):
 
 
 def test_every_command_explains_itself(capsys):
-    for command in ([], ["prepare", "scenes"], ["prepare", "model"], ["summarize"]):
+    prepared = [["prepare", what] for what in ("scenes", "prosqa", "model")]
+    for command in ([], *prepared, ["summarize"], ["compare"], ["study"]):
         with pytest.raises(SystemExit) as stopped:
             main([*command, "--help"])
         assert stopped.value.code == 0

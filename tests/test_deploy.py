@@ -148,11 +148,10 @@ def metrics(home: Path, name: str) -> dict[str, list[float]]:
 
 
 @pytest.fixture(scope="module")
-def single_node(home) -> dict[str, list[float]]:
-    """The usual launch of two processes."""
-    command = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--standalone", "train.py", "run.yaml"]
-    done = subprocess.run([*command, "--set", "name=single"], cwd=home, env=environment(), capture_output=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+def single_node(home, run_server) -> dict[str, list[float]]:
+    """Two processes of one node."""
+    ended = run_server.run(home / "run.yaml", "name=single", ranks=2)
+    assert ended.codes == [0, 0], ended.said
     return metrics(home, "single")
 
 

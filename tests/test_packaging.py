@@ -68,6 +68,7 @@ def test_every_version_that_is_pinned_is_of_a_package_that_is_asked_for(metadata
     assert {name.lower() for name in pinned} == {name.lower() for name in asked - {"flash-attn"}}
 
 
+@pytest.mark.distributed
 def test_the_command_works_outside_the_checkout(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "packages")

@@ -1,4 +1,8 @@
-"""The whole command, in flavours: launchers, modes, ZeRO stages, resuming, mistakes."""
+"""The whole command, in flavours: launchers, modes, ZeRO stages, resuming, mistakes.
+
+What launchers do is tried with one run each of `python`, `torchrun` and `deepspeed`, and a mistake on two ranks; the
+other runs are forked (runs.py).
+"""
 
 import json
 import os
@@ -7,22 +11,28 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from homes import make_home
 from PIL import Image
+from runs import Ended, RunServer
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from multicoco.engine.deepspeed import free_port
+from multicoco.engine.manifest import damage
+from multicoco.engine.trainer_state import read_state
 from multicoco.models.tiny import build_tokenizer
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared" / "data"
 BIN = Path(sys.executable).parent
 N_TRAIN, N_VAL = 22, 11  # no multiple of any batch size below
+Train = Callable[..., Ended]
 
+pytestmark = pytest.mark.distributed
 
 LAUNCHERS = {
     "python": [sys.executable],
@@ -41,22 +51,28 @@ generation: {max_new_tokens: 8}
     return make_home(tmp_path_factory.mktemp("train"), N_TRAIN, N_VAL, config)
 
 
-def launch(
-    home: Path,
-    *settings: str,
-    launcher: str = "python",
-    config: str = "run.yaml",
-    allow_change: str | None = None,
-    ok: bool = True,
-    master_port: int | None = None,
-):
+@pytest.fixture(scope="module")
+def train(home, run_server: RunServer) -> Train:
+    """Does a forked run of `run.yaml`, which must end well, or not, on all ranks."""
+
+    def run(
+        *settings: str, ranks: int = 1, allow_change: tuple[str, ...] = (), patch: str = "", ok: bool = True
+    ) -> Ended:
+        ended = run_server.run(home / "run.yaml", *settings, ranks=ranks, allow_change=allow_change, patch=patch)
+        assert all((code == 0) == ok for code in ended.codes), "\n".join(ended.said)
+        return ended
+
+    return run
+
+
+def launch(home: Path, *settings: str, launcher: str = "python", ok: bool = True) -> subprocess.CompletedProcess:
+    """Starts train.py as users do."""
     overrides = [part for setting in settings for part in ("--set", setting)]
-    overrides += ["--allow-change", allow_change] if allow_change else []
     path = f"{BIN}:{os.environ['PATH']}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0", "PATH": path}
     # a port of its own: other jobs on this machine may have the launchers' default
-    port = [] if launcher == "python" else ["--master_port", str(master_port or free_port())]
-    command = [*LAUNCHERS[launcher], *port, str(REPO / "train.py"), str(home / config), *overrides]
+    port = [] if launcher == "python" else ["--master_port", str(free_port())]
+    command = [*LAUNCHERS[launcher], *port, str(REPO / "train.py"), str(home / "run.yaml"), *overrides]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=home)
     assert (done.returncode == 0) == ok, done.stdout[-3000:] + done.stderr[-5000:]
     return done
@@ -85,6 +101,23 @@ def summary(run: Path, mode: str) -> dict:
     return json.loads((run / "evaluation" / f"{mode}.json").read_text())
 
 
+# in place of evaluations: what they would have found, epoch by epoch
+ACCURACIES = """
+from multicoco.evaluation.evaluator import Evaluator
+found = iter({})
+Evaluator.run = lambda self, name, stage, step: next(found)
+"""
+FAILING = """
+import os
+from multicoco.evaluation.evaluator import Evaluator
+run = Evaluator.run
+def fail(self, name, *others):
+    if name == "{epoch}":
+        {dies}
+    return run(self, name, *others)
+Evaluator.run = fail
+"""
+PORT = "import os; os.environ['MASTER_PORT'] = '{}'"
 COCONUT = (
     "mode=coconut_train",
     "coconut.enabled=true",
@@ -149,17 +182,23 @@ class TestCot:
         assert not report["missing_keys"] and not report["unexpected_keys"]
         assert len(AutoTokenizer.from_pretrained(path)) == model.config.text_config.vocab_size
 
-    def test_an_existing_run_is_not_overwritten(self, home, cot_run):
+    def test_an_existing_run_is_not_overwritten(self, train, cot_run):
         before = {p: p.stat().st_mtime_ns for p in cot_run.rglob("*")}
-        done = launch(home, "name=cot", "num_epochs=2", "resume=false", ok=False)
-        assert "already holds checkpoints: set resume: auto" in done.stderr and "Traceback" not in done.stderr
+        [error] = train("name=cot", "num_epochs=2", "resume=false", ok=False).errors
+        assert "already holds checkpoints: set resume: auto" in error
         assert {p: p.stat().st_mtime_ns for p in cot_run.rglob("*")} == before
 
-    def test_a_resumed_run_goes_on_like_the_unbroken_one(self, home, cot_run):
-        launch(home, "name=broken", "num_epochs=1")
-        refused = launch(home, "name=broken", "num_epochs=2", ok=False)
-        assert "num_epochs: 1 -> 2" in refused.stderr and "--allow-change" in refused.stderr
-        launch(home, "name=broken", "num_epochs=2", allow_change="num_epochs")
+    def test_a_run_that_is_finished_is_refused_and_left_alone(self, train, cot_run):
+        before = {p: p.stat().st_mtime_ns for p in cot_run.rglob("*")}
+        [error] = train("name=cot", "num_epochs=2", "batch_size=2", ranks=2, ok=False).errors
+        assert "trained for 2 epochs" in error and "Raise num_epochs" in error
+        assert {p: p.stat().st_mtime_ns for p in cot_run.rglob("*")} == before
+
+    def test_a_resumed_run_goes_on_like_the_unbroken_one(self, home, train, cot_run):
+        train("name=broken", "num_epochs=1")
+        [refused] = train("name=broken", "num_epochs=2", ok=False).said
+        assert "num_epochs: 1 -> 2" in refused and "--allow-change" in refused
+        train("name=broken", "num_epochs=2", allow_change=("num_epochs",))
         broken = home / "runs" / "broken"
         assert metrics(broken, "train/loss") == metrics(cot_run, "train/loss")
         for name in ("epoch_0001", "epoch_0002"):
@@ -182,17 +221,17 @@ class TestCoconut:
         assert rates[steps : 2 * steps] == rates[2 * steps :] == pytest.approx([rate / 2 for rate in rates[:steps]])
         assert rates[0] > rates[steps - 1]
 
-    def test_a_stage_goes_on_as_a_new_optimizer_on_its_weights_would(self, home, coconut_run):
+    def test_a_stage_goes_on_as_a_new_optimizer_on_its_weights_would(self, home, train, coconut_run):
         """A second run starts at stage 2 from the first one's weights, so its AdamW is new by construction."""
         weights = f"load_model_path={coconut_run}/checkpoints/epoch_0001"
-        launch(home, *COCONUT, *zero3(), "name=new", weights, "resume=1", launcher="deepspeed")
+        train(*COCONUT, *zero3(), "name=new", weights, "resume=1", ranks=2)
         steps = -(-N_TRAIN // 8)
         expected = metrics(coconut_run, "train/loss")[steps:]
         assert metrics(home / "runs" / "new", "train/loss") == pytest.approx(expected, rel=1e-5)  # fp32 sums reordered
 
-    def test_without_reset_the_schedule_spans_the_run(self, home):
+    def test_without_reset_the_schedule_spans_the_run(self, home, train):
         settings = ("reset_optimizer=false", "lr_schedule=linear", "coconut.first_stage=2", "freeze.vision_tower=true")
-        launch(home, "name=spanning", *COCONUT, *settings, "max_train_samples=8", "max_val_samples=2")
+        train("name=spanning", *COCONUT, *settings, "max_train_samples=8", "max_val_samples=2")
         run = home / "runs" / "spanning"
         assert metrics(run, "train/stage") == [2, 2, 3, 3, 3, 3]
         rates = metrics(run, "train/lr")
@@ -202,49 +241,56 @@ class TestCoconut:
         assert metrics(coconut_run, "eval/coconut/mean_latent_passes") == [2.0, 4.0, 4.0]
         assert metrics(coconut_run, "eval/coconut/n") == [N_VAL] * 3
 
-    def test_evaluation_in_all_modes_is_the_same_on_any_number_of_ranks(self, home, coconut_run):
+    def test_evaluation_in_all_modes_is_the_same_on_any_number_of_ranks(self, home, train, coconut_run):
+        """With the keys of the checkpoint's method, whatever the config has."""
         found = {}
-        for launcher, batch in (("python", 11), ("torchrun", 2)):
-            launch(
-                home,
-                f"name=eval_{launcher}",
-                "mode=eval_only",
-                f"load_model_path={coconut_run}/checkpoints/epoch_0003",
-                "coconut.enabled=true",
-                "coconut.c_thought=2",
-                "coconut.max_latent_stage=2",
-                f"eval_batch_size={batch}",
-                "eval_config={vanilla: true, cot: true, coconut: true}",
-                INTERVENTIONS,
-                launcher=launcher,
-            )
-            run = home / "runs" / f"eval_{launcher}"
-            modes = ["vanilla", "cot", "coconut", *INTERVENED]
-            found[launcher] = {mode: samples(run, f"final_{mode}") for mode in modes}
+        for ranks, batch in ((1, 11), (2, 2)):
+            weights = f"load_model_path={coconut_run}/checkpoints/epoch_0003"
+            modes = ("eval_config={vanilla: true, cot: true, coconut: true}", INTERVENTIONS, "coconut.enabled=true")
+            said = train(
+                f"name=eval_{ranks}", "mode=eval_only", *modes, weights, f"eval_batch_size={batch}", ranks=ranks
+            ).said
+            assert "as the checkpoint was trained:" in said[0] and "coconut.c_thought: 1 -> 2" in said[0]
+            run = home / "runs" / f"eval_{ranks}"
+            found[ranks] = {mode: samples(run, f"final_{mode}") for mode in ("vanilla", "cot", "coconut", *INTERVENED)}
             assert summary(run, "coconut")["mean_latent_passes"] == 4 and summary(run, "cot")["mean_latent_passes"] == 0
-        for mode, rows in found["python"].items():
+            assert summary(run, "coconut")["stage"] == 3 and "epoch_0003" in summary(run, "coconut")["checkpoint"]
+        for mode, rows in found[1].items():
             assert len(rows) == N_VAL
-            assert_same_samples(found["torchrun"][mode], rows)
+            assert_same_samples(found[2][mode], rows)
         # and as the training run saw it, under ZeRO-3
         for mode in ("coconut", *INTERVENED):
-            assert_same_samples(samples(coconut_run, f"epoch_0003_{mode}"), found["python"][mode])
+            assert_same_samples(samples(coconut_run, f"epoch_0003_{mode}"), found[1][mode])
         assert summary(coconut_run, "coconut.extend-5")["mean_latent_passes"] == 5
 
-    def test_latent_tokens_can_be_counted_by_hand(self, home, coconut_run):
-        settings = ("mode=eval_only", "coconut.enabled=true", "coconut.max_latent_stage=3", "eval_config.coconut=true")
-        path = f"load_model_path={coconut_run}"
-        launch(home, "name=eval_one", *settings, path, "eval_config.eval_latent_tokens=1")
+    def test_latent_tokens_can_be_counted_by_hand(self, home, train, coconut_run):
+        settings = ("coconut.enabled=true", "eval_config.coconut=true", "eval_config.eval_latent_tokens=1")
+        train("name=eval_one", "mode=eval_only", *settings, f"load_model_path={coconut_run}")
         assert summary(home / "runs" / "eval_one", "coconut")["mean_latent_passes"] == 1
 
+    def test_the_best_checkpoint_is_one_of_the_last_stage(self, home, train):
+        """The first stages answer better here; their accuracies say nothing of the last one's."""
+        records = ("max_train_samples=4", "max_val_samples=2", "num_epochs=4", "max_checkpoints_to_keep=4")
+        stages = "coconut.first_stage=1"
+        train("name=stages", *COCONUT, *records, stages, patch=ACCURACIES.format([0.9, 0.8, 0.4, 0.3]))
+        run = home / "runs" / "stages"
+        states = [read_state(run / "checkpoints" / f"epoch_{epoch:04d}") for epoch in range(1, 5)]
+        assert [(state.stage, state.accuracy) for state in states] == [(1, 0.9), (2, 0.8), (3, 0.4), (3, 0.3)]
+        settings = ("coconut.enabled=true", "eval_config.coconut=true", "max_val_samples=2")
+        said = train("name=best", "mode=eval_only", *settings, f"load_model_path={run}").said[0]
+        assert "epoch_0003" in said
+        found = summary(home / "runs" / "best", "coconut")
+        assert found["stage"] == 3 and found["mean_latent_passes"] == 4 and "epoch_0003" in found["checkpoint"]
 
-def test_lora_resumes_exactly_and_saves_a_plain_model(home, cot_run):
+
+def test_lora_resumes_exactly_and_saves_a_plain_model(home, train, cot_run):
     """Under ZeRO-3, with dropout, so that the random states count, and a stage transition after the break."""
     records = ("max_train_samples=8", "max_val_samples=4")
     weights = f"load_model_path={cot_run}/checkpoints/epoch_0002"
     settings = (*COCONUT, *zero3(), *records, weights, "lora={rank: 4, dropout: 0.1}", "freeze.vision_tower=true")
-    launch(home, *settings, "name=lora", "num_epochs=2", launcher="deepspeed")
-    launch(home, *settings, "name=lora_broken", "num_epochs=1", launcher="deepspeed")
-    launch(home, *settings, "name=lora_broken", "num_epochs=2", launcher="deepspeed", allow_change="num_epochs")
+    train(*settings, "name=lora", "num_epochs=2", ranks=2)
+    train(*settings, "name=lora_broken", "num_epochs=1", ranks=2)
+    train(*settings, "name=lora_broken", "num_epochs=2", ranks=2, allow_change=("num_epochs",))
     unbroken, broken = (home / "runs" / name for name in ("lora", "lora_broken"))
     assert metrics(unbroken, "train/loss") == metrics(broken, "train/loss")
     paths = [run / "checkpoints" / "epoch_0002" / "model" for run in (unbroken, broken)]
@@ -261,23 +307,21 @@ def test_lora_resumes_exactly_and_saves_a_plain_model(home, cot_run):
     assert changed - language_model and all("projector" in name for name in changed - language_model)
 
     evaluation = ("mode=eval_only", *COCONUT[1:4], "eval_config.coconut=true", "max_val_samples=4")
-    launch(home, *evaluation, "name=lora_eval", f"load_model_path={unbroken}/checkpoints/epoch_0002")
+    train(*evaluation, "name=lora_eval", f"load_model_path={unbroken}/checkpoints/epoch_0002")
     assert samples(home / "runs" / "lora_eval", "final_coconut") == samples(unbroken, "epoch_0002_coconut")
 
 
-def test_records_without_answers_are_predicted(home, cot_run):
+def test_records_without_answers_are_predicted(home, train, cot_run):
     paths = (f"load_model_path={cot_run}", "val_path=aokvqa_v1p0_test.json")
-    launch(home, "name=predict", "mode=eval_only", "eval_config.cot=true", *paths)
+    train("name=predict", "mode=eval_only", "eval_config.cot=true", *paths)
     run = home / "runs" / "predict"
     assert (summary(run, "cot")["accuracy"], summary(run, "cot")["n"]) == (None, 0)
     predicted = samples(run, "final_cot")
     assert len(predicted) == 3 and all(s["gold"] is None and s["correct"] is None for s in predicted)
 
 
-def test_checkpoints_are_pruned_to_the_newest_and_the_best(home):
-    launch(
-        home, "name=pruned", "num_epochs=4", "max_checkpoints_to_keep=2", "keep_best_checkpoints=1", "max_val_samples=4"
-    )
+def test_checkpoints_are_pruned_to_the_newest_and_the_best(home, train):
+    train("name=pruned", "num_epochs=4", "max_checkpoints_to_keep=2", "keep_best_checkpoints=1", "max_val_samples=4")
     run = home / "runs" / "pruned"
     accuracies = metrics(run, "eval/cot/accuracy")
     best = max(range(4), key=lambda epoch: (accuracies[epoch], epoch)) + 1
@@ -286,9 +330,9 @@ def test_checkpoints_are_pruned_to_the_newest_and_the_best(home):
     assert (run / "checkpoints" / "latest").read_text() == "epoch_0004"
 
 
-def test_bf16_vanilla_training_saves_only_improvements(home):
+def test_bf16_vanilla_training_saves_only_improvements(home, train):
     settings = ("bf16=true", "save_only_improve=true", "num_epochs=2", "eval_every_epochs=2")
-    launch(home, "name=vanilla", "mode=vanilla_train", *settings)
+    train("name=vanilla", "mode=vanilla_train", *settings)
     run = home / "runs" / "vanilla"
     assert [path.name for path in (run / "checkpoints").glob("epoch_*")] == ["epoch_0002"]
     assert summary(run, "vanilla")["n"] == N_VAL
@@ -296,8 +340,37 @@ def test_bf16_vanilla_training_saves_only_improvements(home):
     assert model.dtype == torch.bfloat16
 
 
+def test_an_epoch_that_is_worse_is_not_kept_if_only_improvements_are(home, train):
+    settings = ("save_only_improve=true", "num_epochs=4", "max_train_samples=4", "max_checkpoints_to_keep=9")
+    train("name=improving", *settings, patch=ACCURACIES.format([0.5, 0.25, 0.5, 0.75]))
+    checkpoints = home / "runs" / "improving" / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {"epoch_0001", "epoch_0004", "latest"}
+    states = [read_state(checkpoints / name) for name in ("epoch_0001", "epoch_0004")]
+    assert [(state.accuracy, state.best_accuracy) for state in states] == [(0.5, 0.5), (0.75, 0.75)]
+    assert (checkpoints / "latest").read_text() == "epoch_0004" and damage(checkpoints / "epoch_0004") == []
+
+
+@pytest.mark.parametrize("dies", ["raise ValueError('in the evaluation')", "os.kill(os.getpid(), 9)"])
+def test_an_evaluation_that_fails_costs_no_trained_epoch_and_is_made_up_for(home, train, cot_run, dies):
+    """In the middle and at the end of a run, which ends as the unbroken one."""
+    name = f"unevaluated_{dies.split()[0]}"
+    run = home / "runs" / name
+    for epoch in ("epoch_0001", "epoch_0002"):
+        train(f"name={name}", "num_epochs=2", patch=FAILING.format(epoch=epoch, dies=dies), ok=False)
+        folder = run / "checkpoints" / epoch
+        assert damage(folder) == [] and not read_state(folder).evaluated
+    train(f"name={name}", "num_epochs=2")
+    for epoch in ("epoch_0001", "epoch_0002"):
+        ours, theirs = (folder / "checkpoints" / epoch for folder in (run, cot_run))
+        assert read_state(ours).accuracy == read_state(theirs).accuracy and read_state(ours).evaluated
+        weights = [folder / "model" / "model.safetensors" for folder in (ours, theirs)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+        assert samples(run, f"{epoch}_cot") == samples(cot_run, f"{epoch}_cot")
+    assert metrics(run, "train/loss") == metrics(cot_run, "train/loss")
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="the A-OKVQA records are not at hand")
-def test_flattened_aokvqa_trains_and_evaluates_with_stand_in_images(home):
+def test_flattened_aokvqa_trains_and_evaluates_with_stand_in_images(home, train):
     """The real records, several tiles an image; the pictures are not at hand, so grey ones take their place."""
     folder = home / "aokvqa"
     folder.mkdir()
@@ -308,24 +381,24 @@ def test_flattened_aokvqa_trains_and_evaluates_with_stand_in_images(home):
         Image.new("L", (160 + i, 120), i).save(path)
     paths = [f"{split}_path=aokvqa_validation_100.json" for split in ("train", "val")]
     data = (f"data_dir={folder}", *paths, "answer_format=letter", "max_image_tiles=2")
-    launch(home, "name=aokvqa", *COCONUT, *data, "max_train_samples=8", "batch_size=2", launcher="deepspeed")
+    train("name=aokvqa", *COCONUT, *data, "max_train_samples=8", "batch_size=2", ranks=2)
     run = home / "runs" / "aokvqa"
     assert metrics(run, "train/stage") == [0, 0, 1, 1, 2, 2]
     assert summary(run, "coconut")["n"] == 100
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("stage", [0, 2])
-def test_a_run_of_steps_that_are_not_finite_ends_with_their_examples(home, stage):
+def test_a_run_of_steps_that_are_not_finite_ends_with_their_examples(home, train, stage):
     (home / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
     settings = (f"name=diverged_{stage}", f"deepspeed={home}/ds.json", "lr=1e30", "max_skipped_steps=3", "num_epochs=9")
     port = free_port()
-    done = launch(home, *settings, "batch_size=2", launcher="deepspeed", ok=False, master_port=port)
+    ended = train(*settings, "batch_size=2", ranks=2, ok=False, patch=PORT.format(port))
     assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))  # no shared memory is left
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert len(re.findall(r"error: step \d+ \(stage 0\) is number 3 in a row that was skipped", done.stderr)) == 1
+    [error] = ended.errors
+    assert ended.codes == [1, 1]
+    assert re.match(r"error: step \d+ \(stage 0\) is number 3 in a row that was skipped", error)
     ids = {record["question_id"] for record in json.loads((home / "scenes" / "aokvqa_v1p0_train.json").read_text())}
-    named = re.findall(r"rank (\d): LOSS NOT FINITE of (.*)", done.stderr)
+    named = re.findall(r"rank (\d): LOSS NOT FINITE of (.*)", "\n".join(ended.said))
     assert {rank for rank, _ in named} == {"0", "1"}
     assert set(", ".join(examples for _, examples in named).split(", ")) <= ids
     logged = [json.loads(line) for line in (home / f"runs/diverged_{stage}/metrics.jsonl").read_text().splitlines()]
@@ -333,7 +406,7 @@ def test_a_run_of_steps_that_are_not_finite_ends_with_their_examples(home, stage
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the ProsQA records are not at hand")
-def test_a_text_only_model_trains_on_prosqa(home):
+def test_a_text_only_model_trains_on_prosqa(home, train):
     records = SHARED / "prosqa_valid_100.json"
     tokenizer = build_tokenizer([records.read_text()], vocab_size=400)
     config = Qwen2Config(
@@ -351,7 +424,7 @@ def test_a_text_only_model_trains_on_prosqa(home):
         part.save_pretrained(home / "text_model")
     data = (f"data_dir={SHARED}", "train_path=prosqa_valid_100.json", "val_path=prosqa_valid_100.json")
     limits = ("max_train_samples=8", "max_val_samples=5", "batch_size=2")
-    launch(home, "name=prosqa", *COCONUT, *data, *limits, f"model_id={home}/text_model", launcher="torchrun")
+    train("name=prosqa", *COCONUT, *data, *limits, f"model_id={home}/text_model", ranks=2)
     run = home / "runs" / "prosqa"
     assert metrics(run, "train/stage") == [0, 0, 1, 1, 2, 2]
     assert summary(run, "coconut")["n"] == 5 and summary(run, "coconut")["chance"] is None
@@ -371,11 +444,9 @@ class TestMistakes:
             (["coconut.latent_init_token=nonsense", *COCONUT], "latent_init_token"),
         ],
     )
-    def test_get_one_message_and_write_nothing(self, home, settings, expected):
-        done = launch(home, "name=mistake", *settings, ok=False)
-        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and expected in done.stderr
-        assert "Traceback" not in done.stderr
+    def test_get_one_message_and_write_nothing(self, home, train, settings, expected):
+        ended = train("name=mistake", *settings, ok=False)
+        assert len(ended.errors) == 1 and expected in ended.said[0]
         assert not (home / "runs" / "mistake").exists()
 
     def test_on_two_ranks_it_is_said_once_and_both_stop(self, home):
@@ -387,34 +458,24 @@ class TestMistakes:
         assert records[3]["question_id"] in done.stderr
         assert not (home / "runs" / "mistake").exists()
 
-    def test_a_port_that_is_taken_is_named(self, home, monkeypatch):
+    def test_a_port_that_is_taken_is_named(self, train):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
-            port = str(taken.getsockname()[1])
-            meeting = {
-                "RANK": "0",
-                "LOCAL_RANK": "0",
-                "WORLD_SIZE": "1",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            }
-            for key, value in meeting.items():
-                monkeypatch.setenv(key, value)
-            done = launch(home, "name=mistake", ok=False)
-        assert f"error: port {port} of 127.0.0.1 is in use" in done.stderr and "--master_port" in done.stderr
-        assert "Traceback" not in done.stderr
+            port = taken.getsockname()[1]
+            [error] = train("name=mistake", ok=False, patch=PORT.format(port)).errors
+        assert error.startswith(f"error: port {port} of 127.0.0.1 is in use") and "--master_port" in error
 
-    def test_a_clash_with_the_ds_config_names_both(self, home):
+    def test_a_clash_with_the_ds_config_names_both(self, home, train):
         (home / "clash.json").write_text('{"gradient_clipping": 0.5}')
-        done = launch(home, "name=mistake", f"deepspeed={home}/clash.json", ok=False)
-        assert "gradient_clipping is 0.5, but max_grad_norm in the run config is 1.0" in done.stderr
+        said = train("name=mistake", f"deepspeed={home}/clash.json", ok=False).said[0]
+        assert "gradient_clipping is 0.5, but max_grad_norm in the run config is 1.0" in said
 
-    def test_a_value_that_deepspeed_does_not_take_is_named_once(self, home):
+    def test_a_value_that_deepspeed_does_not_take_is_named_once(self, home, train):
         (home / "size.json").write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": "big"}}')
-        done = launch(home, "name=mistake", f"deepspeed={home}/size.json", ok=False)
-        assert done.stderr.count("size.json: zero_optimization.reduce_bucket_size: must be") == 1
-        assert "(got 'big')" in done.stderr and "Traceback" not in done.stderr
+        said = train("name=mistake", f"deepspeed={home}/size.json", ok=False).said[0]
+        assert said.count("size.json: zero_optimization.reduce_bucket_size: must be") == 1
+        assert "(got 'big')" in said and "Traceback" not in said
 
 
 class TestCommandLine:

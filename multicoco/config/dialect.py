@@ -41,7 +41,7 @@ _Dumper.add_implicit_resolver(FLOAT, re.compile(f"^{_FLOAT}$"), list("-+01234567
 
 def plain_tag(text: str) -> str:
     """What a text is where it stands without quotes."""
-    tag: str = Loader("").resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    tag: str = Loader("").resolve(yaml.ScalarNode, text, (True, False))
     return tag
 
 

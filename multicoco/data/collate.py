@@ -14,20 +14,31 @@ BatchInputs = Callable[[Sequence[dict[str, Tensor]]], dict[str, Tensor]]  # `mod
 
 @dataclass
 class Row:
-    """One laid-out example. `inputs`: its image tensors by name. `counted`: False for a filler row."""
+    """One laid-out example.
+
+    Attributes:
+        index: of the example in its data set.
+        counted: False for a filler row, and for a donor.
+        inputs: its image tensors by name.
+        seed: of what is drawn for it.
+        donor: the row whose thoughts it is fed, if it borrows.
+    """
 
     input_ids: list[int]
     labels: list[int]
     index: int
     counted: bool = True
     inputs: dict[str, Tensor] = field(default_factory=dict)
+    seed: int = 0
+    donor: "Row | None" = None
 
 
 class Collator:
     """Pads and stacks rows.
 
     For training the first latent columns are aligned, so that the batch needs as few passes as its longest chain
-    of latents; rows without latents go to the left edge. For generation all rows end in the same column.
+    of latents; rows without latents go to the left edge. For generation all rows end in the same column. The donors of
+    rows that borrow follow them, in the same order, as the second half of the batch.
 
     Args:
         pad_token_id, latent_token_id: ids; the latent one is None where there are no latent tokens.
@@ -51,7 +62,9 @@ class Collator:
         self.min_length = min_length
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """input_ids, attention_mask, labels: (B, T); inputs: the model's further tensors; index, counted: lists."""
+        """input_ids, attention_mask, labels: (B, T); inputs: the model's further tensors; seeds (B,); index, counted:
+        lists."""
+        rows = [*rows, *(row.donor for row in rows if row.donor is not None)]
         left = self._left_padding(rows)
         length = max(self.min_length, *(pad + len(row.input_ids) for pad, row in zip(left, rows, strict=True)))
         if self.for_generation:
@@ -70,6 +83,7 @@ class Collator:
             "attention_mask": attention_mask,
             "labels": labels,
             "inputs": self.batch_inputs([row.inputs for row in rows]),
+            "seeds": torch.tensor([row.seed for row in rows]),
             "index": [row.index for row in rows],
             "counted": [row.counted for row in rows],
         }

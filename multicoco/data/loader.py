@@ -4,8 +4,10 @@ Every example of an epoch is seen exactly once, on any number of ranks. Where th
 rows (an example again, without labels) keep all ranks at the same number of equal batches.
 """
 
+import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from typing import Any, Protocol
 
 import torch
@@ -18,9 +20,11 @@ from multicoco.curriculum import ExampleTokens
 from multicoco.data.collate import Collator, Row
 from multicoco.data.example import Example, load_image
 from multicoco.data.prompt import Asked, PromptBuilder
+from multicoco.errors import UserError
 
 Pick = tuple[int, bool]  # (index of an example, whether it counts)
 Arrange = Callable[[Example, ExampleTokens], tuple[list[int], list[int]]]  # -> input_ids and labels, both (T,)
+ArrangeDonor = Callable[[ExampleTokens, list[int]], list[int]]  # (the donor's, input_ids of who borrows) -> input_ids
 
 
 def epoch_batches(n: int, global_batch: int, order: Sequence[int]) -> list[list[Pick]]:
@@ -40,6 +44,7 @@ class RankBatches:
         n: examples in the data set.
         seed: of the epoch's permutation; None keeps the order (evaluation).
         done: global batches to leave out, because an interrupted epoch has had them.
+        until: the global batches from this one on are left out too.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class RankBatches:
         accumulation: int = 1,
         seed: str | None = None,
         done: int = 0,
+        until: int | None = None,
     ):
         order = list(range(n))
         if seed is not None:
@@ -59,7 +65,7 @@ class RankBatches:
         pieces = range(rank, world_size * accumulation, world_size)
         self.batches = [
             batch[piece * batch_size : (piece + 1) * batch_size]
-            for batch in epoch_batches(n, batch_size * world_size * accumulation, order)[done:]
+            for batch in epoch_batches(n, batch_size * world_size * accumulation, order)[done:until]
             for piece in pieces
         ]
 
@@ -96,19 +102,41 @@ class Encoder:
         return self.prompt(example, asked, images.tokens), images.tensors
 
 
+def check_donors(n_examples: int, of: str) -> None:
+    """Whether every example can borrow from another one.
+
+    Raises:
+        UserError: there is one example only; names the file by its key.
+    """
+    if n_examples == 1:
+        raise UserError(f"coconut.thoughts is borrowed but {of} has one example: it takes another one to borrow from")
+
+
 class ReasoningDataset(Dataset[Row]):
-    """Examples as rows.
+    """Examples as rows. What is drawn for an example depends on `draws` and its id alone.
 
     Args:
         asked: what the prompts ask for.
         arrange: lays an encoded example out.
+        draws: what tells the draws of this epoch of this run from others.
+        arrange_donor: lays out another example, for an example that borrows its thoughts; None where none does.
     """
 
-    def __init__(self, examples: Sequence[Example], encoder: Encoder, asked: Asked, arrange: Arrange):
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        encoder: Encoder,
+        asked: Asked,
+        arrange: Arrange,
+        draws: str = "",
+        arrange_donor: ArrangeDonor | None = None,
+    ):
         self.examples = examples
         self.encoder = encoder
         self.asked = asked
         self.arrange = arrange
+        self.draws = draws
+        self.arrange_donor = arrange_donor
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -118,7 +146,17 @@ class ReasoningDataset(Dataset[Row]):
         example = self.examples[index]
         tokens, inputs = self.encoder(example, self.asked)
         input_ids, labels = self.arrange(example, tokens)
-        return Row(input_ids, labels, index, counted, inputs)
+        seed = int.from_bytes(sha256(f"{self.draws}/{example.id}".encode()).digest()[:8]) >> 1  # of 63 bits
+        donor = self._donor(index, seed, input_ids) if self.arrange_donor else None
+        return Row(input_ids, labels, index, counted, inputs, seed, donor)
+
+    def _donor(self, index: int, seed: int, input_ids: list[int]) -> Row:
+        """Of any other example, each as likely as the next."""
+        assert self.arrange_donor is not None
+        other = (index + random.Random(seed).randrange(1, len(self))) % len(self)
+        tokens, inputs = self.encoder(self.examples[other], self.asked)
+        donor_ids = self.arrange_donor(tokens, input_ids)
+        return Row(donor_ids, donor_ids, other, counted=False, inputs=inputs)
 
 
 class _Loader(StatefulDataLoader[Any]):
@@ -129,7 +167,8 @@ class _Loader(StatefulDataLoader[Any]):
         # workers inherit what is blocked, so that there is no moment at which they can be hit
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
         try:
-            return super().__iter__()
+            rows: Iterator[dict[str, Any]] = super().__iter__()
+            return rows
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

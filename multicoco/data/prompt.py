@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -102,7 +102,8 @@ class PromptBuilder:
         return ExampleTokens(prompt, steps, answer)
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return ids
 
     def _template(self, n_images: int) -> tuple[list[int], list[int]]:
         """The token ids before and after the user's text, up to the assistant's turn."""
@@ -113,13 +114,14 @@ class PromptBuilder:
     def _render(self, n_images: int) -> tuple[list[int], list[int]]:
         if self.tokenizer.chat_template is None:
             return self._beginning_of_text(), self._encode("\n")
+        turn: dict[str, Any] = {"role": "user", "content": self.images.content(_USER_TEXT, n_images)}
         rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": self.images.content(_USER_TEXT, n_images)}],
+            [turn],
             chat_template=self._dated(self.tokenizer.get_chat_template()),
-            tokenize=False,
+            tokenize=False,  # into a text
             add_generation_prompt=True,
         )
-        before, *rest = rendered.split(_USER_TEXT)
+        before, *rest = cast(str, rendered).split(_USER_TEXT)
         if len(rest) != 1:
             raise UserError(
                 f"the model's chat template shows a question {len(rest)} times, not once: give the model's folder "
@@ -131,7 +133,7 @@ class PromptBuilder:
     def _beginning_of_text(self) -> list[int]:
         """What the tokenizer itself puts in front of a text: base models have never seen one without."""
         bare = self.tokenizer.encode("a", add_special_tokens=False)
-        whole = self.tokenizer.encode("a")
+        whole: list[int] = self.tokenizer.encode("a")
         for start in range(len(whole)):
             if whole[start : start + len(bare)] == bare:
                 return whole[:start]

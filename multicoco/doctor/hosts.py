@@ -36,7 +36,7 @@ class Host:
         clock: its clock minus this machine's, in seconds, the way there and back taken into account.
         clock_error: how far off `clock` can be: half of that way.
         silent: the last words of its probe when it did not answer.
-        facts: see `probe.facts`; None when it did not answer.
+        facts: see `probe.facts`; empty when it did not answer.
         seen: tokens in the run folder that it sees, of the hosts of these names.
     """
 
@@ -48,7 +48,7 @@ class Host:
     clock: float = 0.0
     clock_error: float = 0.0
     silent: str | None = None
-    facts: dict[str, Any] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
 
 
@@ -128,36 +128,41 @@ class _Probe:
             f"exec {shlex.quote(sys.executable)} -m multicoco.doctor.probe"
         )
         self.process = await _start(self.host, f"sh -c {shlex.quote(command)}", asyncio.subprocess.PIPE)
-        self.host.facts = await self.ask(request | {"token": self.token})
+        self.host.facts = await self.ask(request | {"token": self.token}) or {}
 
     async def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """The answer to a request; None, with the host's `silent` set, without one."""
+        process = self.process
+        assert process and process.stdin and process.stdout and process.stderr  # `ask_facts` starts it, with pipes
         try:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            answer = await asyncio.wait_for(self._answer(), PROBE_SECONDS)
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            answer = await asyncio.wait_for(_answer(process.stdout), PROBE_SECONDS)
         except TimeoutError:
             self.host.silent = f"no answer in {PROBE_SECONDS} s"
             return None
         if answer is None:
-            self.host.silent = mistake((await self.process.stderr.read()).decode(errors="replace"))
+            self.host.silent = mistake((await process.stderr.read()).decode(errors="replace"))
         return answer
-
-    async def _answer(self) -> dict[str, Any] | None:
-        async for line in self.process.stdout:
-            if line.startswith(b"{"):  # a login shell may say something first
-                return json.loads(line)
-        return None
 
     async def end(self) -> None:
         """The end of its input lets the probe remove its token; only a probe that does not end is killed."""
         if self.process is None:
             return
+        assert self.process.stdin  # a pipe, as in `ask`
         self.process.stdin.close()
         try:
             await asyncio.wait_for(self.process.wait(), GOODBYE_SECONDS)
         except TimeoutError:
             self.process.kill()
             await self.process.wait()
+
+
+async def _answer(stdout: asyncio.StreamReader) -> dict[str, Any] | None:
+    async for line in stdout:
+        if line.startswith(b"{"):  # a login shell may say something first
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+    return None
 
 
 def mistake(said: str) -> str:

@@ -87,7 +87,7 @@ def check_bandwidth(hosts: Sequence[Host], hostfile: Path | None, seconds: int) 
     return Row("all_reduce", name, "ok", found)
 
 
-def _end(launcher: subprocess.Popen) -> None:
+def _end(launcher: subprocess.Popen[str]) -> None:
     """The launcher's own answer to SIGTERM is a `pkill` that would meet other runs too; killed, it does not come to it.
     Ranks that are left on the hosts end themselves."""
     try:

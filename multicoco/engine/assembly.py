@@ -145,7 +145,10 @@ def _load(config: RunConfig, weights: Weights, n_rows: int | None) -> tuple[Back
         freeze(backbone.model, **config.freeze.model_dump())
     try:
         if thinking and latent:
-            thoughts = thinking(config, latent).thought_source()
+            method = thinking(config, latent)
+            if (thoughts := method.thought_source()) is None:
+                fixed = method.fixed_thoughts(backbone.model)
+                return backbone, LatentReasoner(backbone.model, None, config.kernel, fixed_thoughts=fixed)
             return backbone, LatentReasoner(backbone.model, latent.latent, config.kernel, thoughts)
         return backbone, LatentReasoner(backbone.model, None, config.kernel)
     except ValueError as error:

@@ -3,6 +3,9 @@
 PyTorch guards a build with a file that a killed process leaves behind, and the next one waits for it for ever. Hosts
 often share a home folder, but their processors need not be alike and none sees the others' processes. So every host
 compiles in a folder of its own, where a guard that no living process holds open can be taken away.
+
+Two versions of ninja that take turns in a folder each take the other's build for stale, and compile for a minute: as
+when the virtual environment is now on the path and now not. So the one that is installed with this package comes first.
 """
 
 import os
@@ -10,18 +13,24 @@ import socket
 import sys
 from pathlib import Path
 
+import ninja
 import torch
 from torch.utils.cpp_extension import get_default_build_root
 
 
 def prepare_builds() -> None:
-    """Points TORCH_EXTENSIONS_DIR at this host's own folder, below what it was, and removes abandoned guards there."""
+    """Points TORCH_EXTENSIONS_DIR at this host's own folder, below what it was, and removes abandoned guards there.
+
+    This environment's ninja then comes first on the path.
+    """
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     version = f"py{sys.version_info.major}{sys.version_info.minor}_torch{torch.__version__}"
     own = Path(socket.gethostname(), version)
     if root.parts[-2:] != own.parts:
         root /= own
     os.environ["TORCH_EXTENSIONS_DIR"] = str(root)
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, *(folder for folder in path if folder != ninja.BIN_DIR)])
     for guard in root.glob("*/lock"):
         if not _is_open_somewhere(guard):
             guard.unlink(missing_ok=True)

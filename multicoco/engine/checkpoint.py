@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from deepspeed import DeepSpeedEngine
@@ -50,7 +50,7 @@ class _Pending:
 
     path: Path
     unfinished: Path
-    written: Future[dict[str, dict]]
+    written: Future[dict[str, dict[str, Any]]]
     awaits_evaluation: bool
 
 
@@ -105,7 +105,7 @@ class Checkpoints:
 
     def _collect(
         self, engine: DeepSpeedEngine, backbone: Backbone, state: TrainerState, config: str, folder: Path
-    ) -> Callable[[], dict[str, dict]]:
+    ) -> Callable[[], dict[str, dict[str, Any]]]:
         """Everything that this rank has to write; what is returned writes and describes it."""
         files = engine.checkpoint_engine = StateFiles(copying=self.asynchronous)
         engine._copy_recovery_script = lambda folder: None  # the weights are written for `from_pretrained`
@@ -113,7 +113,7 @@ class Checkpoints:
         contents = files.contents | {folder / "random" / f"rank_{rank()}.pt": random_state()}
         weights = whole_state_dict(backbone.model)
 
-        def write() -> dict[str, dict]:
+        def write() -> dict[str, dict[str, Any]]:
             for path, content in contents.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 torch.save(content, path)
@@ -155,7 +155,7 @@ class Checkpoints:
                 shutil.rmtree(pending.unfinished, ignore_errors=True)
             raise
 
-    def _publish(self, pending: _Pending, described: dict[str, dict]) -> None:
+    def _publish(self, pending: _Pending, described: dict[str, dict[str, Any]]) -> None:
         seal(pending.unfinished, described)
         pending.unfinished.rename(pending.path)
         flush(self.root)
@@ -223,6 +223,7 @@ class Checkpoints:
             set_random_state(torch.load(own, weights_only=True))
 
     def _load_universal(self, engine: DeepSpeedEngine, path: Path) -> str | None:
+        loaded: str | None
         converted = self.root / f"{path.name}.removed"  # a leftover, should this process be killed
         with plain_data_only():
             agree(lambda: to_universal(path / "deepspeed" / TAG, converted), only_rank_0=True)

@@ -6,6 +6,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 from random import SystemRandom
+from typing import Any
 
 import deepspeed
 import torch
@@ -83,7 +84,7 @@ def _ask_mpi() -> None:
     MPI.Finalize()  # mpirun takes a process that ends without it for a crash; the ranks talk through gloo or NCCL
 
 
-def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict) -> DeepSpeedEngine:
+def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict[str, Any]) -> DeepSpeedEngine:
     """Wraps the model for training with a resolved ds_config (see `engine.ds_config`).
 
     Raises:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from multicoco.engine.ranks import gather, rank, world_size
 from multicoco.tracking import write_json
@@ -15,7 +16,7 @@ from multicoco.tracking import write_json
 MANIFEST = "manifest.json"
 
 
-def describe(folder: Path, files: Iterable[Path]) -> dict[str, dict]:
+def describe(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of files below a folder, by their names in it, once each is on disk.
 
     Raises:
@@ -28,7 +29,7 @@ def describe(folder: Path, files: Iterable[Path]) -> dict[str, dict]:
     return described
 
 
-def seal(folder: Path, described: dict[str, dict]) -> None:
+def seal(folder: Path, described: dict[str, dict[str, Any]]) -> None:
     """Writes the manifest of a folder whose files have all been described.
 
     Raises:
@@ -67,11 +68,11 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _share(items: list) -> list:
+def _share(items: list[str]) -> list[str]:
     return items[rank() :: world_size()]
 
 
-def _difference(path: Path, expected: dict) -> str | None:
+def _difference(path: Path, expected: dict[str, Any]) -> str | None:
     if not path.is_file():
         return f"{path.name}: missing"
     if (size := path.stat().st_size) != expected["bytes"]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from deepspeed import DeepSpeedEngine
@@ -20,7 +21,8 @@ class GuardedAdamW(torch.optim.AdamW):
 
     overflow = False
 
-    def step(self, closure: None = None) -> None:
+    # no closure: its gradients would come after the look at them
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         self.overflow = not torch.nn.utils.get_total_norm(gradients).isfinite().item()
         if not self.overflow:
@@ -37,9 +39,10 @@ def build_optimizer(
     Args:
         sharded: ZeRO's optimizer will wrap it, and see to gradients that are not finite.
     """
-    options = {"lr": 0.0, "betas": config.betas, "weight_decay": config.weight_decay}
+    options: dict[str, Any] = {"lr": 0.0, "betas": config.betas, "weight_decay": config.weight_decay}
     if offloaded:
-        return DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
+        on_cpu: torch.optim.Optimizer = DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
+        return on_cpu
     if sharded or config.bf16 or config.fp16:
         return torch.optim.AdamW(parameters, **options)
     return GuardedAdamW(parameters, **options)
@@ -59,7 +62,8 @@ def lr_factor(step: int, schedule: str, warmup_steps: int, total_steps: int) -> 
 
 def wrapped_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The AdamW inside DeepSpeed's ZeRO or mixed-precision optimizer, or the plain one itself."""
-    return getattr(optimizer, "optimizer", optimizer)
+    wrapped: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return wrapped
 
 
 def start_schedule(engine: DeepSpeedEngine, config: RunConfig, lr: float, total_steps: int) -> None:

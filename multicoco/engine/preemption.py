@@ -16,7 +16,7 @@ class StopSignal:
         received: when the first one came (time.monotonic), None before.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received: float | None = None
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._note)

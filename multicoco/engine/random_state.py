@@ -1,7 +1,7 @@
 """The state of a process's random number generators: torch's, Python's, numpy's, and its GPU's."""
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ import torch
 
 def random_state() -> dict[str, Any]:
     """Tensors and plain data, which `torch.load` takes with weights_only."""
-    _, keys, *rest = np.random.get_state()
+    _, keys, *rest = cast(tuple[Any, ...], np.random.get_state())  # a dict only with legacy=False
     state = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": (keys.tolist(), *rest)}
     return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 import yaml
 
 from multicoco.config import RunConfig
-from multicoco.config.schema import PUBLISHED_MODES
+from multicoco.config.combinations import PUBLISHED_MODES
 from multicoco.engine.manifest import sha256
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.errors import UserError
@@ -89,7 +89,8 @@ def check_unchanged(
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     """With keys that are newer than the file at their defaults, and `mode` in its general form."""
-    filled = _filled(RunConfig.model_construct().model_dump(mode="json"), config)
+    defaults = RunConfig.model_construct()  # type: ignore[call-arg]  # the required keys are in every file
+    filled = _filled(defaults.model_dump(mode="json"), config)
     if filled.get("mode") in PUBLISHED_MODES:
         filled |= {"mode": "train", "method": PUBLISHED_MODES[filled["mode"]]}
     return filled

@@ -32,7 +32,7 @@ class StateFiles(CheckpointEngine):
     def __init__(self, copying: bool = False):
         super().__init__()
         self.copying = copying
-        self.contents: dict[Path, dict] = {}
+        self.contents: dict[Path, dict[str, Any]] = {}
 
     def create(self, info: CheckpointCommitInfo) -> None:
         self.contents = {}
@@ -40,7 +40,7 @@ class StateFiles(CheckpointEngine):
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """When they are written."""
 
-    def save(self, state_dict: dict, path: str) -> None:
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
         self.contents[Path(path)] = _copy(state_dict) if self.copying else state_dict
 
     def load(self, path: str, map_location: Any = None) -> Any:
@@ -55,9 +55,9 @@ class StateFiles(CheckpointEngine):
         return True
 
 
-def _copy(state: dict) -> dict:
+def _copy(state: dict[str, Any]) -> dict[str, Any]:
     """On the CPU; what is one tensor under several names, as tied weights are, is copied once."""
-    copies: dict[tuple, torch.Tensor] = {}
+    copies: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def copy_leaf(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
@@ -67,4 +67,5 @@ def _copy(state: dict) -> dict:
             copies[key] = leaf.detach().to("cpu", copy=True)
         return copies[key]
 
-    return tree_map(copy_leaf, state)
+    copied: dict[str, Any] = tree_map(copy_leaf, state)
+    return copied

@@ -17,6 +17,7 @@ from multicoco.data.prompt import ANSWER_PREFIX
 from multicoco.engine.assembly import Assembly
 from multicoco.engine.ranks import gather, rank, world_size
 from multicoco.evaluation.answers import extract_answer, is_correct
+from multicoco.evaluation.interventions import thinks_itself
 from multicoco.evaluation.likelihood import Likelihoods, likeliest, sample_fields
 from multicoco.interventions import Intervention, resize_thoughts
 from multicoco.latent.generate import Passes, generate_after
@@ -113,7 +114,15 @@ class Respondent:
     def _answer(self, asking: Asking) -> tuple[dict[int, Sample], dict[int, Tensor]]:
         """This rank's share."""
         method, evaluated = asking.method, self.config.eval_config
-        dataset = ReasoningDataset(asking.questions, self.encoder, method.asked, asking.row)
+        borrows = method.borrows and asking.passes > 1
+        dataset = ReasoningDataset(
+            asking.questions,
+            self.encoder,
+            method.asked,
+            asking.row,
+            draws=f"{self.config.seed}/evaluation",
+            arrange_donor=method.donor_row if borrows else None,
+        )
         pad, latent = self.backbone.tokenizer.pad_token_id, self.reasoner.latent_token_id
         collator = Collator(pad, latent, self.backbone.family.batch, True, min_length=asking.passes)
         batches = RankBatches(len(dataset), self.config.eval_batch_size, rank(), world_size())
@@ -121,7 +130,7 @@ class Respondent:
         likelihoods = None
         if evaluated.measures_likelihoods:
             likelihoods = Likelihoods(self.reasoner, self.encoder, method.asked, self.examples)
-        records = bool(evaluated.interventions) and method.has_thoughts and asking.intervention is None
+        records = bool(evaluated.interventions) and thinks_itself(method) and asking.intervention is None
         samples: dict[int, Sample] = {}
         thoughts: dict[int, Tensor] = {}
         with self.tracker.progress(len(batches), f"evaluating {asking.name}") as progress:
@@ -133,6 +142,7 @@ class Respondent:
                     batch["attention_mask"].to(device),
                     **{name: tensor.to(device) for name, tensor in batch["inputs"].items()},
                     n_passes=asking.passes,
+                    seeds=batch["seeds"],
                     intervened=Intervened(recorder) if records else asking.intervened(places),
                 )
                 counted = [row for row, counts in enumerate(batch["counted"]) if counts]
@@ -146,8 +156,12 @@ class Respondent:
                     for row in counted:
                         logprobs = measured[row] if measured else None
                         said = self._said(examples[row], texts[row], method) if texts else _likeliest(logprobs or [])
-                        n_latents = batch["input_ids"][row].tolist().count(latent)
-                        samples[places[row]] = _sample(examples[row], said, n_latents, logprobs)
+                        prompt = batch["input_ids"][row].tolist()
+                        cost = {
+                            "latent_tokens": prompt.count(method.latent_tokens.latent) if method.latent_tokens else 0,
+                            "latent_passes": 0 if latent is None else prompt.count(latent),  # a pass of its own each
+                        }
+                        samples[places[row]] = _sample(examples[row], said, cost, logprobs)
                 progress.update()
         return samples, thoughts
 
@@ -176,7 +190,7 @@ class Respondent:
         return {"generated": text, "extracted": extracted, "truncated": not ends, "new_tokens": len(new_ids)}
 
 
-def _sample(example: Example, said: Sample, n_latents: int, measured: Sequence[float] | None) -> Sample:
+def _sample(example: Example, said: Sample, cost: dict[str, int], measured: Sequence[float] | None) -> Sample:
     """A line of the samples file."""
     return {
         "id": example.id,
@@ -188,7 +202,7 @@ def _sample(example: Example, said: Sample, n_latents: int, measured: Sequence[f
         "correct": is_correct(said["extracted"], example),
         "truncated": said["truncated"],
         "new_tokens": said["new_tokens"],
-        "latent_passes": n_latents,
+        **cost,
         **({} if measured is None else sample_fields(example, measured)),
     }
 

@@ -12,10 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 from multicoco.config import RunConfig
 from multicoco.curriculum import LatentTokens
 from multicoco.data.example import Example
+from multicoco.data.loader import check_donors
 from multicoco.engine.assembly import Assembly
 from multicoco.engine.ranks import rank
 from multicoco.evaluation.asking import Asking, Respondent, Sample
-from multicoco.evaluation.interventions import Interventions, Material, compare, donor_fields
+from multicoco.evaluation.interventions import Interventions, Material, compare, donor_fields, thinks_itself
 from multicoco.evaluation.likelihood import summarize_likelihoods
 from multicoco.evaluation.metrics import summarize
 from multicoco.interventions import Intervention
@@ -52,6 +53,8 @@ class Evaluator:
         self.respondent = Respondent(config, assembly, examples, tracker, sharded_weights, between_batches)
         self.about = about or {}
         self.methods = evaluation_methods(config, self.backbone.latent_tokens)
+        if any(method.borrows for method in self.methods.values()):
+            check_donors(len(examples), "val_path")
         if rank() == 0:
             self._say_what_is_unusual()
 
@@ -83,7 +86,7 @@ class Evaluator:
             started = time.time()
             samples, thoughts = self.respondent.ask(asking)
             accuracies[mode] = self._log(name, asking, samples, {}, started, step)
-            if method.has_thoughts and self.config.eval_config.interventions:
+            if thinks_itself(method) and self.config.eval_config.interventions:
                 plan = Interventions(self.config, method, stage, self.examples, self.encoder)
                 if plan.most:  # a stage may be without thoughts still
                     self._intervene(

@@ -196,6 +196,11 @@ class Material:
         return self.thoughts[donor]
 
 
+def thinks_itself(method: Method) -> bool:
+    """Whether each thought is the question's own and comes from a pass before it, so that it can be replaced."""
+    return method.has_thoughts and method.thought_source() is not None and not method.borrows
+
+
 def check_interventions(
     config: RunConfig, methods: Mapping[str, Method], stage: int, examples: Sequence[Example], encoder: Encoder
 ) -> None:
@@ -216,11 +221,11 @@ def check_interventions(
                 )
     if not config.eval_config.interventions:
         return
-    thinking = [method for method in methods.values() if method.has_thoughts]
+    thinking = [method for method in methods.values() if thinks_itself(method)]
     if not thinking:
         raise UserError(
-            f"eval_config.interventions: {config.eval_config.interventions[0]} needs thoughts, and "
-            f"{' and '.join(methods)} has none: evaluate by coconut, or leave interventions out"
+            f"eval_config.interventions: {config.eval_config.interventions[0]} needs thoughts that a model "
+            f"thinks itself, and {' and '.join(methods)} has none: evaluate by coconut, or leave interventions out"
         )
     for method in thinking:
         Interventions(config, method, stage, examples, encoder).check()

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean
 from typing import Any
 
+from multicoco.evaluation.guessing import chance
+
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Score interval of a proportion (Wilson 1927), sound for small n and proportions near 0 and 1.
@@ -24,16 +26,15 @@ def summarize(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Sums up samples (see `evaluate`): those with a known answer make the accuracy, all of them the means.
 
     n_unparsed counts texts without a clear answer, n_truncated those that ended at their limit (samples of before have
-    no "truncated"). chance is the accuracy of guessing among the choices; None if there are questions without choices.
+    no "truncated"). chance is the accuracy of guessing, see `guessing.chance`.
     """
     marked = [sample for sample in samples if sample["correct"] is not None]
     correct = sum(sample["correct"] for sample in marked)
-    multiple_choice = all(sample["choices"] for sample in samples)
     return {
         "accuracy": correct / len(marked) if marked else None,
         "n": len(marked),
         "ci95": list(wilson_interval(correct, len(marked))),
-        "chance": fmean(1 / len(sample["choices"]) for sample in samples) if samples and multiple_choice else None,
+        "chance": chance(samples),
         "mean_new_tokens": fmean(sample["new_tokens"] for sample in samples) if samples else None,
         "mean_latent_passes": fmean(sample["latent_passes"] for sample in samples) if samples else None,
         "n_unparsed": sum(sample["extracted"] is None for sample in samples),

@@ -1,7 +1,9 @@
 """A comparison of runs: one row per mode, as a table and as JSON."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from multicoco.errors import UserError
 from multicoco.tracking import write_json
@@ -9,7 +11,7 @@ from multicoco.tracking import write_json
 _KEYS = ("accuracy", "n", "ci95", "mean_new_tokens", "mean_latent_passes", "seconds")
 
 
-def write_summary(evaluations: dict[str, Path], trained: list[Path], out: Path) -> dict:
+def write_summary(evaluations: dict[str, Path], trained: list[Path], out: Path) -> dict[str, Any]:
     """Sums up evaluations into one JSON file.
 
     Args:
@@ -33,7 +35,7 @@ def write_summary(evaluations: dict[str, Path], trained: list[Path], out: Path) 
     return summary
 
 
-def format_table(summary: dict) -> str:
+def format_table(summary: dict[str, Any]) -> str:
     """The summary as aligned text."""
     header = ["mode", "accuracy", "95% interval", "n", "tokens", "latent passes", "seconds"]
     rows = [
@@ -48,28 +50,36 @@ def format_table(summary: dict) -> str:
         ]
         for mode, row in summary["modes"].items()
     ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
     chance = "" if summary["chance"] is None else f"chance {summary['chance']:.3f}, "
-    return "\n".join([*lines, f"{chance}training {summary['train_seconds'] / 60:.1f} minutes in all"])
+    return "\n".join(
+        [*aligned([header, *rows]), f"{chance}training {summary['train_seconds'] / 60:.1f} minutes in all"]
+    )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line a row, with columns of one width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
 def _train_seconds(run: Path) -> float:
     path = run / "metrics.jsonl"
-    lines = _read(path).splitlines()
-    metrics = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
-    return sum(line.get("train/epoch_seconds", 0.0) for line in metrics)
+    lines = read_text(path).splitlines()
+    metrics = [read_json_object(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    seconds: float = sum(line.get("train/epoch_seconds", 0.0) for line in metrics)
+    return seconds
 
 
-def _read_evaluation(path: Path) -> dict:
-    content = _parse(_read(path), str(path))
+def _read_evaluation(path: Path) -> dict[str, Any]:
+    content = read_json_object(read_text(path), str(path))
     missing = [key for key in (*_KEYS, "chance") if key not in content]
     if missing:
         raise UserError(f"{path}: not an evaluation, {', '.join(missing)} missing: evaluate the run again")
     return content
 
 
-def _parse(text: str, source: str) -> dict:
+def read_json_object(text: str, source: str) -> dict[str, Any]:
+    """The object in a text that comes from a file of a run, or a UserError that names it."""
     try:
         content = json.loads(text)
     except ValueError as error:
@@ -79,7 +89,8 @@ def _parse(text: str, source: str) -> dict:
     return content
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file of a run, or a UserError that names it."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:

@@ -13,6 +13,7 @@ from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
 from multicoco.evaluation.interventions import check_interventions, extended_to
 from multicoco.latent.kinds import longest_sequence
 from multicoco.methods import evaluated_methods, method_class, thinking_method
+from multicoco.registry import names
 from multicoco.tracking import Tracker
 
 
@@ -65,14 +66,19 @@ def as_trained(config: RunConfig, weights: Weights) -> tuple[RunConfig, int, lis
     last_stage = thinking(config).schedule.max_latent_stage if thinking else 0
     trained = weights.config or {}
     name = (weights.state and weights.state.method) or str(trained.get("mode")).removesuffix("_train")
+    changes: list[str] = []
+    if config.method is None and weights.state and name in names("methods") and name not in evaluated_methods(config):
+        controlled = config.model_copy(update={"method": name})  # for which eval_config may name the method it controls
+        if name in evaluated_methods(controlled):
+            config, changes = controlled, [f"method: null -> {name}"]
     if weights.state is None or name not in evaluated_methods(config):
         return config, last_stage, []
     method = method_class(name)
     if method.section is None or method.Keys is None or method.section not in trained:
-        return config, weights.state.stage if method.has_thoughts else last_stage, []
+        return config, weights.state.stage if method.has_thoughts else last_stage, changes
     keys = method.Keys.model_validate(trained[method.section])
     own = getattr(config, method.section)
-    changes = [
+    changes += [
         f"{method.section}.{key}: {change}" for key, change in config_changes(own.model_dump(), keys.model_dump())
     ]
     return config.model_copy(update={method.section: keys}), weights.state.stage, changes

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -94,12 +94,13 @@ def _attention_forward(
 ) -> tuple[Tensor, None]:
     if segment is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    config = cast(PreTrainedConfig, module.config)
     if dropped := [key for key in ("s_aux", "softcap") if kwargs.get(key) is not None]:
-        raise ValueError(f"latent passes do not reproduce {' and '.join(dropped)} of {module.config.model_type}")
-    window = attention_window(module.config)
+        raise ValueError(f"latent passes do not reproduce {' and '.join(dropped)} of {config.model_type}")
+    window = attention_window(config)
     if window is not None and segment.cache.longest_row > window:
         raise ValueError(
-            f"{segment.cache.longest_row} tokens do not fit the sliding window of {module.config.model_type}, {window}"
+            f"{segment.cache.longest_row} tokens do not fit the sliding window of {config.model_type}, {window}"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dtype := autocast_dtype(query.device):  # which casts the inputs of PyTorch's own attention

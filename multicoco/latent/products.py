@@ -8,8 +8,8 @@ from torch import Tensor
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in), weight (out, in), bias (out,) -> (..., out), as `F.linear` but without a gradient.
 
-    Of fp32 on CPUs PyTorch makes oneDNN's products only in compiled graphs, and otherwise BLAS's: MKL, which on AMD
-    processors takes twice the time (benchmarks/baselines.py).
+    Of fp32 on CPUs PyTorch makes oneDNN's products only in compiled graphs, and otherwise BLAS's: MKL, which took 1.1
+    to 1.6 times as long on the AMD processors that were tried (benchmarks/baselines.py).
     """
     by_onednn = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.enabled
     if by_onednn and torch.backends.mkldnn.is_available():

@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask, rotary_tables
+from multicoco.latent.controls import GaussianThoughts
 from multicoco.latent.generate import Passes, generate_after
 from multicoco.latent.interventions import UNTOUCHED, Intervened
 from multicoco.latent.kinds import check_supported
@@ -72,6 +73,7 @@ class LatentReasoner(nn.Module):
         latent_token_id: the id of `<|latent|>`; None where no position is latent.
         kernel: implementation of the cached attention, one of `multicoco_kernels.KERNELS`.
         thoughts: what a latent position is fed; Coconut's last hidden state by default.
+        fixed_thoughts: what positions hold that wait for no pass; with a latent_token_id of None.
 
     Raises:
         ValueError: an unknown kernel, or the model's attention or head is of a kind the passes do not reproduce.
@@ -84,6 +86,7 @@ class LatentReasoner(nn.Module):
         latent_token_id: int | None,
         kernel: str = "auto",
         thoughts: ThoughtSource = hidden_state,
+        fixed_thoughts: GaussianThoughts | None = None,
     ):
         super().__init__()
         if kernel not in KERNELS:
@@ -94,6 +97,7 @@ class LatentReasoner(nn.Module):
         self.latent_token_id = latent_token_id
         self.kernel = kernel
         self.thought_source = thoughts
+        self.fixed_thoughts = fixed_thoughts
         self.cache_buffers = BufferPool()
         self.cross_entropy = LabelledCrossEntropy()
         self.decoder.set_attn_implementation(ATTENTION_NAME)
@@ -117,6 +121,7 @@ class LatentReasoner(nn.Module):
         n_passes: int | None = None,
         loss_divisor: Tensor | float | None = None,
         return_logits: bool = False,
+        seeds: Tensor | None = None,
         **inputs: Tensor,
     ) -> LatentOutput:
         """Runs the latent passes and, with labels, the next-token loss.
@@ -128,6 +133,7 @@ class LatentReasoner(nn.Module):
             n_passes: run exactly that many passes, so that every rank and step calls the modules alike.
             loss_divisor: what the summed loss is divided by; the number of labelled positions by default.
             return_logits: also compute (B, T, V) logits.
+            seeds: (B,) of the rows, on the CPU; only `fixed_thoughts` reads them, and needs them.
             inputs: what the family's models take beside tokens, of all rows in order; for InternVL pixel_values,
                 (N, 3, H, W) image tiles.
 
@@ -137,7 +143,13 @@ class LatentReasoner(nn.Module):
                 that is longer than the model's sliding window.
         """
         passes = self.run_passes(
-            input_ids, attention_mask, position_ids=position_ids, n_passes=n_passes, intervened=UNTOUCHED, **inputs
+            input_ids,
+            attention_mask,
+            position_ids=position_ids,
+            n_passes=n_passes,
+            seeds=seeds,
+            intervened=UNTOUCHED,
+            **inputs,
         )
         head = self.model.get_output_embeddings()
         loss = None if labels is None else self._loss(passes.hidden, head, labels, loss_divisor)
@@ -151,6 +163,7 @@ class LatentReasoner(nn.Module):
         attention_mask: Tensor,
         *,
         n_passes: int | None = None,
+        seeds: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         **inputs_and_options: Any,
     ) -> Tensor:
@@ -164,7 +177,7 @@ class LatentReasoner(nn.Module):
         """
         names = inputs_and_options.keys() & set(self.family.input_names)
         inputs = {name: inputs_and_options.pop(name) for name in names}
-        passes = self.run_passes(input_ids, attention_mask, n_passes=n_passes, **inputs)
+        passes = self.run_passes(input_ids, attention_mask, n_passes=n_passes, seeds=seeds, **inputs)
         return generate_after(self.model, passes, generation_config, **inputs_and_options)
 
     def run_passes(
@@ -174,6 +187,7 @@ class LatentReasoner(nn.Module):
         *,
         position_ids: Tensor | None = None,
         n_passes: int | None = None,
+        seeds: Tensor | None = None,
         intervened: Intervened = UNTOUCHED,
         **inputs: Tensor,
     ) -> Passes:
@@ -196,6 +210,8 @@ class LatentReasoner(nn.Module):
         if position_ids is None:
             position_ids = self.family.position_ids(input_ids, attention_mask, inputs)
         embeds = self.family.embed(self.model, input_ids, inputs)  # [B, T, D]
+        if self.fixed_thoughts is not None:
+            embeds = self.fixed_thoughts(embeds, input_ids, seeds)
         cache = StaticKVCache(attention_mask.bool(), self.kernel, self.cache_buffers)
         mask = no_mask(embeds)
 

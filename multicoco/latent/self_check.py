@@ -109,7 +109,8 @@ def _passes_logits(
     batch = family_of(reasoner.model.config).batch(inputs)
     n_passes = min(_N_PASSES, length)
     with _own_buffers_and_kernel(reasoner), _head_only_at(reasoner, columns):
-        logits = reasoner(input_ids, attention_mask, n_passes=n_passes, return_logits=True, **batch).logits
+        seeds = torch.arange(len(rows))
+        logits = reasoner(input_ids, attention_mask, n_passes=n_passes, return_logits=True, seeds=seeds, **batch).logits
     return [of_row[: len(at)] for of_row, at in zip(logits, compared, strict=True)]
 
 

@@ -4,7 +4,7 @@ hidden states."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,12 +13,23 @@ from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, lay
 from multicoco.methods.method import Extent, Method, method_class
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from multicoco.config import RunConfig
+    from multicoco.latent.controls import GaussianThoughts
+    from multicoco.latent.thoughts import ThoughtSource
 
 
 class CoconutKeys(MethodKeys):
     enabled: bool = Field(False, description="reason with latent tokens")
-    c_thought: PositiveInt = Field(1, description="latent tokens per replaced step")
+    c_thought: NonNegativeInt = Field(
+        1, description="latent tokens per replaced step; 0: steps go and nothing takes their place, as in `no_thoughts`"
+    )
+    thoughts: Literal["hidden", "detached", "pause", "noise", "borrowed"] = Field(
+        "hidden",
+        description="what latent positions are fed: hidden states; these without gradient; one learned embedding; "
+        "Gaussian vectors; another example's hidden states ([controls](controls.md))",
+    )
     epochs_per_stage: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] = Field(
         1, description="epochs of a stage; a list gives each stage its own from the first on, the last one repeats"
     )
@@ -26,7 +37,9 @@ class CoconutKeys(MethodKeys):
     pad_latent_to_max: bool = Field(False, description="give examples with fewer steps max_latent_stage latents too")
     uniform_prob: float = Field(0.0, ge=0, le=1, description="probability that an example draws its stage uniformly")
     first_stage: NonNegativeInt | None = Field(
-        None, description="stage of the first epoch; null: 1 with load_model_path (a CoT checkpoint), otherwise 0"
+        None,
+        description="stage of the first epoch; null: 1 with load_model_path (a CoT checkpoint), otherwise 0; "
+        "max_latent_stage + 1: no curriculum",
     )
     stage_lr: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = Field(
         None, description="peak learning rate of each stage from the first on, the last one repeats; null: lr"
@@ -50,10 +63,18 @@ class CoconutKeys(MethodKeys):
             yield f"coconut.uniform_prob is {self.uniform_prob} but {named}, without stages: set it to 0"
         if self.stage_lr is not None and not config.reset_optimizer:
             yield "coconut.stage_lr is set but reset_optimizer is false: without a restart there is one learning rate"
+        if is_own and self.thoughts != "hidden" and not method(config).schedule.c_thought:
+            why = f"{named}, which has none" if self.c_thought else "coconut.c_thought is 0"
+            yield f"coconut.thoughts is {self.thoughts} but {why}: leave it at hidden"
+        if self.first_stage is not None and self.first_stage > self.max_latent_stage + 1:
+            yield (
+                f"coconut.first_stage is {self.first_stage} but coconut.max_latent_stage {self.max_latent_stage}: the "
+                f"last stage is {self.max_latent_stage + 1}, in which no step is written"
+            )
         if is_own and self.enabled and trains:
             schedule = method(config).schedule
             last = schedule.stage(config.num_epochs - 1)
-            if not schedule.max_latents(last):
+            if last == 0 and not schedule.uniform_prob:
                 yield (
                     f"num_epochs is {config.num_epochs} and coconut.first_stage {schedule.first_stage}: in stage "
                     f"{last}, its last, there are no thoughts yet; raise num_epochs, or set coconut.first_stage to 1"
@@ -61,11 +82,16 @@ class CoconutKeys(MethodKeys):
 
 
 class Coconut(Method):
-    """Question, latent block, the steps still written, answer."""
+    """Question, latent block, the steps still written, answer.
+
+    Attributes:
+        has_markers: whether tokens around the thoughts say where they begin and end.
+    """
 
     section: ClassVar[str] = "coconut"
     Keys = CoconutKeys
     has_thoughts = True
+    has_markers: ClassVar[bool] = True
 
     def _schedule(self) -> StageSchedule:
         keys = self.keys
@@ -87,9 +113,25 @@ class Coconut(Method):
         return section
 
     @property
+    def borrows(self) -> bool:
+        return self.keys.thoughts == "borrowed"
+
+    @property
     def _tokens(self) -> LatentTokens:
         assert self.latent_tokens is not None
         return self.latent_tokens
+
+    def _block(self, n_thoughts: int) -> list[int]:
+        return self._tokens.block(n_thoughts) if self.has_markers else []
+
+    @property
+    def _asked_thoughts(self) -> int | None:
+        """The number that eval_config asks for, of a method that has any."""
+        return self.config.eval_config.eval_latent_tokens if self.schedule.c_thought else None
+
+    @property
+    def _recurs(self) -> bool:
+        return self.keys.thoughts not in ("pause", "noise")
 
     @property
     def latent_init_token(self) -> str | None:
@@ -103,22 +145,42 @@ class Coconut(Method):
         n_steps = len(tokens.steps)
         drawn = self.schedule.example_stage(stage, epoch, example_id, n_steps)
         n_replaced, n_latents = self.schedule.train_counts(drawn, n_steps)
-        return layout(tokens, n_replaced, self._tokens.block(n_latents))
+        return layout(tokens, n_replaced, self._block(n_latents))
 
     def prompt_row(self, tokens: ExampleTokens, stage: int) -> list[int]:
-        fixed = self.config.eval_config.eval_latent_tokens
-        n_latents = self.schedule.eval_latents(stage, len(tokens.steps)) if fixed is None else fixed
-        return [*tokens.prompt, *self._tokens.block(n_latents)]
+        asked = self._asked_thoughts
+        n_latents = self.schedule.eval_latents(stage, len(tokens.steps)) if asked is None else asked
+        return [*tokens.prompt, *self._block(n_latents)]
+
+    def donor_row(self, tokens: ExampleTokens, input_ids: list[int]) -> list[int]:
+        return [*tokens.prompt, *self._block(input_ids.count(self._tokens.latent))]
 
     def passes(self, stage: int) -> int:
-        return self.schedule.max_latents(stage) + 1
+        return self.schedule.max_latents(stage) + 1 if self._recurs else 1
 
     def prompt_passes(self, stage: int) -> int:
-        fixed = self.config.eval_config.eval_latent_tokens
-        return self.passes(stage) if fixed is None else fixed + 1
+        asked = self._asked_thoughts
+        return self.passes(stage) if asked is None or not self._recurs else asked + 1
 
     def extent(self, tokens: ExampleTokens, stage: int) -> Extent:
         # an example that draws its stage may write all of its steps
         replaced = 0 if self.schedule.uniform_prob else self.schedule.train_counts(stage, len(tokens.steps))[0]
         written = sum(map(len, tokens.steps[replaced:])) + len(tokens.answer)
-        return Extent(len(tokens.prompt) + 1, self.schedule.max_latents(stage), written + 1)
+        context, n_latents = len(tokens.prompt) + self.has_markers, self.schedule.max_latents(stage)
+        if not self._recurs:
+            context, n_latents = context + n_latents, 0
+        return Extent(context, n_latents, written + self.has_markers)
+
+    def thought_source(self) -> ThoughtSource | None:
+        from multicoco.latent.controls import another_rows, without_gradient
+
+        sources = {"detached": without_gradient, "borrowed": another_rows}
+        return sources.get(self.keys.thoughts, super().thought_source()) if self._recurs else None
+
+    def fixed_thoughts(self, model: PreTrainedModel) -> GaussianThoughts | None:
+        from multicoco.latent.controls import GaussianThoughts
+
+        if self.keys.thoughts != "noise":
+            return None
+        most = max(self.schedule.max_latent_stage * self.schedule.c_thought, self._asked_thoughts or 0)
+        return GaussianThoughts(self._tokens.latent, most, model.get_decoder())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from multicoco.config.section import MethodKeys
@@ -10,19 +11,29 @@ from multicoco.registry import load
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from multicoco.config import RunConfig
     from multicoco.data.prompt import Asked
+    from multicoco.latent.controls import GaussianThoughts
     from multicoco.latent.reasoner import LatentOutput
     from multicoco.latent.thoughts import ThoughtSource
 
 
 class Extent(NamedTuple):
-    """Columns of a row: before the first thought, of thoughts, and after them, which carry the loss."""
+    """Columns of a row: before the first thought, of thoughts that take a pass each, and after, with the loss."""
 
     context: int
     thoughts: int
     written: int
+
+
+class Part(NamedTuple):
+    """Optimizer steps first .. end - 1 of an epoch, which are of one stage."""
+
+    stage: int
+    first: int
+    end: int
 
 
 class Method:
@@ -54,6 +65,10 @@ class Method:
         """One stage, 0, for the whole run."""
         return StageSchedule(epochs_per_stage=self.config.num_epochs)
 
+    def parts(self, epoch: int, steps_per_epoch: int) -> Sequence[Part]:
+        """An epoch's stages in their order, which together are all of its steps."""
+        return [Part(self.schedule.stage(epoch), 0, steps_per_epoch)]
+
     @property
     def latent_init_token(self) -> str | None:
         """The token whose embedding the latent tokens start from; None: the tokenizer's eos."""
@@ -74,6 +89,17 @@ class Method:
         """What the model is given at evaluation: input_ids (T,)."""
         return tokens.prompt
 
+    @property
+    def borrows(self) -> bool:
+        """Whether a row with thoughts comes with one of another example, its donor, whose thoughts it is fed."""
+        return False
+
+    def donor_row(self, tokens: ExampleTokens, input_ids: list[int]) -> list[int]:
+        """An example that makes the thoughts of another one, which is laid out as input_ids: its own input_ids, both
+        (T,). Asked of methods that borrow.
+        """
+        raise NotImplementedError
+
     def passes(self, stage: int) -> int:
         """Passes over the language model in a training step: of the stage alone, as ZeRO-3 needs."""
         return 1
@@ -86,11 +112,21 @@ class Method:
         """The most columns that a `train_row` can have in a stage, whatever it draws."""
         return Extent(len(tokens.prompt), 0, sum(map(len, tokens.steps)) + len(tokens.answer))
 
-    def thought_source(self) -> ThoughtSource:
-        """Where a thought's content comes from; not asked of methods without thoughts."""
+    def thought_source(self) -> ThoughtSource | None:
+        """Where a thought's content comes from; None: not from a pass before it, so all columns run in one pass and
+        latent ones hold what `fixed_thoughts` gives. Not asked of methods without thoughts.
+        """
         from multicoco.latent.thoughts import hidden_state
 
         return hidden_state
+
+    def fixed_thoughts(self, model: PreTrainedModel) -> GaussianThoughts | None:
+        """What latent columns hold that wait for no pass; None: the embedding of their token.
+
+        Raises:
+            ValueError: the model has no such thing.
+        """
+        return None
 
     def loss(self, output: LatentOutput) -> Tensor:
         """What is minimised, from the output of the passes, whose loss is the language model's: a scalar."""
@@ -109,8 +145,14 @@ def method_class(name: str) -> type[Method]:
 
 
 def evaluated_methods(config: RunConfig) -> list[str]:
-    """The methods that a run evaluates by: those that `eval_config` names, else the one that it trains."""
-    return config.evaluated or [config.trained_method]
+    """The methods that a run evaluates by: those that `eval_config` names, else the one that it trains.
+
+    A name stands for the trained method where the two share a section: a control is asked as it was trained.
+    """
+    trained = config.trained_method
+    section = method_class(trained).section
+    shared = {name for name in config.evaluated if section is not None and method_class(name).section == section}
+    return [trained if name in shared else name for name in config.evaluated] or [trained]
 
 
 def thinking_method(config: RunConfig) -> type[Method] | None:

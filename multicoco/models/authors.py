@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -47,7 +48,8 @@ def load_authors_weights(backbone: Backbone, path: Path, init_token: str | None 
         raise UserError(f"{path}: embedding.weight and the base model's embeddings differ: not one model")
     if {shapes[name][0] for name in sides & shapes.keys()} == {own_words + len(AUTHORS_TOKENS)}:
         add_latent_tokens(backbone, init_token)
-        places = [*range(own_words), *backbone.tokenizer.convert_tokens_to_ids(list(AUTHORS_TOKENS))]
+        ids = cast(list[int], backbone.tokenizer.convert_tokens_to_ids(list(AUTHORS_TOKENS)))  # of a list, a list
+        places = [*range(own_words), *ids]
         for name in sides & state.keys():
             rows = model.get_parameter(name).detach().clone()
             rows[places] = state[name].to(rows.dtype)

@@ -4,6 +4,7 @@ import json
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -118,9 +119,9 @@ def check_template(tokenizer: PreTrainedTokenizerBase, family: Family, n_rows: i
 
 def _encode_turn(tokenizer: PreTrainedTokenizerBase, family: Family, n_images: int) -> list[int]:
     """A user's turn with so many images of one token each."""
-    turn = {"role": "user", "content": family.content(_QUESTION, n_images)}
+    turn: dict[str, Any] = {"role": "user", "content": family.content(_QUESTION, n_images)}
     try:
-        rendered = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        rendered = cast(str, tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template may raise anything
         raise UserError(f"its chat template fails on a user's turn ({error}): mend it, or remove it") from error
     if rendered.count(_QUESTION) != 1:

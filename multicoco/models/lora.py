@@ -2,6 +2,7 @@
 low-rank adapters beside its linear layers train. The rows of new tokens train too: the model has never seen them."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -55,7 +56,7 @@ def add_lora(
     inject_adapter_in_model(
         LoraConfig(
             r=rank,
-            lora_alpha=alpha,
+            lora_alpha=cast(Any, alpha),  # peft says int, and takes any number
             lora_dropout=dropout,
             target_modules=[name for name in linear if name.rpartition(".")[2] in (target_modules or kinds)],
             trainable_token_indices={name_of[m]: list(new_tokens) for m in trained_rows} if new_tokens else None,

@@ -1,18 +1,22 @@
-"""The offline default: InternVL's architecture, small enough for two CPU cores, as a local Hugging Face directory.
+"""The offline defaults, small enough for two CPU cores: InternVL's architecture, or for text alone Qwen2's, each as a
+local Hugging Face directory.
 
 Random weights and a tokenizer trained on the given texts; loaded by the same path as OpenGVLab/InternVL3-1B-hf.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     InternVLConfig,
     InternVLForConditionalGeneration,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     set_seed,
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -20,15 +24,13 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 INITIALIZER_RANGE = 0.06  # the usual 0.02 is for wider models: with it, CoT takes more than twice the steps
 IMAGE_SIZE = 84  # pixels: 6 x 6 patches of 14, 3 x 3 image tokens after down-sampling by 0.5
 
-_CONTROL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<img>",
-    "</img>",
-    "<IMG_CONTEXT>",
-    "<video>",
-)
+_CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_IMAGE_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -38,15 +40,16 @@ _CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer with InternVL's control tokens, image tokens and chat format."""
+def build_tokenizer(texts: Iterable[str], vocab_size: int, images: bool = True) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer with InternVL's control tokens and chat format, and with image tokens if asked for."""
+    image_tokens = _IMAGE_TOKENS if images else {}
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(_CONTROL_TOKENS),
+        special_tokens=[*_CONTROL_TOKENS, *image_tokens.values()],
         initial_alphabet=alphabet,
         show_progress=False,
     )
@@ -58,12 +61,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         pad_token="<|endoftext|>",
         padding_side="left",
         chat_template=_CHAT_TEMPLATE,
-        extra_special_tokens={
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
-            "video_token": "<video>",
-        },
+        extra_special_tokens=image_tokens,
     )
 
 
@@ -89,30 +87,55 @@ def build_tiny_internvl(
             "layer_scale_init_value": 1.0,  # the default, 0.1, is meant for pretrained weights
             "initializer_range": INITIALIZER_RANGE,
         },
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": len(tokenizer),
-            "hidden_size": hidden_size,
-            "intermediate_size": 2 * hidden_size,
-            "num_hidden_layers": text_layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "initializer_range": INITIALIZER_RANGE,
-            "max_position_embeddings": 2048,
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
+        text_config={"model_type": "qwen2", **_language(tokenizer, hidden_size, text_layers)},
         image_token_id=tokenizer.context_image_token_id,
         image_seq_length=9,
         downsample_ratio=0.5,
     )
-    model = InternVLForConditionalGeneration(config).to(torch.float32)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model = InternVLForConditionalGeneration(config).float()
     processor = GotOcr2ImageProcessorPil(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, crop_to_patches=True, min_patches=1, max_patches=1
     )
-    for part in (model, tokenizer, processor):
+    processor.save_pretrained(out_dir)
+    return _save(model, tokenizer, out_dir)
+
+
+def build_tiny_text(
+    texts: Iterable[str],
+    out_dir: Path,
+    seed: int = 0,
+    hidden_size: int = 128,
+    text_layers: int = 4,
+    vocab_size: int = 1024,
+) -> Path:
+    """Writes model and tokenizer to out_dir and returns it: the language model of the tiny InternVL alone."""
+    tokenizer = build_tokenizer(texts, vocab_size, images=False)
+    set_seed(seed)
+    config = Qwen2Config(**_language(tokenizer, hidden_size, text_layers))
+    return _save(Qwen2ForCausalLM(config).float(), tokenizer, out_dir)
+
+
+def _language(tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int) -> dict[str, Any]:
+    """The keys of a Qwen2 config."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": INITIALIZER_RANGE,
+        "max_position_embeddings": 2048,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path) -> Path:
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    for part in (model, tokenizer):
         part.save_pretrained(out_dir)
     return out_dir

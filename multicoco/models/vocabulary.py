@@ -1,9 +1,10 @@
 """The words of a model: the latent tokens, and the rows of embeddings and head beyond the tokenizer."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multicoco.curriculum import LatentTokens
@@ -45,16 +46,19 @@ def add_latent_tokens(backbone: Backbone, init_token: str | None = None, n_rows:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": list(LATENT_TOKENS)}, replace_extra_special_tokens=False
         )
-    ids = tokenizer.convert_tokens_to_ids(list(LATENT_TOKENS))
-    before = model.get_input_embeddings().num_embeddings
+    ids = cast(list[int], tokenizer.convert_tokens_to_ids(list(LATENT_TOKENS)))  # of a list, a list
+    before = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if not present and max(ids) >= before:
         rows = n_rows or -(-(max(ids) + 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE
         model.resize_token_embeddings(rows, mean_resizing=False)
-        known = [token for token in vocabulary.values() if token < before]
+        known = sorted(
+            token for token in vocabulary.values() if token < before
+        )  # else in another order in each process
         _set_rows(model, range(before, rows), known)
-    if max(ids) >= (rows := model.get_input_embeddings().num_embeddings):
+    if max(ids) >= (rows := cast(nn.Embedding, model.get_input_embeddings()).num_embeddings):
         raise UserError(f"the latent tokens are {ids}, but {model.config.model_type}'s embeddings have {rows} rows")
     if not present:
+        assert init_token is not None  # it has been found in the vocabulary
         _set_rows(model, ids, [vocabulary[init_token]])
     backbone.latent_tokens = LatentTokens(*ids)
     suppress_unknown_rows(model, tokenizer)
@@ -67,7 +71,8 @@ def _set_rows(model: PreTrainedModel, rows: Iterable[int], sources: Sequence[int
     def set_in(table: Tensor) -> None:
         table[list(rows)] = table[sources].float().mean(0).to(table.dtype)
 
-    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+    sides: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    for module in sides:
         set_in(module.weight)
         if getattr(module, "bias", None) is not None:
             set_in(module.bias)

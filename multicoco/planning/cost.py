@@ -108,7 +108,7 @@ def _volumes(model: ModelGeometry, work: Workload, setting: Setting) -> tuple[fl
 
 def _passes(model: ModelGeometry, work: Workload, setting: Setting, cluster: Cluster) -> tuple[float, float, float]:
     """Seconds of forward and backward of a micro-batch, and of what is left of backward when gradients come in."""
-    rows, recomputed = setting.micro_batch, int(setting.checkpointing)
+    rows, recomputed = setting.micro_batch * work.rows, int(setting.checkpointing)
     flops, bandwidth = cluster.tflops * 1e12 * EFFICIENCY, cluster.gpu_bandwidth * 1e9
 
     def seconds(operations: float, nbytes: float, part: Part, kernels: int, direction: str) -> float:
@@ -142,7 +142,7 @@ def _passes(model: ModelGeometry, work: Workload, setting: Setting, cluster: Clu
         there, back = layers(model.decoder_layer, rows * columns, attended, width, trace, weight_gradients)
         forward, backward, start = forward + there, backward + back, start + columns
         hiding += back if number == 0 else 0
-    head = 2 * rows * work.written * model.text.vocab_size * model.text.hidden_size / flops
+    head = 2 * setting.micro_batch * work.written * model.text.vocab_size * model.text.hidden_size / flops
     return forward + head, backward + 3 * head, hiding
 
 

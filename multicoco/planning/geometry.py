@@ -37,12 +37,14 @@ class Workload:
         prompt: columns before the first latent one, image tokens included.
         latents: latent tokens; passes over the language model are one more.
         written: columns that carry a loss.
+        rows: that an example takes in a batch; the first of them carries the loss.
     """
 
     tiles: int
     prompt: int
     latents: int
     written: int
+    rows: int = 1
 
     @property
     def length(self) -> int:
@@ -103,7 +105,8 @@ class ModelGeometry:
     def cache_numbers(self) -> int:
         """Numbers in the keys, or the values, of one column of all layers."""
         head_dim = getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads
-        return self.decoder_layer.copies * self.text.num_key_value_heads * head_dim
+        numbers: int = self.decoder_layer.copies * self.text.num_key_value_heads * head_dim
+        return numbers
 
     @property
     def tile_tokens(self) -> int:
@@ -133,7 +136,8 @@ def read_model_config(model_id: str, trust_remote_code: bool) -> PreTrainedConfi
         UserError: there is none.
     """
     try:
-        return AutoConfig.from_pretrained(model_id, trust_remote_code=trust_remote_code)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(model_id, trust_remote_code=trust_remote_code)
+        return config
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"model_id {model_id!r}: no model config can be read ({str(error).strip().splitlines()[0]}): give a "

@@ -118,7 +118,10 @@ def peak_memory(model: ModelGeometry, work: Workload, setting: Setting) -> Memor
 
 def pass_activations(model: ModelGeometry, work: Workload, setting: Setting) -> list[int]:
     """Bytes that each pass over the language model leaves for backward, on a rank."""
-    layers = [model.trace.decoder(setting.micro_batch, columns, setting.checkpointing) for columns in work.segments]
+    layers = [
+        model.trace.decoder(setting.micro_batch * work.rows, columns, setting.checkpointing)
+        for columns in work.segments
+    ]
     return [model.decoder_layer.copies * layer.saved for layer in layers]
 
 
@@ -159,7 +162,7 @@ def _hold_states(model: ModelGeometry, setting: Setting) -> Counter[str]:
 
 
 def _hold_inputs(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting) -> None:
-    rows = setting.micro_batch
+    rows = setting.micro_batch * work.rows
     if work.tiles:
         walk.hold("inputs", rows * work.tiles * model.tile_bytes)
     walk.hold("inputs", rows * work.length * 3 * 8)  # ids, mask, labels
@@ -253,7 +256,7 @@ class _Reduction:
 
 
 def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting, gather: _Gathering) -> None:
-    rows, hidden = setting.micro_batch, model.text.hidden_size * model.width
+    rows, hidden = setting.micro_batch * work.rows, model.text.hidden_size * model.width
     gather.first_use(model.embedding)
     if model.tile:
         vision = model.trace.vision(max(1, rows * work.tiles), setting.checkpointing)
@@ -272,15 +275,15 @@ def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting
             walk.hold("activations", layer.saved)
     gather.first_use(model.head)
     walk.hold("activations", rows * work.length * hidden)  # last hidden states
-    walk.hold("activations", rows * work.written * hidden)  # the labelled ones
-    walk.need("logits", model.trace.loss(rows * work.written).forward)
+    walk.hold("activations", setting.micro_batch * work.written * hidden)  # the labelled ones
+    walk.need("logits", model.trace.loss(setting.micro_batch * work.written).forward)
 
 
 def _backward(
     walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting, gather: _Gathering, reduction: _Reduction
 ) -> None:
-    rows, width = setting.micro_batch, model.width
-    walk.need("logits", model.trace.loss(rows * work.written).backward)
+    rows, width = setting.micro_batch * work.rows, model.width
+    walk.need("logits", model.trace.loss(setting.micro_batch * work.written).backward)
     reduction.finish(model.head)
     if model.is_tied:  # waits for the embedding's
         walk.hold("unfinished gradients", width * model.embedding.trainable)

@@ -117,8 +117,8 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int, assumed: Lengths | Non
         f"lengths {source}",
         "",
         f"Estimates of {len(found)} settings, the fastest first. In GiB a GPU, each part at its own worst moment, the "
-        "peak at that of the whole; CPU: what rank 0 holds in the CPU's memory while it saves; resident: both, as a run "
-        "on CPUs has them in one memory; sent in a step by a GPU within its node, and by a node, in GB.",
+        "peak at that of the whole; CPU: what rank 0 holds in the CPU's memory while it saves; resident: both, as a "
+        "run on CPUs has them in one memory; sent in a step by a GPU within its node, and by a node, in GB.",
         "",
         markdown_table(HEADER, [candidate.row(cluster) for candidate in found]),
         "",

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,9 @@ class LiveBytes(TorchDispatchMode):
         self.live = self.peak = self.kernels = 0
         self._seen: set[int] = set()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         for storage in self._unseen((args, kwargs)):  # made before: weights and inputs
             self._add(storage, 0)
         outputs = function(*args, **(kwargs or {}))
@@ -63,7 +66,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
         return outputs
 
-    def _unseen(self, tensors) -> list[torch.UntypedStorage]:
+    def _unseen(self, tensors: Any) -> list[torch.UntypedStorage]:
         storages = [x.untyped_storage() for x in tree_leaves(tensors) if isinstance(x, Tensor)]
         return [storage for storage in storages if storage._cdata not in self._seen]
 
@@ -82,20 +85,28 @@ class _PlannedAttention(torch.autograd.Function):
     """Saves q, out and log-sum-exp, and k and v only where no cache holds them; no score matrix, as flash kernels."""
 
     @staticmethod
-    def forward(ctx, q, k, v, is_cached):
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, is_cached: bool) -> Tensor:
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
         ctx.kv_shape, ctx.is_cached = k.shape, is_cached
         ctx.save_for_backward(q, out, lse, *(() if is_cached else (k, v)))
         return out
 
     @staticmethod
-    def backward(ctx, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q = ctx.saved_tensors[0]
         return torch.empty_like(q), q.new_empty(ctx.kv_shape), q.new_empty(ctx.kv_shape), None
 
 
-def _attention_forward(module, query, key, value, attention_mask, segment=None, **kwargs):
-    out = _PlannedAttention.apply(query, key, value, segment is not None)
+def _attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    segment: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    out: Tensor = _PlannedAttention.apply(query, key, value, segment is not None)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -114,7 +125,8 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str,
         model: PreTrainedModel = auto_model.from_config(config, dtype=dtype)
     model.tie_weights()
     freeze(model, **freezing)
-    return model.train()
+    model.train()
+    return model
 
 
 class Tracer:

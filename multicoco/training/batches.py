@@ -12,7 +12,7 @@ from multicoco.data.example import Example
 from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader
 from multicoco.engine.assembly import Assembly
 from multicoco.engine.ranks import rank, world_size
-from multicoco.methods import Method
+from multicoco.methods import Method, Part
 
 
 class TrainingBatches:
@@ -31,11 +31,17 @@ class TrainingBatches:
         self.global_batch = config.batch_size * config.gradient_accumulation_steps * world_size()
         self.steps_per_epoch = -(-len(examples) // self.global_batch)
 
-    def steps(self, stage: int, epoch: int, done: int) -> Iterator[list[dict[str, Any]]]:
-        """The micro-batches of each step of an epoch, without those that are done."""
-        config, backbone = self.config, self.assembly.backbone
-        arrange = partial(_train_row, method=self.method, stage=stage, epoch=epoch)
-        dataset = ReasoningDataset(self.examples, self.assembly.encoder, self.method.asked, arrange)
+    def steps(self, part: Part, epoch: int, done: int) -> Iterator[list[dict[str, Any]]]:
+        """The micro-batches of each step of a part of an epoch, without the epoch's that are done."""
+        config, backbone, method, stage = self.config, self.assembly.backbone, self.method, part.stage
+        dataset = ReasoningDataset(
+            self.examples,
+            self.assembly.encoder,
+            method.asked,
+            partial(_train_row, method=method, stage=stage, epoch=epoch),
+            draws=f"{config.seed}/{epoch}",
+            arrange_donor=method.donor_row if method.borrows and method.passes(stage) > 1 else None,
+        )
         batches = RankBatches(
             len(dataset),
             config.batch_size,
@@ -43,13 +49,14 @@ class TrainingBatches:
             world_size(),
             config.gradient_accumulation_steps,
             seed=f"{config.seed}/{epoch}",
-            done=done,
+            done=max(done, part.first),
+            until=part.end,
         )
         collator = Collator(
             backbone.tokenizer.pad_token_id,
             self.assembly.reasoner.latent_token_id,
             backbone.family.batch,
-            min_length=self.method.passes(stage),
+            min_length=method.passes(stage),
         )
         loader = iter(make_loader(dataset, batches, collator, config.num_workers))
         while micro_batches := list(islice(loader, config.gradient_accumulation_steps)):

@@ -50,7 +50,8 @@ class Saver:
         """A checkpoint of where the run stands. It may be finished later: by the next one, or `finish`. Collective.
 
         Args:
-            awaits_evaluation: `note_evaluation` is to follow.
+            awaits_evaluation: `note_evaluation` is to follow. Then it is finished first: whatever goes wrong in the
+                evaluation must not cost a trained epoch.
 
         Raises:
             UserError: this one or the one before could not be written, and `on_save_error` is to stop.
@@ -60,7 +61,7 @@ class Saver:
         self._started = monotonic()
         with self._errors():
             self.checkpoints.save(self.engine, self.backbone, state, self.config.to_yaml(), awaits_evaluation)
-        if not self.config.asynchronous_save:
+        if awaits_evaluation or not self.config.asynchronous_save:
             self.finish()
         self.tracker.log({"save/blocked_seconds": monotonic() - self._started}, self.at.step)
 

@@ -1,11 +1,13 @@
 """A stage's beginning: the optimizer and the learning-rate schedule start again."""
 
+from collections.abc import Sequence
+
 from deepspeed import DeepSpeedEngine
 
 from multicoco.config import RunConfig
 from multicoco.engine.deepspeed import forget_trace
 from multicoco.engine.optimizer import reset_optimizer_state, start_schedule
-from multicoco.methods import Method
+from multicoco.methods import Method, Part
 from multicoco.training.position import Position
 
 
@@ -17,6 +19,9 @@ class Stages:
         self.engine = engine
         self.method = method
         self.steps_per_epoch = steps_per_epoch
+
+    def of_epoch(self, epoch: int) -> Sequence[Part]:
+        return self.method.parts(epoch, self.steps_per_epoch)
 
     def enter(self, stage: int, at: Position) -> None:
         """At a transition the optimizer and the schedule start again; without `reset_optimizer` they go on."""
@@ -32,7 +37,7 @@ class Stages:
 
     def start_schedule(self, stage: int) -> None:
         """From its first step; it spans the stage or, without restarts, the whole run."""
-        epochs, schedule = range(self.config.num_epochs), self.method.schedule
-        spanned = [e for e in epochs if schedule.stage(e) == stage] if self.config.reset_optimizer else epochs
-        total_steps = len(spanned) * self.steps_per_epoch
+        parts = [part for epoch in range(self.config.num_epochs) for part in self.of_epoch(epoch)]
+        spanned = [part for part in parts if part.stage == stage] if self.config.reset_optimizer else parts
+        total_steps = sum(part.end - part.first for part in spanned)
         start_schedule(self.engine, self.config, self.method.learning_rate(stage), total_steps)

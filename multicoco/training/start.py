@@ -1,12 +1,15 @@
 """Where a run begins: at its beginning, after skipped epochs, or where a checkpoint of its own stands."""
 
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from deepspeed import DeepSpeedEngine
 
 from multicoco.config import RunConfig
 from multicoco.engine.checkpoint import Checkpoints
+from multicoco.engine.manifest import damage
 from multicoco.engine.ranks import agree, rank
 from multicoco.engine.resume import check_unchanged, file_hash
 from multicoco.engine.trainer_state import TrainerState, age_key, all_checkpoints, read_state
@@ -37,9 +40,17 @@ class Start:
         Raises:
             UserError: checkpoints are missing or in the way, or all epochs are trained.
         """
-        return agree(self._check_folder, only_rank_0=True)
+        found = agree(self._newest, only_rank_0=True)
+        if found is None:
+            return None
+        newest, state = found
+        # if damaged, it will be put aside, and its epoch trained again
+        if self._is_finished(state) and not damage(newest):
+            agree(lambda: self._refuse_finished(newest, state), only_rank_0=True)
+        return state
 
-    def _check_folder(self) -> TrainerState | None:
+    def _newest(self) -> tuple[Path, TrainerState] | None:
+        """The newest checkpoint whose state can be read."""
         exist = all_checkpoints(self.checkpoints.root)
         if self.config.resume is True and not exist:
             raise UserError(f"no checkpoint in {self.checkpoints.root}: set resume: auto to start from the beginning")
@@ -48,16 +59,19 @@ class Start:
                 f"{self.config.run_dir} already holds checkpoints: set resume: auto to go on with that run, "
                 "or another name"
             )
-        if not exist:
-            return None
-        newest = max(exist, key=age_key)
-        state = read_state(newest)
-        if state.epoch >= self.config.num_epochs and (state.evaluated or not self.config.val_path):
-            raise UserError(
-                f"{newest} has been trained for {state.epoch} epochs and num_epochs is {self.config.num_epochs}: "
-                "nothing is left to train. Raise num_epochs (with --allow-change num_epochs), or take another name"
-            )
-        return state
+        for path in sorted(exist, key=age_key, reverse=True):
+            with suppress(UserError):
+                return path, read_state(path)
+        return None
+
+    def _is_finished(self, state: TrainerState) -> bool:
+        return state.epoch >= self.config.num_epochs and (state.evaluated or not self.config.val_path)
+
+    def _refuse_finished(self, newest: Path, state: TrainerState) -> NoReturn:
+        raise UserError(
+            f"{newest} has been trained for {state.epoch} epochs and num_epochs is {self.config.num_epochs}: "
+            "nothing is left to train. Raise num_epochs (with --allow-change num_epochs), or take another name"
+        )
 
     def hash_data(self) -> dict[str, str]:
         """SHA-256 of the data files, by the config's key."""

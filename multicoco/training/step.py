@@ -30,7 +30,7 @@ def train_step(
     for batch in micro_batches:
         tensors = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")} | batch["inputs"]
         inputs = {key: tensor.to(device, non_blocking=True) for key, tensor in tensors.items()}
-        loss = method.loss(engine(**inputs, n_passes=n_passes, loss_divisor=counts[0] / pieces))
+        loss = method.loss(engine(**inputs, n_passes=n_passes, loss_divisor=counts[0] / pieces, seeds=batch["seeds"]))
         engine.backward(loss)
         engine.step()
         shares.append(loss.detach() / pieces)

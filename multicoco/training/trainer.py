@@ -3,12 +3,14 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import NoReturn
 
 from tqdm import tqdm
 from transformers import set_seed
 
 from multicoco.config import RunConfig
 from multicoco.data.example import Example
+from multicoco.data.loader import check_donors
 from multicoco.data.sources import require_answers
 from multicoco.engine.assembly import Assembly, assemble, load_records, prompt_date, weights_of
 from multicoco.engine.checkpoint import Checkpoints
@@ -26,7 +28,7 @@ from multicoco.evaluation.answers import is_correct
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
 from multicoco.evaluation.interventions import check_interventions, extended_to
 from multicoco.latent.kinds import longest_sequence
-from multicoco.methods import method_class
+from multicoco.methods import Part, method_class
 from multicoco.tracking import Tracker
 from multicoco.training.batches import TrainingBatches
 from multicoco.training.lookout import Lookout
@@ -99,11 +101,14 @@ class Trainer:
 
     @property
     def _stages(self) -> set[int]:
-        return {self.method.schedule.stage(epoch) for epoch in range(self.config.num_epochs)}
+        steps, epochs = self.batches.steps_per_epoch, range(self.config.num_epochs)
+        return {part.stage for epoch in epochs for part in self.method.parts(epoch, steps)}
 
     def _check_purpose(self, examples: Sequence[Example], assembly: Assembly) -> None:
         """What would make the run pointless, or break it in its middle, is said before it starts."""
         config, limit = self.config, longest_sequence(assembly.backbone.model)
+        if self.method.borrows:
+            check_donors(len(examples), "train_path")
         if config.save_only_improve and all(is_correct(None, question) is None for question in self.questions):
             raise UserError(
                 f"save_only_improve is true, but no answer is known in {config.val_path}: accuracy would never improve "
@@ -138,7 +143,6 @@ class Trainer:
             if not at.evaluated:
                 self._evaluate(at.epoch)
             for epoch in range(at.epoch, config.num_epochs):
-                self.stages.enter(self.method.schedule.stage(epoch), at)
                 try:
                     self._train_epoch(epoch, progress)
                 except Preempted:
@@ -151,13 +155,19 @@ class Trainer:
                     self.saver.save(awaits_evaluation=is_due)
                 self._evaluate(at.epoch)
 
-    def _train_epoch(self, epoch: int, progress: "tqdm[None]") -> None:
+    def _train_epoch(self, epoch: int, progress: "tqdm[NoReturn]") -> None:
         """Trains what is left of an epoch."""
-        at, config, started = self.at, self.config, perf_counter()
-        assert at.stage is not None
-        progress.set_description(f"stage {at.stage} epoch {epoch + 1}/{config.num_epochs}")
-        window, n_passes = LossWindow(self.group.device), self.method.passes(at.stage)
-        for micro_batches in self.batches.steps(at.stage, epoch, at.epoch_step):
+        started, window = perf_counter(), LossWindow(self.group.device)
+        for part in self.stages.of_epoch(epoch):
+            if self.at.epoch_step < part.end:
+                self.stages.enter(part.stage, self.at)
+                self._train_part(part, epoch, window, progress)
+        self.tracker.log({"train/epoch_seconds": perf_counter() - started, "train/epoch": epoch + 1}, self.at.step)
+
+    def _train_part(self, part: Part, epoch: int, window: LossWindow, progress: "tqdm[NoReturn]") -> None:
+        at, config, n_passes = self.at, self.config, self.method.passes(part.stage)
+        progress.set_description(f"stage {part.stage} epoch {epoch + 1}/{config.num_epochs}")
+        for micro_batches in self.batches.steps(part, epoch, at.epoch_step):
             skipped_before = self.engine.skipped_steps
             losses, counts = train_step(self.engine, self.method, micro_batches, n_passes, self.group.device)
             at.step, at.epoch_step = at.step + 1, at.epoch_step + 1
@@ -173,9 +183,8 @@ class Trainer:
             self.look_around()
             if config.save_every_steps and at.step % config.save_every_steps == 0 and not is_last:
                 self.saver.save()
-        self.tracker.log({"train/epoch_seconds": perf_counter() - started, "train/epoch": epoch + 1}, at.step)
 
-    def _log(self, metrics: dict[str, float], epoch: int, progress: "tqdm[None]") -> None:
+    def _log(self, metrics: dict[str, float], epoch: int, progress: "tqdm[NoReturn]") -> None:
         shown = {"loss": f"{metrics['train/loss']:.4f}" if "train/loss" in metrics else "not finite"}
         if self.engine.skipped_steps:
             metrics["train/skipped_steps"] = self.engine.skipped_steps
@@ -190,11 +199,7 @@ class Trainer:
         if not self._evaluation_is_due(epochs):
             return
         assert self.at.stage is not None
-        try:
-            accuracy = self.evaluator.run(f"epoch_{epochs:04d}", self.at.stage, self.at.step)
-        except Preempted:
-            self.saver.finish()
-            raise
+        accuracy = self.evaluator.run(f"epoch_{epochs:04d}", self.at.stage, self.at.step)
         improved = self.at.note_accuracy(accuracy)
         self.saver.note_evaluation(accuracy, keep=improved or not self.config.save_only_improve)
 

@@ -23,6 +23,15 @@ ALL_FROZEN = [f"freeze.{part}=true" for part in ("vision_tower", "projector", "l
         (["mode=eval_only", "eval_config.cot=true"], ["mode is eval_only", "val_path is null"]),
         (["mode=eval_only", "val_path=v"], ["mode is eval_only", "none of eval_config.cot", "name a method"]),
         (["coconut.stage_lr=[1e-3]", "reset_optimizer=false"], ["coconut.stage_lr is set but reset_optimizer"]),
+        (
+            [*COCONUT, "coconut.c_thought=0", "coconut.thoughts=pause"],
+            ["coconut.thoughts is pause but coconut.c_thought is 0", "leave it at hidden"],
+        ),
+        (
+            ["mode=train", "method=no_markers", "coconut.enabled=true", "coconut.thoughts=noise", "num_epochs=2"],
+            ["coconut.thoughts is noise but method is no_markers, which has none"],
+        ),
+        ([*COCONUT[:2], "coconut.first_stage=3"], ["coconut.first_stage is 3", "the last stage is 2"]),
         (["bf16=true", "fp16=true"], ["bf16 and fp16 are both true"]),
         (["coconut.uniform_prob=0.1"], ["coconut.uniform_prob is 0.1", "mode is cot_train"]),
         (
@@ -76,6 +85,9 @@ def test_what_would_never_do_anything(run, error, overrides, expected):
         [*COCONUT, "eval_config.eval_latent_tokens=2"],  # more than it is trained with
         [*COCONUT[:2], "load_model_path=cot"],  # starts at stage 1
         [*COCONUT[:2], "coconut.uniform_prob=0.1"],  # thoughts are drawn in stage 0 too
+        [*COCONUT, "coconut.c_thought=0"],
+        [*COCONUT[:2], "coconut.first_stage=2"],
+        ["mode=train", "method=no_thoughts", *COCONUT[1:], "val_path=v", "eval_config.coconut=true"],
         [*COCONUT[:2], "num_epochs=6", "coconut.epochs_per_stage=5"],
         [*EVALUATION, *ALL_FROZEN, "train_path=null"],
         [*EVALUATION, "lora.alpha=32", "save_only_improve=true"],  # as inherited from the training's config

@@ -155,7 +155,7 @@ from multicoco.errors import UserError
 
 config = load_config("run.yaml")
 assert (config.trained_method, config.toy.strength) == ("toy", 2)
-assert list(config.model_dump())[-6:-3] == ["generation", "toy", "coconut"]
+assert list(config.model_dump())[-7:-3] == ["generation", "toy", "coconut", "icot"]
 assert "`toy.strength`" in config_reference()
 for override, said in (
     ("toy.strengt=1", "did you mean toy.strength?"),

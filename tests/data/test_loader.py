@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from multicoco.curriculum import layout
+from multicoco.curriculum import ExampleTokens, layout
 from multicoco.data.collate import Collator
 from multicoco.data.example import Example
-from multicoco.data.loader import Encoder, RankBatches, ReasoningDataset, make_loader
+from multicoco.data.loader import Encoder, RankBatches, ReasoningDataset, check_donors, make_loader
 from multicoco.data.prompt import PromptBuilder
+from multicoco.errors import UserError
 from multicoco.models.families.internvl import InternVL
 from multicoco.models.tiny import build_tokenizer
 
@@ -64,6 +65,15 @@ def test_what_is_left_of_an_epoch_is_the_same_on_any_number_of_ranks(
     ]
     left = [[pick for batches in pieces for pick in batches[step]] for step in range(len(pieces[0]))]
     assert whole[:done] + left == whole
+
+
+@given(**sizes, cut=st.integers(0, 30))
+def test_the_parts_of_an_epoch_are_the_epoch(n, batch_size, world_size, accumulation, seed, cut):
+    whole, first, rest = (
+        RankBatches(n, batch_size, 0, world_size, accumulation, seed, done, until).batches
+        for done, until in ((0, None), (0, cut), (cut, None))
+    )
+    assert first + rest == whole
 
 
 def test_order_is_kept_without_a_seed_and_changes_with_the_epoch():
@@ -124,3 +134,40 @@ def test_a_worker_that_is_signalled_as_it_is_born_does_its_work(number):
         is_due = False
     assert batches == [[0, 1], [2, 3]]
     assert not {signal.SIGTERM, signal.SIGUSR1} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def borrowing(n: int, draws: str = "0/1") -> ReasoningDataset:
+    """Example i is of i + 1 words i; a donor adds what it was asked for by."""
+    examples = [Example(str(i), "q", (), (), (), "a", None) for i in range(n)]
+    encode = lambda example, asked: (ExampleTokens([int(example.id)] * (int(example.id) + 1)), {})  # noqa: E731
+    arrange = lambda example, tokens: (tokens.prompt, tokens.prompt)  # noqa: E731
+    return ReasoningDataset(
+        examples, encode, "reasoning", arrange, draws, lambda tokens, ids: [*tokens.prompt, 90 + ids[0]]
+    )
+
+
+def test_donors_are_the_second_half_of_a_batch_and_carry_no_loss():
+    dataset = borrowing(6)
+    batch = Collator(98, None, lambda inputs: {})([dataset[index, True] for index in (4, 0, 2)])
+    ids = [row[row != 98].tolist() for row in batch["input_ids"]]
+    assert [row[0] for row in ids[:3]] == [4, 0, 2] and batch["index"][:3] == [4, 0, 2]
+    for borrower, donor, index in zip((4, 0, 2), ids[3:], batch["index"][3:], strict=True):
+        assert donor == [index] * (index + 1) + [90 + borrower] and index != borrower
+    assert batch["counted"] == [True] * 3 + [False] * 3 and (batch["labels"][3:] == -100).all()
+
+
+def test_whose_thoughts_are_borrowed_depends_on_epoch_and_example_alone():
+    donors = lambda dataset: [dataset[i, True].donor.index for i in range(len(dataset))]  # noqa: E731
+    first = donors(borrowing(50))
+    assert first == donors(borrowing(50)) != donors(borrowing(50, "0/2"))
+    assert all(donor != i for i, donor in enumerate(first)) and len(set(first)) > 20
+    assert donors(borrowing(2)) == [1, 0]
+    check_donors(2, "train_path")
+    with pytest.raises(UserError, match="train_path has one example"):
+        check_donors(1, "train_path")
+
+
+def test_seeds_of_rows_depend_on_epoch_and_example_alone():
+    seeds = [[borrowing(9, draws)[i, True].seed for i in range(9)] for draws in ("0/1", "0/1", "0/2")]
+    assert seeds[0] == seeds[1] and len({*seeds[0], *seeds[2]}) == 18
+    assert all(0 <= seed < 2**63 for seed in seeds[0])

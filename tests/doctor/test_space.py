@@ -1,8 +1,4 @@
-"""The estimate against checkpoints that train.py has written. About 20 s."""
-
-import os
-import subprocess
-import sys
+"""The estimate against checkpoints of real runs."""
 
 import pytest
 from homes import REPO, make_home
@@ -16,14 +12,14 @@ def home(tmp_path_factory):
     return make_home(tmp_path_factory.mktemp("space"), 4, 2, "mode: cot_train\ngeneration: {max_new_tokens: 2}\n")
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("stage", "settings"), [(2, ("bf16=true", "freeze.vision_tower=true")), (3, ("batch_size=2",))]
 )
-def test_a_checkpoint_takes_what_was_estimated(home, stage, settings):
+def test_a_checkpoint_takes_what_was_estimated(run_server, home, stage, settings):
     settings = (f"name=zero{stage}", f"deepspeed={REPO}/ds_configs/zero{stage}.json", *settings)
-    overrides = [part for setting in settings for part in ("--set", setting)]
-    command = [sys.executable, str(REPO / "train.py"), str(home / "run.yaml"), *overrides]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    ended = run_server.run(home / "run.yaml", *settings)
+    assert ended.codes == [0], ended.said
     config = load_config(home / "run.yaml", settings)
     weights = [p for p in config.run_dir.glob("checkpoints/epoch_0001/**/*") if p.suffix in (".pt", ".safetensors")]
     written = sum(path.stat().st_size for path in weights)

@@ -5,13 +5,12 @@ trace is another, records the new one, and follows it.
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from homes import make_home
+from runs import RunServer
 
 LIMIT = 1.05  # of the model's bytes; the excess over 1 is the padding of shards
 
@@ -40,16 +39,17 @@ generation: {max_new_tokens: 4}
     return home
 
 
-def count(home: Path, name: str, zero: dict, *overrides: str) -> dict:
+def count(server: RunServer, home: Path, name: str, zero: dict, *overrides: str) -> dict:
     limits = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": "auto"}
     (home / f"{name}.json").write_text(json.dumps({"zero_optimization": {"stage": 3, **limits, **zero}}))
     settings = [f"name={name}", f"deepspeed={home}/{name}.json", *overrides]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    script = [str(Path(__file__).parent / "gathering.py"), str(home / "run.yaml"), str(home / f"{name}.counts")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *script, *settings], capture_output=True, text=True, timeout=600, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((home / f"{name}.counts").read_text())
+    out = home / f"{name}.counts"
+    counting = (
+        f"import sys, pathlib; sys.path += {sys.path}; import gathering; gathering.count_into(pathlib.Path('{out}'))"
+    )
+    ended = server.run(home / "run.yaml", *settings, ranks=2, patch=counting)
+    assert ended.codes == [0, 0], ended.said
+    return json.loads(out.read_text())
 
 
 def steady_steps(counts: dict) -> list[float]:
@@ -63,10 +63,10 @@ def steady_steps(counts: dict) -> list[float]:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("uniform_prob", "checkpointing"), [(0.0, False), (0.3, True)])
-def test_each_parameter_is_gathered_once_a_step(home, uniform_prob, checkpointing):
+def test_each_parameter_is_gathered_once_a_step(run_server, home, uniform_prob, checkpointing):
     name = f"once_{uniform_prob}_{checkpointing}"
     settings = (f"coconut.uniform_prob={uniform_prob}", f"activation_checkpointing={str(checkpointing).lower()}")
-    counts = count(home, name, {"stage3_max_live_parameters": 10**9}, *settings)
+    counts = count(run_server, home, name, {"stage3_max_live_parameters": 10**9}, *settings)
     assert len(counts["evaluated_after"]) == 4 and {step["images"] for step in counts["steps"]} == {0, 1}
     assert max(steady_steps(counts)) <= LIMIT
     assert min(steady_steps(counts)) >= 1

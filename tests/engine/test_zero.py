@@ -12,12 +12,26 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from reference import coconut_loss
-from zero_cases import CASES, LOSS_SCALE, PASSES, Case, batches, build_model, precision, run_config
+from torch import Tensor
+from transformers import PreTrainedModel
+from zero_cases import (
+    CASES,
+    GLOBAL_BATCH,
+    LOSS_SCALE,
+    PASSES,
+    Case,
+    batches,
+    build_model,
+    precision,
+    run_config,
+    seeds,
+)
 
 from multicoco.engine.ds_keys import TRIED, leaves
 from multicoco.engine.optimizer import lr_factor
@@ -40,6 +54,17 @@ def two_ranks(tmp_path_factory) -> dict:
     return torch.load(folder / "results.pt", weights_only=True)
 
 
+def content(case: Case, model: PreTrainedModel, of_rows: Tensor) -> Callable[[Tensor], Tensor]:
+    """What a thought is made of, for the reference: another row's hidden state, or the row's next vector of noise."""
+    if case.thoughts == "borrowed":
+        return lambda hidden: hidden[[*range(GLOBAL_BATCH, 2 * GLOBAL_BATCH)] * 2]
+    if case.thoughts == "hidden":
+        return lambda hidden: hidden
+    drawn = [torch.randn(PASSES - 1, 32, generator=torch.Generator().manual_seed(seed)) for seed in of_rows.tolist()]
+    noise = iter(model.get_decoder().norm(torch.stack(drawn)).detach().unbind(1))
+    return lambda hidden: next(noise)
+
+
 def single_process(case: Case, fresh_optimizer_at: int | None) -> tuple[list[float], dict]:
     """Recomputing forward passes, torch's own AdamW; at `fresh_optimizer_at` a brand-new one.
 
@@ -59,11 +84,11 @@ def single_process(case: Case, fresh_optimizer_at: int | None) -> tuple[list[flo
             continue
         factor = lr_factor(step - started, config.lr_schedule, config.warmup_steps, case.reset_after)
         optimizer.param_groups[0]["lr"] = config.lr * factor
-        [batch] = batches(step, accumulation=1)
+        [batch] = batches(step, accumulation=1, borrows=case.thoughts == "borrowed")
         copied.load_state_dict(model.state_dict())
         copied.zero_grad()
         batch["pixel_values"] = batch["pixel_values"].to(precision(case))
-        loss = coconut_loss(copied, **batch)
+        loss = coconut_loss(copied, **batch, thought=content(case, copied, seeds(step, batch)))
         (loss * scale).backward()
         for parameter, of_copy in zip(model.parameters(), copied.parameters(), strict=True):
             parameter.grad = None if of_copy.grad is None else of_copy.grad.float() / scale

@@ -1,6 +1,7 @@
 """The engine settings that are compared with a single process, and the batches they train on."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD, internvl
@@ -66,6 +67,7 @@ class Case:
     lora: bool = False
     tied: bool = True
     experts: bool = False
+    thoughts: Literal["hidden", "noise", "borrowed"] = "hidden"
 
 
 CASES = {
@@ -115,6 +117,11 @@ CASES = {
         }
     ),
     "zero3_experts": Case({"stage": 3, **SHARDED}, checkpointing=True, experts=True),
+    **{
+        f"zero{stage}_{thoughts}": Case({"stage": stage, **(SHARDED if stage == 3 else {})}, thoughts=thoughts)
+        for stage in (2, 3)
+        for thoughts in ("noise", "borrowed")
+    },
     "zero3_hpz": Case({"stage": 3, **SHARDED, "zero_hpz_partition_size": 2}),
     "zero2_bf16_switches": Case(
         {"stage": 2},
@@ -170,8 +177,15 @@ def row(step: int, index: int) -> tuple[list[int], list[int]]:
     return context + answer, [-100] * len(context) + answer
 
 
-def collate(step: int, indices: range) -> dict[str, torch.Tensor]:
-    rows = [row(step, i) for i in indices]
+def donor(step: int, index: int) -> tuple[list[int], list[int]]:
+    """Of a row: the next one of the global batch, with as many latents as the row has, and no labels."""
+    context = row(step, (index + 1) % GLOBAL_BATCH)[0][: IMAGE_TOKENS + 2 + (index + 1) % GLOBAL_BATCH]
+    ids = context + [LATENT] * row(step, index)[0].count(LATENT)
+    return ids, [-100] * len(ids)
+
+
+def collate(step: int, indices: range, borrows: bool) -> dict[str, torch.Tensor]:
+    rows = [row(step, i) for i in indices] + [donor(step, i) for i in indices if borrows]
     length, first = 24, 12
     batch = {
         "input_ids": torch.full((len(rows), length), PAD),
@@ -184,12 +198,20 @@ def collate(step: int, indices: range) -> dict[str, torch.Tensor]:
         batch["attention_mask"][i, left : left + len(ids)] = 1
         batch["labels"][i, left : left + len(ids)] = torch.tensor(labels)
     pixels = torch.Generator().manual_seed(step)
-    batch["pixel_values"] = torch.randn(GLOBAL_BATCH, 3, 56, 56, generator=pixels)[list(indices)]
+    images = [*indices, *((i + 1) % GLOBAL_BATCH for i in indices if borrows)]
+    batch["pixel_values"] = torch.randn(GLOBAL_BATCH, 3, 56, 56, generator=pixels)[images]
     return batch
 
 
-def batches(step: int, accumulation: int, rank: int = 0, world_size: int = 1) -> list[dict[str, torch.Tensor]]:
+def seeds(step: int, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """One for each row, of what stands in it."""
+    return batch["input_ids"].sum(-1) + 10_000 * step
+
+
+def batches(
+    step: int, accumulation: int, rank: int = 0, world_size: int = 1, borrows: bool = False
+) -> list[dict[str, torch.Tensor]]:
     """A rank's micro-batches of a step; a single process without accumulation gets the whole global batch."""
     size = GLOBAL_BATCH // (accumulation * world_size)
     starts = [(micro * world_size + rank) * size for micro in range(accumulation)]
-    return [collate(step, range(start, start + size)) for start in starts]
+    return [collate(step, range(start, start + size), borrows) for start in starts]

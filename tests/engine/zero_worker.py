@@ -9,12 +9,14 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from reference import LATENT
-from zero_cases import CASES, PASSES, Case, batches, build_model, precision, run_config
+from zero_cases import CASES, PASSES, Case, batches, build_model, precision, run_config, seeds
 
 from multicoco.engine.deepspeed import build_engine, device, init_distributed, model_shape, whole_state_dict
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.engine.optimizer import reset_optimizer_state, start_schedule, wrapped_optimizer
+from multicoco.latent.controls import GaussianThoughts, another_rows
 from multicoco.latent.reasoner import LatentReasoner
+from multicoco.latent.thoughts import hidden_state
 from multicoco.process import end_process
 
 
@@ -31,7 +33,12 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
     path = folder / f"ds_config_{rank}.json"
     path.write_text(json.dumps({"zero_optimization": case.zero, "fp16": case.fp16 or {}, **case.other}))
     model = build_model(case).to(precision(case)).eval()  # as from_pretrained leaves it
-    reasoner = LatentReasoner(model, LATENT)
+    if case.thoughts == "noise":
+        noise = GaussianThoughts(LATENT, PASSES - 1, model.get_decoder())
+        reasoner = LatentReasoner(model, None, fixed_thoughts=noise)
+    else:
+        borrows = case.thoughts == "borrowed"
+        reasoner = LatentReasoner(model, LATENT, thoughts=another_rows if borrows else hidden_state)
     ds_config = resolve_ds_config(path, config, world_size, model_shape(reasoner, passes=PASSES))
     engine = build_engine(reasoner, config, ds_config)
     assert not wrapped_optimizer(engine.optimizer).state, "AdamW has taken a step before the first"
@@ -44,7 +51,7 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
             reset_optimizer_state(engine)
             start_schedule(engine, config, config.lr, total_steps=case.steps - step)
         share = torch.zeros(())
-        micro_batches = batches(step, case.accumulation, rank, world_size)
+        micro_batches = batches(step, case.accumulation, rank, world_size, borrows=case.thoughts == "borrowed")
         labelled = torch.tensor(sum(int((b["labels"][:, 1:] != -100).sum()) for b in micro_batches))
         dist.all_reduce(labelled)
         for batch in micro_batches:
@@ -52,7 +59,7 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
             divisor = labelled / (world_size * case.accumulation)
             if step == case.poisoned and rank == 1:
                 divisor = divisor * torch.nan
-            loss = engine(**inputs, n_passes=PASSES, loss_divisor=divisor).loss
+            loss = engine(**inputs, n_passes=PASSES, loss_divisor=divisor, seeds=seeds(step, batch)).loss
             engine.backward(loss)
             engine.step()
             share += loss.detach() / (world_size * case.accumulation)

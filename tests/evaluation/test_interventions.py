@@ -317,9 +317,12 @@ def test_too_few_donors_are_refused_by_the_question_that_has_none():
 
 
 def test_methods_without_thoughts_and_questions_without_choices_are_refused():
-    assert "zero needs thoughts, and cot has none" in refused(
+    assert "zero needs thoughts that a model thinks itself, and cot has none" in refused(
         config("zero", eval_config={"cot": True, "coconut": False})
     )
+    for thoughts in ("pause", "noise", "borrowed"):
+        keys = {"enabled": True, "max_latent_stage": 2, "thoughts": thoughts}
+        assert "coconut has none" in refused(config("zero", coconut=keys))
     no_thoughts = config("zero", eval_config={"eval_latent_tokens": 0})
     assert "zero has no thoughts to change" in refused(no_thoughts)
     open_question = [*EXAMPLES, example(11, choices=(), answer_index=None)]

@@ -32,6 +32,8 @@ def sample(correct, choices=4, **fields) -> dict:
     return {
         "correct": correct,
         "choices": ["x"] * choices,
+        "question": "What is it?",
+        "gold": 0 if choices else "x",
         "extracted": 0,
         "new_tokens": 2,
         "latent_passes": 1,

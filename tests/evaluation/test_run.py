@@ -6,6 +6,7 @@ from multicoco.config import RunConfig
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import Weights
 from multicoco.evaluation.run import as_trained
+from multicoco.methods import evaluated_methods
 
 TRAINED = {"mode": "coconut_train", "coconut": {"enabled": True, "c_thought": 2, "max_latent_stage": 3}}
 
@@ -26,6 +27,14 @@ def test_at_its_stage_with_its_methods_keys(method):
     found, stage, changes = as_trained(config(), checkpoint(method=method))
     assert stage == 2 and (found.coconut.c_thought, found.coconut.max_latent_stage) == (2, 3)
     assert changes == ["coconut.c_thought: 1 -> 2", "coconut.max_latent_stage: 6 -> 3"]
+
+
+def test_a_control_by_itself_where_its_method_is_named():
+    found, stage, changes = as_trained(config(), checkpoint(method="no_thoughts"))
+    assert (found.trained_method, evaluated_methods(found), stage) == ("no_thoughts", ["no_thoughts"], 2)
+    assert changes[0] == "method: null -> no_thoughts"
+    found, _, _ = as_trained(config(method="coconut"), checkpoint(method="no_thoughts"))
+    assert evaluated_methods(found) == ["coconut"]  # as it was asked for
 
 
 def test_in_all_modes_too():

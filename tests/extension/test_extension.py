@@ -5,13 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from runs import Ended, RunServer
 from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
 
 from multicoco.models.tiny import build_tokenizer
 
+pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).parents[2]
 ENTRY_POINTS = """
 [multicoco.methods]
@@ -67,11 +70,13 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-def train(home: Path, *settings: str) -> subprocess.CompletedProcess:
-    overrides = [part for setting in settings for part in ("--set", setting)]
-    environment = os.environ | {"PYTHONPATH": str(home), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "train.py"), "run.yaml", *overrides]
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope="module")
+def train(home) -> Iterator[Callable[..., Ended]]:
+    """Does a run in a process that finds the package, and looks again what it brings."""
+    server = RunServer(home, PYTHONPATH=str(home))
+    again = "from multicoco import registry; registry._entries.cache_clear()"
+    yield lambda *settings: server.run(home / "run.yaml", *settings, patch=again)
+    server.stop()
 
 
 def losses(run: Path) -> list[float]:
@@ -79,29 +84,30 @@ def losses(run: Path) -> list[float]:
     return [entry["train/loss"] for entry in entries if "train/loss" in entry]
 
 
-@pytest.mark.distributed
-def test_they_train_for_two_steps_and_are_evaluated(home):
-    done = train(home)
+def test_they_train_for_two_steps_and_are_evaluated(home, train):
+    environment = os.environ | {"PYTHONPATH": str(home), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "train.py"), "run.yaml"]
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(losses(home / "runs" / "run")) == 2
     samples = [json.loads(line) for line in (home / "runs/run/samples/epoch_0001_doubling.jsonl").open()]
     assert [sample["gold"] for sample in samples] == [str(3 * i) for i in range(8)]
     assert {sample["latent_passes"] for sample in samples} == {2}
     # each has a say: without the factor, and without the family's positions, the first loss is another
-    again = train(home, "name=undoubled", "doubling.factor=1", "val_path=null")
-    assert again.returncode == 0, again.stderr[-3000:]
+    again = train("name=undoubled", "doubling.factor=1", "val_path=null")
+    assert again.codes == [0], again.said
     assert losses(home / "runs" / "undoubled")[0] == pytest.approx(losses(home / "runs" / "run")[0] / 2)
     (home / "toys-1.0.dist-info" / "entry_points.txt").write_text(
         ENTRY_POINTS.replace("backwards = toys:Backwards", "")
     )
-    forwards = train(home, "name=forwards", "doubling.factor=1", "val_path=null")
+    forwards = train("name=forwards", "doubling.factor=1", "val_path=null")
     (home / "toys-1.0.dist-info" / "entry_points.txt").write_text(ENTRY_POINTS)
-    assert forwards.returncode == 0, forwards.stderr[-3000:]
+    assert forwards.codes == [0], forwards.said
     assert losses(home / "runs" / "forwards")[0] != pytest.approx(losses(home / "runs" / "undoubled")[0], rel=1e-4)
 
 
-def test_their_keys_are_checked_as_the_built_in_ones_are(home):
-    done = train(home, "doubling.factor=13")
-    assert done.returncode == 1 and "doubling.factor is 13: take a luckier one" in done.stderr
-    done = train(home, "doubling.facto=3")
-    assert done.returncode == 1 and "did you mean doubling.factor?" in done.stderr
+def test_their_keys_are_checked_as_the_built_in_ones_are(train):
+    done = train("doubling.factor=13")
+    assert done.codes == [1] and "doubling.factor is 13: take a luckier one" in done.said[0]
+    done = train("doubling.facto=3")
+    assert done.codes == [1] and "did you mean doubling.factor?" in done.said[0]

@@ -1,5 +1,3 @@
-import signal
-
 import pytest
 from fault_runs import Runs
 from homes import make_home
@@ -8,7 +6,7 @@ N_TRAIN, N_VAL = 38, 4
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory) -> Runs:
+def runs(tmp_path_factory, run_server) -> Runs:
     """A data set, a tiny model and a Coconut config with a stage transition."""
     config = """mode: coconut_train
 batch_size: 2
@@ -19,6 +17,4 @@ generation: {max_new_tokens: 3}
 coconut: {enabled: true, epochs_per_stage: 1, max_latent_stage: 1, first_stage: 0, uniform_prob: 0.3}
 """
     home = make_home(tmp_path_factory.mktemp("faults"), N_TRAIN, N_VAL, config)
-    runs = Runs(home)
-    yield runs
-    runs.server.send_signal(signal.SIGKILL)
+    return Runs(home, run_server)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from homes import seal_whole
 
-from multicoco.engine.checkpoint import all_checkpoints
 from multicoco.engine.manifest import MANIFEST, damage
+from multicoco.engine.trainer_state import EVALUATION, all_checkpoints
+
+pytestmark = pytest.mark.distributed
 
 
 def errors(said: list[str]) -> list[str]:
@@ -75,17 +77,18 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_and_no_half_one(runs, small
 def test_the_manifest_names_every_file(runs):
     folder = finished(runs) / "checkpoints" / "epoch_0002"
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert files == {*json.loads((folder / MANIFEST).read_text())["files"], MANIFEST}
+    assert files == {*json.loads((folder / MANIFEST).read_text())["files"], MANIFEST, EVALUATION}
     assert len(files) > 10 and damage(folder) == []
 
 
-def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(runs):
-    run = shutil.copytree(finished(runs), runs.home / "runs" / "damaged")
-    states = next(run.glob("checkpoints/epoch_0002/deepspeed/state/*optim_states.pt"))
-    states.write_bytes(states.read_bytes()[:-100])
-    codes, said = runs("damaged")
+@pytest.mark.parametrize("file", ["deepspeed/state/*optim_states.pt", "trainer.json"])
+def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(runs, file):
+    run = shutil.copytree(finished(runs), runs.home / "runs" / f"damaged_{file[:7]}")
+    cut = next(run.glob(f"checkpoints/epoch_0002/{file}"))
+    cut.write_bytes(cut.read_bytes()[:-100])
+    codes, said = runs(run.name)
     assert codes == [0], said
-    assert f"epoch_0002 is damaged and put aside: {states.name}" in said and "epoch_0001" in said
+    assert f"epoch_0002 is damaged and put aside: {cut.name}" in said and "epoch_0001" in said
     for name in ("model", "trainer.json"):  # trained once more, from there
         assert (run / "checkpoints" / "epoch_0002" / name).exists()
     weights = [r / "checkpoints" / "epoch_0002" / "model" / "model.safetensors" for r in (run, finished(runs))]

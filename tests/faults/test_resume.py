@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from fault_runs import ROOT
 
+pytestmark = pytest.mark.distributed
+
 
 def losses(run: Path) -> dict[int, float]:
     """By step; a step that was trained again after a crash must have had the same loss."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import setuptools
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +38,7 @@ def attend(packages: Path, extensions: Path) -> tuple[Path, str]:
     return Path(done.stdout.splitlines()[-1]), done.stderr
 
 
+@pytest.mark.distributed
 def test_it_is_compiled_on_first_use_and_found_on_the_second(tmp_path):
     library, said = attend(ROOT / "kernels", tmp_path)
     assert library.is_relative_to(tmp_path) and said.count("compiling cached_attention.cpp") == 1
@@ -55,6 +57,7 @@ print(setuptools.build_meta.build_wheel(sys.argv[1]))
 """
 
 
+@pytest.mark.distributed
 def test_it_can_be_built_ahead_with_the_package(tmp_path):
     """As `pip install .` builds: it hides all that is installed and puts setuptools in a folder beside it."""
     copy, isolated = tmp_path / "source", tmp_path / "isolated"  # a build leaves files behind

@@ -11,8 +11,6 @@ from multicoco.registry import names
 
 LATENT = LatentTokens(97, 98, 99)
 KEYS = {"name": "run", "model_id": "model", "train_path": "train.json", "num_epochs": 9}
-MODES = {"vanilla": "vanilla_train", "cot": "cot_train", "coconut": "coconut_train"}
-
 tokens = st.builds(
     ExampleTokens,
     st.lists(st.integers(0, 90), min_size=1, max_size=5),
@@ -22,7 +20,8 @@ tokens = st.builds(
 coconut_keys = st.fixed_dictionaries(
     {
         "enabled": st.just(True),
-        "c_thought": st.integers(1, 3),
+        "c_thought": st.integers(0, 3),
+        "thoughts": st.sampled_from(["hidden", "detached", "pause", "noise", "borrowed"]),
         "max_latent_stage": st.integers(1, 4),
         "epochs_per_stage": st.integers(1, 3),
         "pad_latent_to_max": st.booleans(),
@@ -32,27 +31,44 @@ coconut_keys = st.fixed_dictionaries(
 
 
 def method(name: str, coconut: dict):
-    section = {"coconut": coconut} if name == "coconut" else {}
-    return method_class(name)(RunConfig(**KEYS, mode=MODES[name], **section), LATENT)
+    section = {"coconut": coconut} if method_class(name).section == "coconut" else {}
+    return method_class(name)(RunConfig(**KEYS, mode="train", method=name, **section), LATENT)
 
 
 @pytest.mark.parametrize("name", names("methods"))
 @given(example=tokens, coconut=coconut_keys, epoch=st.integers(0, 8))
 def test_rows_stay_within_the_extent_and_the_passes_of_their_stage(name, example, coconut, epoch):
+    if name in ("no_thoughts", "no_markers") or not coconut["c_thought"]:
+        coconut = coconut | {"thoughts": "hidden"}
     trained = method(name, coconut)
-    stage = trained.schedule.stage(epoch)
+    stage = trained.parts(epoch, steps_per_epoch=7)[0].stage
     ids, labels = trained.train_row(example, stage, epoch, "x")
     assert ids[: len(example.prompt)] == example.prompt and ids[-len(example.answer) :] == example.answer
     assert len(ids) == len(labels) <= sum(trained.extent(example, stage))
     n_latents = ids.count(LATENT.latent)
-    assert n_latents + 1 <= trained.passes(stage) and n_latents <= trained.extent(example, stage).thoughts
+    prompt = trained.prompt_row(example, stage)
+    assert prompt[: len(example.prompt)] == example.prompt
+    if trained.has_thoughts and trained.thought_source() is None:
+        assert trained.passes(stage) == trained.prompt_passes(stage) == 1
+    else:
+        assert prompt.count(LATENT.latent) + 1 <= trained.prompt_passes(stage)
+        assert n_latents + 1 <= trained.passes(stage) and n_latents <= trained.extent(example, stage).thoughts
     written = [token for token, label in zip(ids, labels, strict=True) if label != IGNORE_INDEX]
     assert [label for label in labels if label != IGNORE_INDEX] == written  # what carries a loss is the text itself
     assert LATENT.latent not in written and written[-len(example.answer) :] == example.answer
-    prompt = trained.prompt_row(example, stage)
-    assert prompt[: len(example.prompt)] == example.prompt
-    assert prompt.count(LATENT.latent) + 1 <= trained.prompt_passes(stage)
     assert trained.has_thoughts or n_latents == 0
+
+
+@pytest.mark.parametrize("name", names("methods"))
+@given(coconut=coconut_keys, steps_per_epoch=st.integers(1, 40))
+def test_the_parts_of_an_epoch_are_all_of_its_steps_and_stages_never_go_back(name, coconut, steps_per_epoch):
+    trained = method(name, coconut | {"thoughts": "hidden"})
+    stages = []
+    for epoch in range(9):
+        parts = trained.parts(epoch, steps_per_epoch)
+        assert [step for part in parts for step in range(part.first, part.end)] == list(range(steps_per_epoch))
+        stages += [part.stage for part in parts]
+    assert stages == sorted(stages)
 
 
 def test_coconut_replaces_the_first_steps_of_its_stage():
@@ -89,3 +105,53 @@ def test_which_methods_a_run_uses():
     assert thinking_method(config) is method_class("coconut")
     config = RunConfig(**KEYS, mode="cot_train")
     assert evaluated_methods(config) == ["cot"] and thinking_method(config) is None
+
+
+@pytest.mark.parametrize("thoughts", ["detached", "pause", "noise", "borrowed"])
+def test_a_control_changes_the_content_of_thoughts_and_no_row(thoughts):
+    example = ExampleTokens([1, 2], [[3], [4], [5]], [6])
+    keys = {"enabled": True, "c_thought": 2, "max_latent_stage": 2, "uniform_prob": 0.5}
+    plain, control = method("coconut", keys), method("coconut", keys | {"thoughts": thoughts})
+    for epoch in range(9):
+        assert control.parts(epoch, 7) == plain.parts(epoch, 7)
+        [(stage, _, _)] = plain.parts(epoch, 7)
+        assert control.train_row(example, stage, epoch, "x") == plain.train_row(example, stage, epoch, "x")
+        assert control.prompt_row(example, stage) == plain.prompt_row(example, stage)
+
+
+@pytest.mark.parametrize(("name", "markers"), [("no_thoughts", [97, 99]), ("no_markers", [])])
+def test_steps_go_and_nothing_takes_their_place(name, markers):
+    example = ExampleTokens([1, 2], [[3], [4], [5]], [6])
+    control = method(name, {"enabled": True, "c_thought": 2, "max_latent_stage": 2})
+    assert [control.parts(epoch, 7) for epoch in range(9)] == [
+        method("coconut", {"enabled": True, "max_latent_stage": 2}).parts(epoch, 7) for epoch in range(9)
+    ]
+    written = {0: [3, 4, 5, 6], 1: [4, 5, 6], 2: [5, 6], 3: [6]}
+    for stage, ids in written.items():
+        context = [1, 2, *markers]
+        expected = (context + ids, [IGNORE_INDEX] * len(context) + ids)
+        assert control.train_row(example, stage, 0, "x") == expected
+        assert control.prompt_row(example, stage) == context
+        assert control.extent(example, stage) == (2 + len(markers) // 2, 0, len(ids) + len(markers) // 2)
+
+
+def test_no_thoughts_is_coconut_with_a_c_thought_of_0():
+    example, keys = ExampleTokens([1, 2], [[3], [4], [5]], [6]), {"enabled": True, "max_latent_stage": 2}
+    control, zero = method("no_thoughts", keys), method("coconut", keys | {"c_thought": 0})
+    for stage in range(4):
+        assert control.train_row(example, stage, 0, "x") == zero.train_row(example, stage, 0, "x")
+
+
+def test_without_a_curriculum_no_step_is_ever_written():
+    example = ExampleTokens([1], [[3], [4], [5]], [6])
+    control = method("coconut", {"enabled": True, "max_latent_stage": 2, "first_stage": 3})
+    for epoch in range(9):
+        [(stage, _, _)] = control.parts(epoch, 7)
+        assert control.train_row(example, stage, epoch, "x")[0] == [1, 97, 98, 98, 99, 6]
+
+
+def test_a_control_is_evaluated_as_it_was_trained():
+    evaluated = {"vanilla": True, "coconut": True}
+    keys = KEYS | {"mode": "train", "val_path": "val.json", "eval_config": evaluated, "coconut": {"enabled": True}}
+    for name, expected in (("no_thoughts", ["no_thoughts", "vanilla"]), ("coconut", ["coconut", "vanilla"])):
+        assert evaluated_methods(RunConfig(**keys, method=name)) == expected

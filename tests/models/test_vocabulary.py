@@ -139,3 +139,16 @@ def test_latent_tokens_of_another_models_tokenizer_are_refused(text_model, tmp_p
     )
     with pytest.raises(UserError, match=r"latent tokens are .* rows"):
         add_latent_tokens(load_backbone(path))
+
+
+def test_new_rows_are_the_same_bits_in_every_process(text_model, tmp_path, monkeypatch):
+    """A fast tokenizer lists its vocabulary in another order in each."""
+    path, weights = text_model(tmp_path, True, None), []
+    for order in (list, lambda items: list(reversed(items)), lambda items: sorted(items, key=hash)):
+        backbone = load_backbone(path)
+        listed = dict(order(list(backbone.tokenizer.get_vocab().items())))
+        monkeypatch.setattr(type(backbone.tokenizer), "get_vocab", lambda self, listed=listed: listed)
+        add_latent_tokens(backbone)
+        monkeypatch.undo()
+        weights.append(embeddings(backbone)[0].clone())
+    assert all(torch.equal(weights[0], other) for other in weights[1:])

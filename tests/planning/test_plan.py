@@ -116,7 +116,8 @@ def test_lengths_are_those_of_the_options_or_of_the_data(run_config, tmp_path, c
     assert plan(run_config) == 0
     assert "lengths assumed: data or tokenizer are not at hand" in capsys.readouterr().out
     assert plan(run_config, "--image-tiles", "2", "--prompt-tokens", "7", "--step-tokens", "5") == 0
-    assert "15 columns with 2 image tiles, 0 latent, 26 written" in capsys.readouterr().out  # 2 x 4 + 7; 2 x 5 + 16
+    # 2 x 4 + 7 and the token that begins the thoughts; the one that ends them and 2 x 5 + 16
+    assert "16 columns with 2 image tiles, 0 latent, 27 written" in capsys.readouterr().out
     home = make_home(tmp_path / "home", 8, 2, "mode: cot_train\n")
     assert plan(home / "run.yaml") == 0
     assert "lengths measured on the first 8 records of aokvqa_v1p0_train.json" in capsys.readouterr().out

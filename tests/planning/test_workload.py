@@ -1,3 +1,5 @@
+import dataclasses
+
 import torch
 from homes import make_home
 
@@ -34,3 +36,19 @@ def test_measured_lengths_are_those_of_the_longest_rows_that_are_trained(tmp_pat
             assert work.written == max(len(r) - first - work.latents for r, first in zip(rows, firsts, strict=True))
         else:
             assert max(map(len, rows)) == work.length
+
+
+def test_controls_of_one_pass_are_planned_with_one_and_borrowed_thoughts_with_a_donor_for_every_row(tmp_path):
+    config = "mode: coconut_train\nnum_epochs: 4\ncoconut: {enabled: true, c_thought: 2, max_latent_stage: 2}\n"
+    home = make_home(tmp_path, 4, 2, config)
+
+    def last(thoughts: str):
+        config = load_config(home / "run.yaml", [f"coconut.thoughts={thoughts}"])
+        model = ModelGeometry(read_model_config(config.model_id, False), torch.float32, config.freeze.model_dump())
+        return stage_workloads(config, model, tiles=1, assumed=None)[0][-1]
+
+    plain = last("hidden")
+    assert len(plain.segments) == 5 and plain.rows == 1
+    for thoughts in ("pause", "noise"):
+        assert len(last(thoughts).segments) == 1 and last(thoughts).rows == 1
+    assert last("borrowed") == dataclasses.replace(plain, rows=2)

@@ -64,11 +64,14 @@ def test_a_checkpoint_says_where_the_run_stands_and_where_it_comes_from(build):
     assert (state.global_batch, state.method, state.prompt_date) == (8, "cot", "2026-11-25")
 
 
-@pytest.mark.parametrize(("asynchronous", "blocked"), [(True, 1), (False, 11)])
-def test_training_stands_still_for_as_long_as_is_said(build, asynchronous, blocked):
+@pytest.mark.parametrize(
+    ("asynchronous", "awaits_evaluation", "blocked"), [(True, False, 1), (True, True, 11), (False, False, 11)]
+)
+def test_training_stands_still_for_as_long_as_is_said(build, asynchronous, awaits_evaluation, blocked):
+    """An evaluation begins when the checkpoint before it is safe."""
     saver, checkpoints, logged = build(asynchronous_save=asynchronous)
-    saver.save()
-    assert checkpoints.is_unfinished == asynchronous
+    saver.save(awaits_evaluation)
+    assert checkpoints.is_unfinished == (blocked == 1)
     saver.finish()
     saver.finish()  # nothing left to do
     metrics = {key: value for entry, _ in logged for key, value in entry.items()}

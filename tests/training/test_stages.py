@@ -55,3 +55,16 @@ def test_without_a_restart_one_schedule_spans_the_run(entered):
 
 def test_zero3_forgets_the_order_of_its_modules(entered):
     assert entered(zero_stage=3).count("forget") == 3
+
+
+def test_a_method_may_change_its_stage_within_an_epoch(monkeypatch):
+    done = []
+    monkeypatch.setattr(module, "reset_optimizer_state", lambda engine: done.append("reset"))
+    monkeypatch.setattr(module, "start_schedule", lambda engine, config, lr, steps: done.append(steps))
+    keys = {"mode": "train", "method": "icot", "name": "run", "model_id": "m", "train_path": "t.json", "num_epochs": 2}
+    config = RunConfig(**keys, icot={"remove_per_epoch": 2, "remove_all_beyond": 3})
+    stages, at = Stages(config, Engine(2), method_class("icot")(config), steps_per_epoch=9), Position()
+    for epoch in range(2):
+        for part in stages.of_epoch(epoch):
+            stages.enter(part.stage, at)
+    assert done == [4, "reset", 4, "reset", 4, "reset", 6]  # 4 steps for a token: of one stage over the epochs' border

@@ -54,12 +54,11 @@ class InternVL(Family):
                 f"the model's chat template shows {ids.count(image_token)} images of {len(tokens)}: is it an InternVL "
                 "`-hf` model?"
             )
-        markers = [getattr(tokenizer, f"{side}_image_token_id", None) for side in ("start", "end")]
-        if None in markers:
+        start, end = (getattr(tokenizer, f"{side}_image_token_id", None) for side in ("start", "end"))
+        if start is None or end is None:
             raise UserError(
                 "the model's tokenizer names no start_image_token or no end_image_token: is it an InternVL `-hf` model?"
             )
-        start, end = markers
         counts = iter(tokens)
         placed: list[int] = []
         for token in ids:
@@ -91,7 +90,8 @@ class InternVL(Family):
 
     def vision_layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         lists = [m for m in self.part(model, "vision_tower").modules() if isinstance(m, nn.ModuleList)]
-        return list(max(lists, key=len))
+        longest = max(lists, key=len)
+        return list(longest)
 
     def image_features(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         features: Tensor = model.get_image_features(**inputs, return_dict=True).pooler_output

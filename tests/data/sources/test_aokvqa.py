@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from multicoco.data.scenes import render_scenes
 from multicoco.data.sources import load_examples
 from multicoco.errors import UserError
+from multicoco.tasks.scenes import render_scenes
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real records are not here")

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from multicoco.data import scenes
-from multicoco.data.scenes import COLOURS, KINDS, SHAPES, render_scenes
+from multicoco.data.sources import load_examples
 from multicoco.errors import UserError
+from multicoco.tasks import scenes
+from multicoco.tasks.scenes import COLOURS, KINDS, SHAPES, Form, render_scenes
 
 NAMES = {rgb: name for name, rgb in COLOURS.items()}
 
@@ -54,6 +55,9 @@ def read_picture(path: Path) -> dict[str, tuple[str, str]]:
         for x in (0, 28, 56):
             for y in (0, 28, 56):
                 tile = image.crop((x, y, x + 28, y + 28))
+                dot = tile.crop((22, 2, 26, 6)).getcolors()
+                assert len(dot) == 1
+                tile.paste(tile.getpixel((0, 0)), (22, 2, 26, 6))
                 assert len(tile.getcolors()) == 2
                 scene[NAMES[tile.getpixel((0, 0))]] = NAMES[tile.getpixel((13, 13))], shape_of(tile)
     return scene
@@ -145,7 +149,7 @@ def test_a_scene_drawn_again_is_thrown_away(tmp_path, monkeypatch):
     assert len(set(pictures)) == 12
 
 
-@pytest.mark.parametrize("hops", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("hops", range(1, 9))
 @pytest.mark.parametrize("kind", ["tile", "shape"])
 def test_every_question_takes_the_hops_asked_for(tmp_path, kind, hops):
     render_scenes(tmp_path / "s", train=12, val=1, test=0, hops=hops, kinds=[kind])
@@ -156,6 +160,67 @@ def test_every_question_takes_the_hops_asked_for(tmp_path, kind, hops):
         assert answer in KINDS[kind] and record["rationales"] == [" ".join(steps)]
         if kind == "tile":
             assert len(set(record["choices"]) & set(path[1:-1])) == min(3, hops - 1)
+            assert path[0] not in record["choices"] and len(set(record["choices"])) == 4
+
+
+def dots(path: Path) -> int:
+    """How many tiles have one."""
+    with Image.open(path) as image:
+        corners = [(x, y) for x in (0, 28, 56) for y in (0, 28, 56)]
+        return sum(image.getpixel((x + 23, y + 3)) != image.getpixel((x, y)) for x, y in corners)
+
+
+def test_distractors_are_dots_that_change_nothing_else(tmp_path):
+    render_scenes(tmp_path / "s", train=12, val=1, test=0, form=Form(distractors=4))
+    for record in records(tmp_path / "s", "train"):
+        assert dots(image_path(tmp_path / "s", record)) == 4
+        _, steps, answer = walk(tmp_path / "s", record)
+        assert record["rationales"] == [" ".join(steps)] and record["direct_answers"][0] == answer
+
+
+def test_without_distractors_there_are_no_dots(folder):
+    assert not any(dots(image_path(folder, record)) for record in records(folder, "val"))
+
+
+@pytest.mark.parametrize("distractors", [0, 3])
+def test_the_text_twin_says_what_the_pictures_show(tmp_path, distractors):
+    sizes = {"train": 20, "val": 5, "test": 3}
+    render_scenes(tmp_path / "pictures", **sizes, form=Form(distractors=distractors))
+    render_scenes(tmp_path / "text", **sizes, form=Form(text=True, distractors=distractors))
+    for split in sizes:
+        twins = json.loads((tmp_path / "text" / f"scenes_{split}.json").read_text())
+        for picture, text in zip(records(tmp_path / "pictures", split), twins, strict=True):
+            _, steps, answer = walk(tmp_path / "pictures", picture)
+            marks = read_picture(image_path(tmp_path / "pictures", picture))
+            facts = re.findall(r"On (\w+) is an? (\w+) (\w+)\.", text["question"])
+            assert {tile: mark for tile, *mark in facts} == {tile: list(mark) for tile, mark in marks.items()}
+            assert len(re.findall(r"In the corner of \w+ is \w+\.", text["question"])) == distractors
+            assert text["question"].endswith(f". {picture['question']}")
+            assert (text["steps"], text["answer"], text["choices"]) == (steps, answer, picture["choices"])
+    assert "image" not in (tmp_path / "text" / "README.md").read_text()
+    examples = load_examples(tmp_path / "text" / "scenes_train.json", tmp_path)
+    assert all(example.answer in example.choices and not example.images for example in examples)
+
+
+@pytest.mark.parametrize("text", [False, True], ids=["pictures", "text"])
+def test_a_set_shares_no_scene_with_those_it_is_to_be_apart_from(tmp_path, text):
+    def scenes_of(name: str) -> set:
+        """Dots set aside."""
+        if text:
+            twins = json.loads((tmp_path / name / "scenes_train.json").read_text())
+            return {frozenset(re.findall(r"On [^.]*", record["question"])) for record in twins}
+        return {frozenset(read_picture(path).items()) for path in (tmp_path / name).rglob("*.png")}
+
+    def render(name: str, distractors: int, *apart_from: str) -> None:
+        apart = [tmp_path / other for other in apart_from]
+        render_scenes(tmp_path / name, 6, 0, 0, form=Form(text, distractors), apart_from=apart)
+
+    render("a", 0)
+    render("dots", 3)
+    assert scenes_of("a") & scenes_of("dots")  # drawn with one seed
+    render("b", 0, "a")
+    render("c", 3, "a", "b")
+    assert len(scenes_of("a") | scenes_of("b") | scenes_of("c")) == 18
 
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path):
@@ -225,9 +290,11 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
         ({"kinds": []}, "kinds"),
         ({"kinds": ["tile", "tile"]}, "kinds"),
         ({"hops": 0}, "hops"),
-        ({"hops": 6}, "hops"),
-        ({"train": 0}, "train"),
-        ({"val": 0}, "val"),
+        ({"hops": 9}, "hops"),
+        ({"train": 0, "val": 0, "test": 0}, "train"),
+        ({"form": Form(distractors=10)}, "distractors"),
+        ({"apart_from": [Path("nowhere")]}, "nowhere"),
+        ({"form": Form(text=True), "apart_from": [Path("nowhere")]}, "nowhere"),
         ({"test": -1}, "test"),
     ],
 )

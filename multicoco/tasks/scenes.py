@@ -1,0 +1,343 @@
+"""Generated scenes: pictures and questions that need a known number of reasoning steps.
+
+A scene is 3 x 3 tiles of nine colours; the mark on a tile has the colour of the tile to go to next. Written
+in the official A-OKVQA release format, so it goes through the same loader as the real data; or as text alone, the
+same scenes in sentences.
+"""
+
+import hashlib
+import random
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, cycle, islice, pairwise, product
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from multicoco.errors import UserError
+from multicoco.tasks.files import Key, check_sizes, digest, question_key, questions_in, to_json, write_folder
+
+COLOURS = {  # name -> RGB; the nearest two are 115 apart
+    "red": (220, 0, 0),
+    "green": (0, 150, 0),
+    "blue": (0, 40, 255),
+    "yellow": (255, 245, 0),
+    "purple": (150, 0, 190),
+    "orange": (255, 130, 0),
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+    "cyan": (0, 225, 235),
+}
+SHAPES = ("disc", "square", "triangle", "cross")
+KINDS = {"tile": tuple(COLOURS), "shape": SHAPES}  # kind of question -> its answers
+TILE_PX = 28
+DOT = (22, 2, 25, 5)  # its first and last pixels in a tile, which no mark reaches
+MAX_HOPS = len(COLOURS) - 1  # tiles on a path differ
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is on the nine tiles, row by row: colour of the tile, colour and shape of the mark on it.
+
+    Attributes:
+        dots: colour of the dot in a tile's corner, which no question is about; None where there is none.
+    """
+
+    tiles: tuple[str, ...]
+    mark_colours: tuple[str, ...]
+    mark_shapes: tuple[str, ...]
+    dots: tuple[str | None, ...] = (None,) * 9
+
+    def render(self) -> Image.Image:
+        """The picture, 84 x 84 RGB, every pixel exactly one of COLOURS."""
+        image = Image.new("RGB", (3 * TILE_PX, 3 * TILE_PX))
+        draw = ImageDraw.Draw(image)
+        for i, shape in enumerate(self.mark_shapes):
+            x, y = i % 3 * TILE_PX, i // 3 * TILE_PX
+            draw.rectangle((x, y, x + TILE_PX - 1, y + TILE_PX - 1), fill=COLOURS[self.tiles[i]])
+            fill = COLOURS[self.mark_colours[i]]
+            if shape == "disc":
+                draw.ellipse((x + 6, y + 6, x + 21, y + 21), fill=fill)
+            elif shape == "square":
+                draw.rectangle((x + 7, y + 7, x + 20, y + 20), fill=fill)
+            elif shape == "triangle":
+                draw.polygon(((x + 13, y + 6), (x + 14, y + 6), (x + 22, y + 21), (x + 5, y + 21)), fill=fill)
+            else:
+                draw.rectangle((x + 6, y + 11, x + 21, y + 16), fill=fill)
+                draw.rectangle((x + 11, y + 6, x + 16, y + 21), fill=fill)
+            if dot := self.dots[i]:
+                draw.rectangle((x + DOT[0], y + DOT[1], x + DOT[2], y + DOT[3]), fill=COLOURS[dot])
+        return image
+
+    def describe(self) -> str:
+        """The picture in sentences, which say all but where the tiles are."""
+        sentences = []
+        for tile, colour, shape, dot in zip(self.tiles, self.mark_colours, self.mark_shapes, self.dots, strict=True):
+            sentences.append(f"On {tile} is {'an' if colour == 'orange' else 'a'} {colour} {shape}.")
+            if dot:
+                sentences.append(f"In the corner of {tile} is {dot}.")
+        return " ".join(sentences)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How scenes are shown.
+
+    Attributes:
+        text: in sentences, not as pictures.
+        distractors: tiles that have a dot in a corner, 0 to 9.
+    """
+
+    text: bool = False
+    distractors: int = 0
+
+
+def draw_scene(rng: random.Random, kind: str, answer: str, hops: int, distractors: int = 0) -> tuple[Scene, list[str]]:
+    """A random scene whose question of this kind has this answer, and the path of different tiles to it."""
+    tiles = rng.sample(list(COLOURS), len(COLOURS))
+    if kind == "tile":
+        path = [*rng.sample([tile for tile in tiles if tile != answer], hops), answer]
+    else:  # naming the shape is the last hop
+        path = rng.sample(tiles, hops)
+    mark_colours = {tile: rng.choice([other for other in tiles if other != tile]) for tile in tiles}
+    mark_colours.update(pairwise(path))
+    mark_shapes = {tile: rng.choice(SHAPES) for tile in tiles}
+    if kind == "shape":
+        mark_shapes[path[-1]] = answer
+    dots: dict[str, str | None] = dict.fromkeys(tiles)
+    for tile in rng.sample(tiles, distractors):
+        dots[tile] = rng.choice([other for other in tiles if other != tile])
+    marks = tuple(mark_colours[tile] for tile in tiles), tuple(mark_shapes[tile] for tile in tiles)
+    return Scene(tuple(tiles), *marks, tuple(dots[tile] for tile in tiles)), path
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a scene; its answer is one of the choices."""
+
+    text: str
+    choices: list[str]
+    steps: list[str]
+    answer: str
+
+    def official(self) -> dict[str, Any]:
+        """As the content keys of an A-OKVQA record."""
+        return {
+            "question": self.text,
+            "choices": self.choices,
+            "correct_choice_idx": self.choices.index(self.answer),
+            "direct_answers": [self.answer] * 10,
+            "difficult_direct_answer": False,
+            "rationales": [" ".join(self.steps)],
+        }
+
+    def about(self, description: str) -> dict[str, Any]:
+        """As the content keys of a record of text."""
+        question = f"{description} {self.text}"
+        return {"question": question, "choices": self.choices, "steps": self.steps, "answer": self.answer}
+
+
+def make_question(rng: random.Random, kind: str, answer: str, answer_index: int, path: list[str]) -> Question:
+    """The question about a path."""
+    times = "1 time" if len(path) == 2 else f"{len(path) - 1} times"
+    question = f"Start at the {path[0]} tile and follow the marks {times}."
+    steps = [f"From {tile} go to {following}." for tile, following in pairwise(path)]
+    if kind == "tile":
+        question += " Which tile do you reach?"
+        # Tiles on the path come first, so that knowing which tiles are on it does not give the answer.
+        off_path = [tile for tile in COLOURS if tile not in path]
+        wrong = [*rng.sample(path[1:-1], len(path) - 2), *rng.sample(off_path, min(3, len(off_path)))][:3]
+    else:
+        question += " Which shape is on the tile you reach?"
+        steps.append(f"The shape on {path[-1]} is {answer}.")
+        wrong = [shape for shape in SHAPES if shape != answer]
+    choices = rng.sample(wrong, 3)
+    choices.insert(answer_index, answer)
+    return Question(question, choices, steps, answer)
+
+
+def balanced_plan(rng: random.Random, size: int, kinds: Sequence[str]) -> list[tuple[str, str, int]]:
+    """(kind, answer, index of the answer) of each record of a split, in random order.
+
+    The counts of kinds, of the answers of a kind and of indices (also within a kind) differ by at most 1.
+    """
+    questions = []
+    for number, kind in enumerate(kinds):
+        n_questions = len(range(number, size, len(kinds)))
+        words = rng.sample(KINDS[kind], len(KINDS[kind]))
+        answers = list(islice(cycle(words), n_questions))
+        rng.shuffle(answers)
+        questions += [(kind, answer) for answer in answers]
+    plan = [(kind, answer, i % 4) for i, (kind, answer) in enumerate(questions)]
+    rng.shuffle(plan)
+    return plan
+
+
+def render_scenes(
+    out_dir: Path,
+    train: int = 8000,
+    val: int = 500,
+    test: int = 100,
+    seed: int = 0,
+    kinds: Sequence[str] = ("tile", "shape"),
+    hops: int = 3,
+    form: Form = Form(),
+    apart_from: Sequence[Path] = (),
+) -> dict[str, int]:
+    """Makes a data set of scenes: `aokvqa_v1p0_{split}.json`, `{split}2017/{image_id:012d}.png`, README.md.
+
+    As text it is `scenes_{split}.json` and README.md, of the same scenes and questions as the pictures of the same
+    arguments. The same arguments give the same bytes. No scene occurs twice, within a split or across splits. The
+    pictures' test records carry no answer and no rationales, as in the official release.
+
+    Args:
+        out_dir: as in `write_folder`.
+        train, val, test: records per split; any may be 0, but not all.
+        seed: of everything drawn.
+        kinds: "tile" (which tile do you reach) and "shape" (which shape is on it), in equal parts.
+        hops: reasoning steps of every question, 1 to 8.
+        form: pictures or text, and what distracts.
+        apart_from: folders of scenes in the same form, none of which is to occur, with dots or without.
+
+    Returns:
+        The number of records per split.
+
+    Raises:
+        UserError: bad arguments, or `out_dir` holds something else or cannot be written.
+    """
+    sizes = {"train": train, "val": val, "test": test}
+    check_sizes("scenes", sizes)
+    if not kinds or len(set(kinds)) != len(kinds) or not set(kinds) <= set(KINDS):
+        raise UserError(f"scenes: kinds must be different ones of {', '.join(KINDS)}, not {list(kinds)}")
+    if not 1 <= hops <= MAX_HOPS:
+        raise UserError(f"scenes: hops must be 1 to {MAX_HOPS}, not {hops}")
+    if not 0 <= form.distractors <= len(COLOURS):
+        raise UserError(f"scenes: distractors must be 0 to {len(COLOURS)}, not {form.distractors}")
+    avoided = _scenes_in(apart_from, form)
+    arguments = {**sizes, "seed": seed, "kinds": list(kinds), "hops": hops}
+    how = {"text": form.text, "distractors": form.distractors, "apart_from": digest(avoided)}
+
+    def write(folder: Path) -> None:
+        example = None
+        drawn = _draw(random.Random(seed), sizes, kinds, hops, form, avoided)
+        for split, size in sizes.items():
+            records = []
+            for image_id, scene, question in islice(drawn, size):
+                if form.text:
+                    record = {"id": f"scene-{image_id}", **question.about(scene.describe())}
+                else:
+                    (folder / f"{split}2017").mkdir(exist_ok=True)
+                    scene.render().save(folder / _image_path(split, image_id))
+                    ids = {"split": split, "image_id": image_id, "question_id": f"scene-{image_id}"}
+                    record = ids | question.official()
+                example = example or _as_read(scene, question, None if form.text else _image_path(split, image_id))
+                if split == "test" and not form.text:
+                    for key in ("correct_choice_idx", "direct_answers", "rationales"):
+                        del record[key]
+                records.append(record)
+            (folder / _records_path(split, form)).write_text(to_json(records), encoding="utf-8")
+        (folder / "README.md").write_text(_readme(sizes, example or "", form), encoding="utf-8")
+
+    write_folder(out_dir, arguments | how, _files(sizes, form), write)
+    return sizes
+
+
+def _draw(
+    rng: random.Random,
+    sizes: dict[str, int],
+    kinds: Sequence[str],
+    hops: int,
+    form: Form,
+    avoided: set[Hashable],
+) -> Iterator[tuple[int, Scene, Question]]:
+    """Number, scene and question of every record, split after split."""
+    seen: set[Scene] = set()
+    image_ids = count(1)
+    for size in sizes.values():
+        for kind, answer, answer_index in balanced_plan(rng, size, kinds):
+            scene, path = draw_scene(rng, kind, answer, hops, form.distractors)
+            while scene in seen or (avoided and _key(scene, form) in avoided):
+                scene, path = draw_scene(rng, kind, answer, hops, form.distractors)
+            seen.add(scene)
+            yield next(image_ids), scene, make_question(rng, kind, answer, answer_index, path)
+
+
+def _key(scene: Scene, form: Form) -> Hashable:
+    """The same for scenes that differ at most in their dots."""
+    return _facts(question_key(f"{scene.describe()} ")) if form.text else _pixels(scene.render())
+
+
+def _facts(key: Key) -> Key:
+    return frozenset(fact for fact in key if fact.startswith("On "))
+
+
+def _pixels(image: Image.Image) -> str:
+    """A digest of the picture without its dots."""
+    plain = image.convert("RGB")
+    for x, y in product(range(0, plain.width, TILE_PX), range(0, plain.height, TILE_PX)):
+        ground = plain.getpixel((x, y))
+        assert ground is not None
+        plain.paste(ground, (x + DOT[0], y + DOT[1], x + DOT[2] + 1, y + DOT[3] + 1))
+    return hashlib.sha256(plain.tobytes()).hexdigest()
+
+
+def _scenes_in(folders: Sequence[Path], form: Form) -> set[Hashable]:
+    if form.text:
+        return {_facts(key) for key in questions_in(folders)}
+    found: set[Hashable] = set()
+    for folder in folders:
+        pictures = sorted(folder.rglob("*.png"))
+        if not pictures:
+            raise UserError(f"{folder}: holds no pictures to keep apart from: name a folder of scenes")
+        for path in pictures:
+            try:
+                with Image.open(path) as image:
+                    found.add(_pixels(image))
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read as a picture ({error})") from error
+    return found
+
+
+def _image_path(split: str, image_id: int) -> str:
+    return f"{split}2017/{image_id:012d}.png"
+
+
+def _records_path(split: str, form: Form) -> str:
+    return f"scenes_{split}.json" if form.text else f"aokvqa_v1p0_{split}.json"
+
+
+def _files(sizes: dict[str, int], form: Form) -> list[str]:
+    image_ids = count(1)
+    files = ["README.md"]
+    for split, size in sizes.items():
+        pictures = [] if form.text else [_image_path(split, image_id) for image_id in islice(image_ids, size)]
+        files += [_records_path(split, form), *pictures]
+    return files
+
+
+def _as_read(scene: Scene, question: Question, image: str | None) -> str:
+    return f"""- {f"image: `{image}`" if image else f"scene: {scene.describe()}"}
+- question: {question.text}
+- choices: {", ".join(question.choices)}
+- steps: {" ".join(question.steps)}
+- answer: {question.answer}
+"""
+
+
+def _readme(sizes: dict[str, int], example: str, form: Form) -> str:
+    counts = ", ".join(f"{size} {split}" for split, size in sizes.items())
+    source = "of text" if form.text else "in the format of the A-OKVQA release"
+    test = "" if form.text else " Test records carry no answer."
+    dots = " A dot in a corner means nothing." if form.distractors else ""
+    return f"""# Generated scenes
+
+Records ({counts}) {source}, written by MultiCoCo
+(`multicoco/tasks/scenes.py`); the arguments are in `dataset.json`.{test}
+
+A picture has 3 x 3 tiles of nine colours. The mark on a tile (disc, square, triangle or cross) has the
+colour of the tile to go to next.{dots}
+
+To check one by eye:
+
+{example}"""

@@ -1,0 +1,88 @@
+"""What a study writes about runs that something that stands for train.py has done."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_runs import write_samples
+
+from multicoco.cli import main
+from multicoco.study.schema import PairResult, RunResult, StudyResult
+from multicoco.study.spec import ArmSpec, QuestionsSpec, StudySpec
+
+
+def result() -> StudyResult:
+    return StudyResult.model_validate_json(Path("studies/tiny/study.json").read_text())
+
+
+def test_study_json_has_runs_pairs_and_the_verdict(written, study):
+    study["arms"]["direct"] = {"set": {"num_epochs": 3}}
+    assert main(["study", str(written())]) == 0
+    found = result()
+    accuracies = {(run.arm, run.seed): run.accuracy for run in found.runs}
+    assert accuracies == {
+        (arm, seed): a for arm, a in (("direct", 0.2), ("start", 0.3), ("hidden", 0.9)) for seed in (0, 1)
+    }
+    assert {run.arm: run.steps for run in found.runs} == {"direct": 30, "start": 10, "hidden": 30}
+    pairs = {(pair.first, pair.second): pair for pair in found.pairs}
+    assert pairs["direct", "hidden"].difference == pytest.approx(-0.7) and not found.refused
+    assert pairs["direct", "hidden"].by_seed == pytest.approx([-0.7, -0.7])
+    assert found.verdict["finding"] is False
+    assert found.verdict["besides"]["hidden against direct"]["relation"] == "better"
+    assert found.text.splitlines()[0].startswith("test set")
+
+
+def test_arms_that_were_trained_differently_are_not_compared_unless_it_is_said(written, study, capsys):
+    study["seeds"] = [0]
+    study["arms"]["direct"] = {"set": {"train_path": "other.json"}}
+    assert main(["study", str(written())]) == 0
+    found = result()
+    assert ("direct", "hidden") not in {(pair.first, pair.second) for pair in found.pairs}
+    assert found.refused[0].startswith("not compared: direct and hidden differ in their steps (10 and 30), data; if")
+    assert "hidden against direct" not in found.verdict["besides"]
+    assert "`differs: [steps, data]` at one of them says so" in capsys.readouterr().out
+    study["arms"]["direct"]["differs"] = ["data", "steps"]
+    assert main(["study", str(written())]) == 0
+    assert ("direct", "hidden") in {(pair.first, pair.second) for pair in result().pairs}
+    # the rule is about equal training
+    assert result().refused == ["not read by the rule: direct and hidden differ in their steps (10 and 30), data"]
+    assert "hidden against direct" not in result().verdict["besides"]
+
+
+def test_interventions_are_compared_with_the_untouched_thoughts(written, study):
+    study["seeds"] = [0]
+    study["arms"] = {"hidden": {"set": {"lr": 0.9}}}
+    assert main(["study", str(written())]) == 0
+    [folder] = [path.parent.parent for path in Path("studies/tiny").glob("hidden-*/seed_0/val-*/evaluation/*")]
+    samples = [json.loads(line) for line in (folder / "samples" / "final_vanilla.jsonl").read_text().splitlines()]
+    wrong = [sample | {"correct": False, "question": "of the other input"} for sample in samples]
+    write_samples(folder, "vanilla.mean", wrong)
+    path = folder / "evaluation" / "vanilla.mean.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"intervention": "mean"}))
+    assert main(["study", str(written())]) == 0
+    [pair] = result().pairs
+    assert (pair.kind, pair.second, pair.difference) == ("intervention", "hidden under mean", pytest.approx(0.9))
+    [condition] = [one for one in result().verdict["conditions"] if "(mean)" in one["says"]]
+    assert condition["outcome"] == "held"
+    assert [run.intervention for run in result().runs] == ["untouched", "mean"]
+
+
+def test_every_field_of_study_json_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
+    fields = {name for model in (StudyResult, RunResult, PairResult) for name in model.model_fields}
+    keys = {name for model in (StudySpec, ArmSpec, QuestionsSpec) for name in model.model_fields}
+    assert not [name for name in fields | keys if f"`{name}`" not in page], "in docs/studies.md"
+
+
+def test_a_folder_of_another_study_is_left_alone(written, study, capsys):
+    study["seeds"] = [0]
+    study["arms"] = {"direct": {}}
+    assert main(["study", str(written())]) == 0
+    before = Path("studies/tiny/study.json").read_text()
+    study["arms"] = {"else": {}}
+    assert main(["study", str(written())]) == 1
+    assert "is of another study" in capsys.readouterr().err
+    assert Path("studies/tiny/study.json").read_text() == before
+    Path("studies/tiny/study.json").write_text("{}")
+    assert main(["study", str(written())]) == 1
+    assert "study.json is not what a study writes" in capsys.readouterr().err

@@ -1,0 +1,63 @@
+"""The run configs of args/: all load, and those of published settings have these settings."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+from homes import REPO
+from transformers import LlamaConfig
+
+from multicoco.cli import main
+from multicoco.config import load_config
+from multicoco.methods import method_class
+
+RECIPES = sorted(
+    path for path in (REPO / "args").rglob("*.yaml") if path.name != "base.yaml" and "studies" not in path.parts
+)
+LLAMA_1B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=16,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    tie_word_embeddings=True,
+)
+
+
+load = cache(load_config)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_starts_from_a_run_that_another_makes(recipe):
+    config = load(recipe)
+    assert config.name == config.run_dir.name
+    starts = {load(other).run_dir for other in RECIPES if load(other).mode != "eval_only"}
+    assert config.load_model_path is None or Path(config.load_model_path) in starts
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "latents"),
+    [
+        ("prosqa_coconut", [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5 + [4] * 5 + [5] * 5 + [6] * 5 + [7] * 15, 6),
+        ("prontoqa_coconut", [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5 + [4] * 5 + [5] * 5 + [6] * 5 + [7] * 15, 6),
+        ("gsm8k_coconut", [1] * 3 + [2] * 3 + [3] * 3 + [4] * 16, 6),
+        ("gsm8k_llama_coconut", [1] * 3 + [2] * 3 + [3] * 3 + [4] * 16, 6),
+    ],
+)
+def test_the_papers_course(name, stages, latents):
+    config = load(REPO / "args" / f"{name}.yaml")
+    schedule = method_class(config.trained_method)(config).schedule
+    assert [schedule.stage(epoch) for epoch in range(config.num_epochs)] == stages
+    assert schedule.eval_latents(stages[-1], n_steps=1) == latents  # padded to the most
+    assert config.batch_size * config.gradient_accumulation_steps * 4 == 128
+    assert config.lr == (1e-5 if "llama" in name else 1e-4)
+
+
+def test_llama_fits_four_gpus(tmp_path, capsys):
+    """Planned from the model's config.json alone."""
+    LLAMA_1B.save_pretrained(tmp_path)
+    recipe = str(REPO / "args" / "gsm8k_llama_coconut.yaml")
+    assert main(["plan", recipe, "--gpus", "4", "--set", f"model_id={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert "1.24 billion" in printed and "Chosen, as the fastest that fits" in printed

@@ -1,0 +1,64 @@
+"""Controls from a run config to their evaluation, on one rank and on two."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from homes import make_home
+from runs import RunServer
+
+CONFIG = """mode: train
+num_epochs: 2
+generation: {max_new_tokens: 3}
+coconut: {enabled: true, c_thought: 2, max_latent_stage: 1, first_stage: 1}
+"""
+ICOT = ("method=icot", "coconut.enabled=false", "icot.remove_per_epoch=2", "icot.remove_all_beyond=3")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return make_home(tmp_path_factory.mktemp("controls"), 14, 3, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def server(home):
+    server = RunServer(home)
+    yield server
+    server.stop()
+
+
+def losses(run: Path) -> list[float]:
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [entry["train/loss"] for entry in entries if "train/loss" in entry]
+
+
+@pytest.mark.parametrize(
+    ("name", "latents", "passes", "settings"),
+    [
+        ("noise", 2, 0, ["method=coconut", "coconut.thoughts=noise"]),
+        ("borrowed", 2, 2, ["method=coconut", "coconut.thoughts=borrowed"]),
+        ("icot", 0, 0, ICOT),
+    ],
+)
+def test_a_control_trains_alike_on_any_number_of_ranks(home, server, name, latents, passes, settings):
+    found = []
+    for ranks in (1, 2):
+        batch = (f"batch_size={4 // ranks}", f"name={name}_{ranks}")
+        ended = server.run(home / "run.yaml", *settings, *batch, ranks=ranks)
+        assert ended.codes == [0] * ranks, ended.said
+        found.append(losses(home / "runs" / f"{name}_{ranks}"))
+    assert len(found[0]) == 8 and found[0] == pytest.approx(found[1], rel=1e-4)
+    [file] = (home / "runs" / f"{name}_1" / "samples").glob("epoch_0002_*")
+    samples = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {(sample["latent_tokens"], sample["latent_passes"]) for sample in samples} == {(latents, passes)}
+
+
+def test_a_run_that_changes_its_stage_within_an_epoch_goes_on_from_there(home, server):
+    settings = (*ICOT, "batch_size=4", "name=preempted", "save_every_steps=1")
+    kill = {"since": "logged", "after": 0.0, "signal": signal.SIGTERM, "ranks": [0]}
+    ended = server.run(home / "run.yaml", *settings, kill=kill | {"file": f"{home}/runs/preempted/metrics.jsonl"})
+    assert ended.codes == [143], ended.said
+    ended = server.run(home / "run.yaml", *settings)
+    assert ended.codes == [0] and "going on from" in ended.said[0], ended.said
+    assert losses(home / "runs" / "preempted") == losses(home / "runs" / "icot_1")
