@@ -20,8 +20,8 @@ def icot(num_epochs: int = 10, **keys):
 
 
 def by_definition(n_steps: int, steps_per_token: int, beyond: float) -> tuple[list[float], list[int]]:
-    """Tokens to be removed in every step, and the steps that begin with a new optimizer, from the paper's words (section
-    3): one token more after so many steps, all of them from a number on, a new optimizer whenever tokens go."""
+    """Tokens to be removed in every step, and the steps that begin with a new optimizer, from the paper's words
+    (section 3): one token more after so many steps, all of them from a number on, a new optimizer when tokens go."""
     counts = [step // steps_per_token for step in range(n_steps)]
     removed = [math.inf if count >= beyond else count for count in counts]
     return removed, [step for step in range(1, n_steps) if removed[step] != removed[step - 1]]
