@@ -184,7 +184,7 @@ def donor(step: int, index: int) -> tuple[list[int], list[int]]:
     return ids, [-100] * len(ids)
 
 
-def collate(step: int, indices: range, borrows: bool) -> dict[str, torch.Tensor]:
+def collate(step: int, indices: range, borrows: bool = False) -> dict[str, torch.Tensor]:
     rows = [row(step, i) for i in indices] + [donor(step, i) for i in indices if borrows]
     length, first = 24, 12
     batch = {

@@ -141,7 +141,7 @@ def test_babble_that_names_two_choices_gives_none(said, answer_format):
     index = extract_answer(f"Answer: {' '.join(said)}", PETS, answer_format)
     if index is None:
         return
-    labels = {"letter": "ABCD", "index": "0123", "text": ()}[answer_format]
+    labels = {"letter": [*"ABCD"], "index": [*"0123"], "text": []}[answer_format]
     named = {PETS.index(word) for word in said if word in PETS}
     named |= {labels.index(word) for word in said if word in labels} - ({0} if "A" in said and len(said) > 1 else set())
     assert named <= {index}

@@ -87,7 +87,7 @@ def test_it_leaves_everything_as_it_was(dtype):
     frequencies = model.get_decoder().rotary_emb.inv_freq.clone()
     reasoner = LatentReasoner(model, LATENT, "reference")
     self_check(reasoner, [*texts(4), with_image(20)])
-    assert model.training and reasoner.kernel == "reference" and not reasoner.buffers.free
+    assert model.training and reasoner.kernel == "reference" and not reasoner.cache_buffers.free
     assert model.get_decoder().config._attn_implementation == "multicoco_cached"
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert torch.equal(model.get_decoder().rotary_emb.inv_freq, frequencies)

@@ -1,4 +1,4 @@
-"""Stepwise internalisation against the loop of its authors' code."""
+"""Stepwise internalisation against the schedule of its paper."""
 
 import math
 from collections import Counter
@@ -19,27 +19,12 @@ def icot(num_epochs: int = 10, **keys):
     return method_class("icot")(RunConfig(**KEYS, num_epochs=num_epochs, icot=keys))
 
 
-def published(epochs: int, steps_per_epoch: int, per_epoch: float, beyond: float) -> tuple[list[float], list[int]]:
-    """Tokens to be removed in every step, and the steps that begin with a new optimizer: the loop of src/train.py of
-    github.com/da03/Internalize_CoT_Step_by_Step (c2e3891), for pretrain_epochs 0 and remove_start_from 0."""
-    scheduled, counter, step, removed, resets = 0, 0, 0, [], []
-    steps_per_removed_token = round(steps_per_epoch / per_epoch)
-    for _ in range(epochs):
-        if scheduled >= beyond:
-            scheduled = math.inf
-        for _ in range(steps_per_epoch):
-            previous = scheduled
-            if counter == steps_per_removed_token or steps_per_removed_token == 0:
-                scheduled += 1
-                counter = 0
-            counter += 1
-            if scheduled > previous:
-                resets.append(step)
-            if scheduled >= beyond:
-                scheduled = math.inf
-            removed.append(scheduled)
-            step += 1
-    return removed, resets
+def by_definition(n_steps: int, steps_per_token: int, beyond: float) -> tuple[list[float], list[int]]:
+    """Tokens to be removed in every step, and the steps that begin with a new optimizer, from the paper's words
+    (section 3): one token more after so many steps, all of them from a number on, a new optimizer when tokens go."""
+    counts = [step // steps_per_token for step in range(n_steps)]
+    removed = [math.inf if count >= beyond else count for count in counts]
+    return removed, [step for step in range(1, n_steps) if removed[step] != removed[step - 1]]
 
 
 @given(
@@ -50,7 +35,7 @@ def published(epochs: int, steps_per_epoch: int, per_epoch: float, beyond: float
 )
 def test_the_schedule_is_the_published_one(epochs, steps_per_epoch, per_epoch, beyond):
     if steps_per_epoch <= per_epoch / 2:
-        return  # there the published loop removes a token before the first step too
+        return  # then a token goes in every step
     trained = icot(1000, remove_per_epoch=per_epoch, remove_all_beyond=beyond, smoothing=None)
     example = ExampleTokens([1], [[2] * 500], [3])
     left, entered, stage = [], [], 0
@@ -61,7 +46,8 @@ def test_the_schedule_is_the_published_one(epochs, steps_per_epoch, per_epoch, b
                 stage = part.stage
             n_left = trained.train_row(example, part.stage, epoch, "x")[0].count(2)
             left += [n_left] * (part.end - part.first)
-    removed, resets = published(epochs, steps_per_epoch, per_epoch, beyond or math.inf)
+    steps_per_token = round(steps_per_epoch / per_epoch)
+    removed, resets = by_definition(epochs * steps_per_epoch, steps_per_token, beyond or math.inf)
     assert left == [500 - min(n, 500) for n in removed]
     assert entered == resets
 

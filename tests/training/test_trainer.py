@@ -1,7 +1,6 @@
 """Controls from a run config to their evaluation, on one rank and on two."""
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -54,11 +53,27 @@ def test_a_control_trains_alike_on_any_number_of_ranks(home, server, name, laten
     assert {(sample["latent_tokens"], sample["latent_passes"]) for sample in samples} == {(latents, passes)}
 
 
-def test_a_run_that_changes_its_stage_within_an_epoch_goes_on_from_there(home, server):
-    settings = (*ICOT, "batch_size=4", "name=preempted", "save_every_steps=1")
-    kill = {"since": "logged", "after": 0.0, "signal": signal.SIGTERM, "ranks": [0]}
-    ended = server.run(home / "run.yaml", *settings, kill=kill | {"file": f"{home}/runs/preempted/metrics.jsonl"})
+@pytest.mark.parametrize("step", [2, 3])  # the last of a stage, and the first of the next, in the middle of an epoch
+def test_a_run_that_changes_its_stage_within_an_epoch_goes_on_from_there(home, server, step):
+    name = f"preempted_{step}"
+    signalled = f"""
+import os, signal
+from multicoco.training.loss_window import LossWindow
+
+read, steps = LossWindow.read, []
+
+def read_and_signal(window):
+    steps.append(1)
+    if len(steps) == {step}:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return read(window)
+
+LossWindow.read = read_and_signal
+"""
+    settings = (*ICOT, "batch_size=4", f"name={name}")
+    ended = server.run(home / "run.yaml", *settings, patch=signalled)
     assert ended.codes == [143], ended.said
     ended = server.run(home / "run.yaml", *settings)
     assert ended.codes == [0] and "going on from" in ended.said[0], ended.said
-    assert losses(home / "runs" / "preempted") == losses(home / "runs" / "icot_1")
+    assert server.run(home / "run.yaml", *ICOT, "batch_size=4", f"name=whole_{step}").codes == [0]
+    assert losses(home / "runs" / name) == losses(home / "runs" / f"whole_{step}")
