@@ -34,7 +34,7 @@ demo: $(READY)
 		--trained $(DEMO)/cot $(DEMO)/coconut $(DEMO)/vanilla
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # the inner loop: everything but the tests that start processes
 check: lint

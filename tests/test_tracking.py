@@ -221,6 +221,7 @@ class TestWandb:
             assert len(self.run(tmp_path, "offline")) == 2
         assert caplog.text.count("unreachable") == 1
 
+    @pytest.mark.distributed
     @pytest.mark.parametrize("failure", ["never there", "answers with errors", "goes away"])
     def test_the_real_one_with_a_server_that_fails_does_not_hold_a_run_up(self, tmp_path, failure):
         said = in_new_process(run_against_failing_server, tmp_path, failure)
@@ -228,6 +229,7 @@ class TestWandb:
         assert ("logging offline" if failure == "never there" else "could not finish") in said
         assert list((tmp_path / "wandb").glob("*run-*/*.wandb"))  # for `wandb sync`
 
+    @pytest.mark.distributed
     def test_the_real_one_without_a_login_writes_offline_files_under_the_run(self, tmp_path):
         in_new_process(run_without_login, tmp_path)
         assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))

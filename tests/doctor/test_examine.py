@@ -126,6 +126,7 @@ def test_every_ailing_host_gets_its_remedy(home, tmp_path, capfd, monkeypatch):
     assert files(home) | files(other) == before
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

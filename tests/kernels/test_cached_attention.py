@@ -90,7 +90,7 @@ def test_forward_and_gradients_equal_whole_attention(kernel, data):
     check_against_whole_attention(kernel, data)
 
 
-@settings(max_examples=15, deadline=None)  # interpreted, it takes a second for each
+@settings(max_examples=8, deadline=None)  # interpreted, it takes a second for each
 @given(data=st.data())
 def test_forward_and_gradients_of_triton_equal_whole_attention(data):
     check_against_whole_attention("triton", data)

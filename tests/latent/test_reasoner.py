@@ -96,7 +96,7 @@ def test_loss_and_gradients_equal_recomputation(name, data, kernel):
     check_loss_and_gradients(name, data, kernel)
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(data=st.data())
 def test_loss_and_gradients_with_triton_interpreted_equal_recomputation(data):
     check_loss_and_gradients("internvl", data, "triton")

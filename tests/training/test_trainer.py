@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from homes import make_home
-from runs import RunServer
 
+pytestmark = pytest.mark.distributed
 CONFIG = """mode: train
 num_epochs: 2
 generation: {max_new_tokens: 3}
@@ -18,13 +18,6 @@ ICOT = ("method=icot", "coconut.enabled=false", "icot.remove_per_epoch=2", "icot
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     return make_home(tmp_path_factory.mktemp("controls"), 14, 3, CONFIG)
-
-
-@pytest.fixture(scope="module")
-def server(home):
-    server = RunServer(home)
-    yield server
-    server.stop()
 
 
 def losses(run: Path) -> list[float]:
@@ -40,11 +33,11 @@ def losses(run: Path) -> list[float]:
         ("icot", 0, 0, ICOT),
     ],
 )
-def test_a_control_trains_alike_on_any_number_of_ranks(home, server, name, latents, passes, settings):
+def test_a_control_trains_alike_on_any_number_of_ranks(home, run_server, name, latents, passes, settings):
     found = []
     for ranks in (1, 2):
         batch = (f"batch_size={4 // ranks}", f"name={name}_{ranks}")
-        ended = server.run(home / "run.yaml", *settings, *batch, ranks=ranks)
+        ended = run_server.run(home / "run.yaml", *settings, *batch, ranks=ranks)
         assert ended.codes == [0] * ranks, ended.said
         found.append(losses(home / "runs" / f"{name}_{ranks}"))
     assert len(found[0]) == 8 and found[0] == pytest.approx(found[1], rel=1e-4)
@@ -54,7 +47,7 @@ def test_a_control_trains_alike_on_any_number_of_ranks(home, server, name, laten
 
 
 @pytest.mark.parametrize("step", [2, 3])  # the last of a stage, and the first of the next, in the middle of an epoch
-def test_a_run_that_changes_its_stage_within_an_epoch_goes_on_from_there(home, server, step):
+def test_a_run_that_changes_its_stage_within_an_epoch_goes_on_from_there(home, run_server, step):
     name = f"preempted_{step}"
     signalled = f"""
 import os, signal
@@ -71,9 +64,9 @@ def read_and_signal(window):
 LossWindow.read = read_and_signal
 """
     settings = (*ICOT, "batch_size=4", f"name={name}")
-    ended = server.run(home / "run.yaml", *settings, patch=signalled)
+    ended = run_server.run(home / "run.yaml", *settings, patch=signalled)
     assert ended.codes == [143], ended.said
-    ended = server.run(home / "run.yaml", *settings)
+    ended = run_server.run(home / "run.yaml", *settings)
     assert ended.codes == [0] and "going on from" in ended.said[0], ended.said
-    assert server.run(home / "run.yaml", *ICOT, "batch_size=4", f"name=whole_{step}").codes == [0]
+    assert run_server.run(home / "run.yaml", *ICOT, "batch_size=4", f"name=whole_{step}").codes == [0]
     assert losses(home / "runs" / name) == losses(home / "runs" / f"whole_{step}")
