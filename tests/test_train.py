@@ -117,6 +117,7 @@ def fail(self, name, *others):
     return run(self, name, *others)
 Evaluator.run = fail
 """
+DATE = "from multicoco.engine import assembly; assembly.strftime = lambda form: '{}'"
 PORT = "import os; os.environ['MASTER_PORT'] = '{}'"
 COCONUT = (
     "mode=coconut_train",
@@ -367,6 +368,29 @@ def test_an_evaluation_that_fails_costs_no_trained_epoch_and_is_made_up_for(home
         assert weights[0].read_bytes() == weights[1].read_bytes()
         assert samples(run, f"{epoch}_cot") == samples(cot_run, f"{epoch}_cot")
     assert metrics(run, "train/loss") == metrics(cot_run, "train/loss")
+
+
+def test_a_prompts_date_is_the_day_on_which_its_run_began(home, train):
+    """A chat template that writes the date: the run goes on, and is evaluated, with that of its first start."""
+    model = shutil.copytree(home / "model", home / "dated_model")
+    template = model / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %B %Y') }} " + template.read_text())
+    settings = (f"model_id={model}", "max_train_samples=4", "max_val_samples=2")
+    then, later = (DATE.format(day) for day in ("2026-01-05", "2026-12-31"))
+    train("name=dated", *settings, "num_epochs=2", patch=then)
+    train("name=dated_broken", *settings, "num_epochs=1", patch=then)
+    train("name=dated_broken", *settings, "num_epochs=2", allow_change=("num_epochs",), patch=later)
+    train("name=dated_later", *settings, "num_epochs=2", patch=later)
+    unbroken, broken, other = (home / "runs" / f"dated{name}" for name in ("", "_broken", "_later"))
+    assert read_state(broken / "checkpoints" / "epoch_0002").prompt_date == "2026-01-05"
+    assert metrics(broken, "train/loss") == metrics(unbroken, "train/loss") != metrics(other, "train/loss")
+    weights = [run / "checkpoints" / "epoch_0002" / "model" / "model.safetensors" for run in (unbroken, broken, other)]
+    assert weights[0].read_bytes() == weights[1].read_bytes() != weights[2].read_bytes()
+    evaluation = ("mode=eval_only", "eval_config.cot=true", "max_val_samples=2", f"load_model_path={unbroken}")
+    train("name=dated_eval", *evaluation, patch=later)
+    states = (read_state(path) for path in (unbroken / "checkpoints").glob("epoch_*"))
+    best = max(states, key=lambda state: (state.accuracy, state.epoch))
+    assert samples(home / "runs" / "dated_eval", "final_cot") == samples(unbroken, f"{best.name}_cot")
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the A-OKVQA records are not at hand")
