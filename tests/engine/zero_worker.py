@@ -21,7 +21,7 @@ from multicoco.process import end_process
 
 
 def bytes_held() -> int:
-    """Of all tensors that live in this process."""
+    """Of all tensors that have been made since the start of the cases, and live in this process."""
     gc.collect()
     # deepspeed.comm makes objects that raise when they are asked for their class
     storages = [x.untyped_storage() for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
@@ -83,6 +83,8 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     rank, world_size = init_distributed()
     get_accelerator().is_fp16_supported = lambda: True  # DeepSpeed asks oneDNN; PyTorch's own kernels can
+    gc.collect()
+    gc.freeze()  # what has been imported is looked through no more
     results = {name: train(case, rank, world_size, folder) for name, case in CASES.items()}
     if rank == 0:
         torch.save(results, folder / "results.pt")
