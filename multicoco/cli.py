@@ -1,4 +1,4 @@
-"""The `multicoco` command: prepare data and the offline model, compare evaluations."""
+"""The `multicoco` command: what goes before and after a run of train.py."""
 
 import argparse
 import shlex
@@ -72,6 +72,7 @@ def compare_runs(args: argparse.Namespace) -> None:
 
 
 def run_study(args: argparse.Namespace) -> None:
+    from multicoco.report.page import report_at_end
     from multicoco.study.results import check_folder, write_results
     from multicoco.study.runner import choose, format_plan, read_launcher, run_missing
     from multicoco.study.spec import load_study
@@ -88,8 +89,15 @@ def run_study(args: argparse.Namespace) -> None:
     problems = run_missing(jobs, read_launcher(args.launcher), say=lambda text: print(text, flush=True))
     if not args.only:  # those of a scheduler's array must not write it at once
         print(write_results(study).text)
+        report_at_end(study.folder)
     if problems:
         raise UserError(f"{len(problems)} runs of the study are missing:\n  " + "\n  ".join(problems))
+
+
+def report(args: argparse.Namespace) -> None:
+    from multicoco.report.page import write_report
+
+    print(write_report(args.paths, args.out))
 
 
 def doctor(args: argparse.Namespace) -> None:
@@ -183,6 +191,17 @@ def parser() -> argparse.ArgumentParser:
         "--launcher", default=shlex.quote(sys.executable), help="what starts train.py, such as 'deepspeed --num_gpus 8'"
     )
     study.set_defaults(run=run_study)
+
+    page = commands.add_parser(
+        "report",
+        help="write a page about runs or studies, to open in a browser",
+        epilog="example: multicoco report runs/demo/cot_eval runs/demo/coconut_eval --out report.html",
+    )
+    page.add_argument(
+        "paths", nargs="+", type=path, metavar="RUN_OR_STUDY", help="run folder, folder of runs, or folder of a study"
+    )
+    page.add_argument("--out", type=path, help="HTML file to write (default: report.html in the folder, if it is one)")
+    page.set_defaults(run=report)
 
     checkup = commands.add_parser("doctor", help="check the hosts, the data and the network before a run")
     checkup.add_argument("config", type=path, help="run config of the run to be")

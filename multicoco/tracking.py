@@ -1,7 +1,8 @@
 """What a run leaves to read: metrics.jsonl, samples, evaluations, its config and environment, W&B, a progress bar.
 
 <run folder>/config.yaml            resolved; an earlier, different one is kept as config.1.yaml, ...
-<run folder>/environment.json       git revision, versions, host, command
+<run folder>/environment.json       git revision, versions, machine, command
+<run folder>/starts.jsonl           the same of every start, one a line
 <run folder>/metrics.jsonl          one object a line; a value that is not finite is null
 <run folder>/samples/<name>.jsonl   one generated answer a line
 <run folder>/evaluation/<mode>.json summary of the newest evaluation in a mode
@@ -10,6 +11,7 @@
 import json
 import logging
 import math
+import os
 import platform
 import shlex
 import subprocess
@@ -45,6 +47,7 @@ def environment() -> dict[str, Any]:
         **{package: _version(package) for package in _PACKAGES},
         "multicoco": __version__,  # known in a checkout that is not installed, too
         "host": platform.node(),
+        "hardware": _hardware(),
         "command": shlex.join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -88,6 +91,8 @@ class Tracker:
             self._keep_earlier_config(config.to_yaml())
             write_text(run_dir / "config.yaml", config.to_yaml())
             write_json(run_dir / "environment.json", self.environment)
+            with (run_dir / "starts.jsonl").open("a", encoding="utf-8") as file:
+                print(json.dumps(self.environment), file=file)
             self.metrics_file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         except OSError as error:
             raise UserError(
@@ -204,6 +209,21 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _hardware() -> str:
+    """The GPUs that this process sees, else the CPU, with the number of cores that it may use."""
+    cores = f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    torch = sys.modules.get("torch")  # where it is not needed it is not imported for this
+    if torch is not None and torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
+        return f"{', '.join(f'{names.count(name)} x {name}' for name in dict.fromkeys(names))}, {cores}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{model or platform.machine()}, {cores}"
 
 
 def _git_revision(source: Path) -> dict[str, Any] | None:

@@ -156,6 +156,11 @@ def device() -> torch.device:
     return torch.device(get_accelerator().current_device_name())
 
 
+def peak_memory() -> float:
+    """GiB, the most that this process has held so far: of its GPU's memory, or on a CPU of the machine's."""
+    return float(get_accelerator().max_memory_allocated()) / 2**30
+
+
 def whole_state_dict(model: nn.Module) -> dict[str, torch.Tensor] | None:
     """The model's weights on the CPU, on rank 0 (None elsewhere); every rank must call it.
 

@@ -14,7 +14,7 @@ from multicoco.data.loader import check_donors
 from multicoco.data.sources import require_answers
 from multicoco.engine.assembly import Assembly, assemble, load_records, prompt_date, weights_of
 from multicoco.engine.checkpoint import Checkpoints
-from multicoco.engine.deepspeed import build_engine, model_shape
+from multicoco.engine.deepspeed import build_engine, model_shape, peak_memory
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.engine.lengths import check_prompt_lengths, check_training_lengths
 from multicoco.engine.preemption import Preempted
@@ -192,7 +192,7 @@ class Trainer:
         progress.set_postfix(shown, tokens_s=f"{metrics['train/tokens_per_s']:.0f}", refresh=False)
         learning_rate = self.engine.lr_scheduler.get_last_lr()[0]
         where = {"train/stage": self.at.stage, "train/epoch": epoch + 1, "train/lr": learning_rate}
-        self.tracker.log(metrics | where, self.at.step)
+        self.tracker.log(metrics | where | {"train/peak_memory_gib": peak_memory()}, self.at.step)
 
     def _evaluate(self, epochs: int) -> None:
         """After so many epochs, if it is due; the accuracy goes to the checkpoint, or decides whether it stays."""
