@@ -171,6 +171,7 @@ class Trainer:
             skipped_before = self.engine.skipped_steps
             losses, counts = train_step(self.engine, self.method, micro_batches, n_passes, self.group.device)
             at.step, at.epoch_step = at.step + 1, at.epoch_step + 1
+            at.tokens, at.passes = at.tokens + counts[1], at.passes + n_passes * len(micro_batches)
             skipped = self.engine.skipped_steps > skipped_before
             window.add(losses.sum(), counts, skipped)
             if self.skip_limit.add(skipped):
