@@ -175,14 +175,15 @@ class Trainer:
         progress.set_description(f"stage {part.stage} epoch {epoch + 1}/{config.num_epochs}")
         for micro_batches in self.batches.steps(part, epoch, at.epoch_step):
             skipped_before = self.engine.skipped_steps
-            stepped = train_step(self.engine, self.method, micro_batches, n_passes, self.group.device)
+            losses, counts, thoughts = train_step(self.engine, self.method, micro_batches, n_passes, self.group.device)
             at.step, at.epoch_step = at.step + 1, at.epoch_step + 1
+            at.tokens, at.passes = at.tokens + counts[1], at.passes + n_passes * len(micro_batches)
             skipped = self.engine.skipped_steps > skipped_before
-            window.add(stepped.losses.sum(), stepped.counts, skipped)
-            self.thoughts.add(micro_batches, stepped.thoughts, skipped)
+            window.add(losses.sum(), counts, skipped)
+            self.thoughts.add(micro_batches, thoughts, skipped)
             if self.skip_limit.add(skipped):
                 self.saver.finish()
-                self.skip_limit.give_up(micro_batches, stepped.losses, at)
+                self.skip_limit.give_up(micro_batches, losses, at)
             progress.update()
             is_last = at.epoch_step == self.batches.steps_per_epoch
             if at.step % config.log_every_steps == 0 or is_last:
