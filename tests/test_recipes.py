@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 from multicoco.cli import main
 from multicoco.config import load_config
 from multicoco.methods import method_class
+from multicoco.study.spec import load_study
 
 RECIPES = sorted(
     path for path in (REPO / "args").rglob("*.yaml") if path.name != "base.yaml" and "studies" not in path.parts
@@ -52,6 +53,18 @@ def test_the_papers_course(name, stages, latents):
     assert schedule.eval_latents(stages[-1], n_steps=1) == latents  # padded to the most
     assert config.batch_size * config.gradient_accumulation_steps * 4 == 128
     assert config.lr == (1e-5 if "llama" in name else 1e-4)
+
+
+@pytest.mark.parametrize("file", sorted((REPO / "args" / "studies").glob("*[!nt].yaml")), ids=lambda path: path.stem)
+def test_arms_of_a_study_train_for_as_long_from_the_same_weights(file):
+    study = load_study(file)
+    chains = {arm: [study.training_config(link) for link in study.chain(arm)] for arm in study.spec.arms}
+    steps = {arm: sum(config.num_epochs for config in chain) for arm, chain in chains.items() if arm != "start"}
+    assert set(steps.values()) == {6}
+    assert {(chain[-1].model_id, chain[-1].load_model_path) for chain in chains.values()} == {
+        ("runs/studies/data/model", None)
+    }
+    assert {study.spec.role(arm) for arm in steps} >= {"hidden", "cot", "direct", "no_thoughts", "pause"}
 
 
 def test_llama_fits_four_gpus(tmp_path, capsys):
