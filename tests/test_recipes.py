@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from homes import REPO
-from transformers import LlamaConfig
+from transformers import GPT2Config, LlamaConfig
 
 from multicoco.cli import main
 from multicoco.config import load_config
@@ -67,10 +67,18 @@ def test_arms_of_a_study_train_for_as_long_from_the_same_weights(file):
     assert {study.spec.role(arm) for arm in steps} >= {"hidden", "cot", "direct", "no_thoughts", "pause"}
 
 
-def test_llama_fits_four_gpus(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("recipe", "model", "parameters"),
+    [
+        ("gsm8k_llama_coconut", LLAMA_1B, "1.24 billion"),
+        ("gsm8k_coconut", GPT2Config(), "0.12 billion"),
+        ("prosqa_coconut", GPT2Config(), "0.12 billion"),
+    ],
+)
+def test_the_papers_models_fit_four_gpus(tmp_path, capsys, recipe, model, parameters):
     """Planned from the model's config.json alone."""
-    LLAMA_1B.save_pretrained(tmp_path)
-    recipe = str(REPO / "args" / "gsm8k_llama_coconut.yaml")
-    assert main(["plan", recipe, "--gpus", "4", "--set", f"model_id={tmp_path}"]) == 0
+    model.save_pretrained(tmp_path)
+    file = str(REPO / "args" / f"{recipe}.yaml")
+    assert main(["plan", file, "--gpus", "4", "--set", f"model_id={tmp_path}"]) == 0
     printed = capsys.readouterr().out
-    assert "1.24 billion" in printed and "Chosen, as the fastest that fits" in printed
+    assert parameters in printed and "Chosen, as the fastest that fits" in printed
