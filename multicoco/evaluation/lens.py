@@ -155,7 +155,7 @@ def _as_trained(method: Method, stage: int, example: Example, tokens: ExampleTok
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """A token as text; "" for a row of the embeddings that is none."""
+    """A token as text."""
     return str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
 
 
@@ -191,11 +191,11 @@ def collect(
     n_steps = [len(question.steps) for question, n in zip(questions, counts, strict=True) for _ in range(n)]
     top_ids = torch.cat([one.top_ids for one in seen]).numpy()
     gold_ids = [*chain.from_iterable(gold)]
-    words = sorted({*top_ids.flatten().tolist(), *gold_ids})
+    words, known = sorted({*top_ids.flatten().tolist(), *gold_ids}), set(tokenizer.get_vocab().values())
     return Thoughts(
         about=about,
         questions=tuple(question.id for question in questions),
-        words={token: text_of(tokenizer, token) for token in words},
+        words={token: text_of(tokenizer, token) if token in known else "" for token in words},
         embedding=embedding,
         first=np.array(first, np.int64),
         step=np.array([step if step <= n else 0 for step, n in zip(steps, n_steps, strict=True)], np.int32),
