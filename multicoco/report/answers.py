@@ -10,12 +10,14 @@ from typing import Any
 
 from multicoco.data.example import Example
 from multicoco.errors import UserError
+from multicoco.evaluation.thoughts import Thought, Thoughts, read_thoughts
 from multicoco.report.folder import RunFolder, read_lines
 from multicoco.report.pictures import Thumbnails
 from multicoco.study.samples import read_evaluations
 
 TEXT_BUDGET = 25_000_000  # characters
 _LONGEST_TEXT = 20_000
+_WORDS, _GOLD_WORDS = 5, 24  # of a thought
 
 Sample = dict[str, Any]
 Key = tuple[Any, ...]
@@ -28,11 +30,13 @@ class Answered:
     Attributes:
         name: of the run and the mode, as the page says it.
         samples: by the question; of all questions, those too whose right answer is not known.
+        thoughts: what was seen in its thoughts, if that was asked for.
     """
 
     name: str
     summary: dict[str, Any]
     samples: dict[Key, Sample]
+    thoughts: Thoughts | None = None
 
     def right(self, key: Key) -> bool | None:
         sample = self.samples.get(key)
@@ -75,8 +79,17 @@ def read_answers(run: RunFolder, name: str = "") -> list[Answered]:
         summary = run.summaries[mode]
         who = " ".join(filter(None, [name, str(summary.get("mode", mode)) if len(plain) > 1 or not name else ""]))
         under = f" under {summary['intervention']}" if "intervention" in summary else ""
-        found.append(Answered(f"{who}{under}", summary, samples))
+        found.append(Answered(f"{who}{under}", summary, samples, _read_thoughts(run, evaluation.file.stem)))
     return found
+
+
+def _read_thoughts(run: RunFolder, name: str) -> Thoughts | None:
+    path = run.path / "thoughts" / f"{name}.safetensors"
+    try:
+        return read_thoughts(path) if path.exists() else None
+    except UserError as error:
+        run.problems.append(str(error))
+        return None
 
 
 def _keyed(samples: Iterator[Sample]) -> Iterator[tuple[Key, Sample]]:
@@ -106,7 +119,8 @@ def make_table(
     """
     keys = list(dict.fromkeys(key for evaluation in answered for key in evaluation.samples))
     of_key = {key: example for key in keys if (example := examples.get(key[:2]))}
-    table = Table({"evaluations": [evaluation.name for evaluation in answered]})
+    norms = [round(one.thoughts.embedding.mean, 3) if one.thoughts else None for one in answered]
+    table = Table({"evaluations": [one.name for one in answered], "norms": norms})
     table.groups = _groups(keys, of_key)
     table.flips = [_flipped(a, b, keys) for a, b in combinations(answered, 2)]
     rows: dict[Key, dict[str, Any]] = {}
@@ -143,13 +157,14 @@ def _row(key: Key, answered: Sequence[Answered], example: Example | None, pictur
         "a": gold if isinstance(gold, int) and choices else None if gold is None else _text(str(gold)),
         "s": [_text(step) for step in example.steps] if example else [],
         "i": [number for number in numbers if number is not None],
-        "e": [_answer(evaluation.samples.get(key), choices) for evaluation in answered],
+        "e": [_answer(evaluation, key) for evaluation in answered],
     }
 
 
-def _answer(sample: Sample | None, choices: Sequence[str]) -> dict[str, Any] | None:
-    if sample is None:
+def _answer(evaluation: Answered, key: Key) -> dict[str, Any] | None:
+    if (sample := evaluation.samples.get(key)) is None:
         return None
+    choices = key[2]
     extracted = sample.get("extracted")
     is_place = isinstance(extracted, int) and 0 <= extracted < len(choices)
     answer = {
@@ -163,7 +178,19 @@ def _answer(sample: Sample | None, choices: Sequence[str]) -> dict[str, Any] | N
         answer["cut"] = True
     if logprobs := sample.get("choice_logprobs"):
         answer["p"] = [round(value, 2) if math.isfinite(value) else None for value in logprobs]
+    if evaluation.thoughts and key[0] in evaluation.thoughts.places:
+        answer["h"] = [_thought(thought) for thought in evaluation.thoughts.of(key[0])]
     return answer
+
+
+def _thought(thought: Thought) -> dict[str, Any]:
+    """Its size, the step it stands for, the words that are read in it, and the ranks of the step's words."""
+    return {
+        "n": round(thought.norm, 2) if math.isfinite(thought.norm) else None,
+        "s": thought.step,
+        "w": [[word.text, round(word.probability, 3)] for word in thought.top[:_WORDS]],
+        "g": [[word.text, word.rank] for word in thought.gold[:_GOLD_WORDS]],
+    }
 
 
 def _groups(keys: Sequence[Key], of_key: dict[Key, Example]) -> dict[str, dict[Key, str]]:
@@ -195,4 +222,5 @@ def _text(text: str) -> str:
 def _size(row: dict[str, Any]) -> int:
     """About as many characters as it takes in the page."""
     texts = [row["q"], *row["c"], *row["s"], *(answer["t"] for answer in row["e"] if answer)]
-    return sum(map(len, texts)) + 150 * (1 + len(row["e"]))
+    thoughts = [thought for answer in row["e"] if answer for thought in answer.get("h", [])]
+    return sum(map(len, texts)) + 150 * (1 + len(row["e"])) + 300 * len(thoughts)

@@ -44,6 +44,7 @@ def answer_charts(answered: Sequence[Answered], table: Table) -> list[Chart]:
     if lines := [curve for evaluation in plain if (curve := _calibration(evaluation))]:
         note = "On the dashed line the model is as sure as it is right; bars: 95% intervals (Wilson)."
         made.append(Chart("Calibration", charts.reliability(lines), note))
+    made += _thoughts(answered)
     for name, values in table.groups.items():
         points = []
         for group in table.content["groups"][name]:
@@ -57,6 +58,25 @@ def answer_charts(answered: Sequence[Answered], table: Table) -> list[Chart]:
                     )
         if points:
             made.append(Chart(f"Accuracy by number of {name}", charts.rows(points, "accuracy", (0, 1.02))))
+    return made
+
+
+def _thoughts(answered: Sequence[Answered]) -> list[Chart]:
+    """What the k-th thoughts of all questions have in common."""
+    seen = [(one.name, one.thoughts.positions) for one in answered if one.thoughts]
+    if not seen:
+        return []
+    ranks = [Curve(name, [p.position for p in all_], [p.effective_rank for p in all_]) for name, all_ in seen]
+    alike = [
+        Curve(name, [p.position for p in known], [p.mean_similarity for p in known])
+        for name, all_ in seen
+        if (known := [p for p in all_ if np.isfinite(p.mean_similarity)])
+    ]
+    note = "One direction: every question thinks the same."
+    made = [Chart("Effective rank, by thought", charts.curves(ranks, "thought", "directions they fill"), note)]
+    if alike:
+        svg = charts.curves(alike, "thought", "mean cosine of two questions'", top=1.04)
+        made.append(Chart("How alike the thoughts of two questions are", svg))
     return made
 
 

@@ -68,6 +68,8 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         facts.append(("optimizer steps", f"{run.newest.step:,}"))
     if seconds := story.time_taken(run):
         facts.append(("of training", story.duration(seconds)))
+    if run.newest and run.newest.peak_memory:
+        facts.append(("at most, of a process", f"{run.newest.peak_memory / 2**30:.1f} GiB"))
     return facts
 
 
@@ -92,8 +94,9 @@ def _training_charts(run: RunFolder, bands: Sequence[Band]) -> list[Chart]:
         ("train/loss", "Loss", "loss per labelled token"),
         ("train/lr", "Learning rate", "learning rate"),
         ("train/tokens_per_s", "Throughput", "tokens per second"),
-        ("train/peak_memory_gib", "Memory, the most so far", "GiB, of rank 0"),
         ("train/epoch_seconds", "Time of an epoch", "seconds"),
+        ("thoughts/norm", "Size of the thoughts", "mean norm"),
+        ("thoughts/effective_rank", "Effective rank of the thoughts", "directions they fill"),
     ):
         steps, values = run.series(key)
         if len(steps) > 1:

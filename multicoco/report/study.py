@@ -174,18 +174,20 @@ def _cost_charts(study: StudyResult) -> Iterator[Chart]:
 
 
 def _runs(study: StudyResult) -> Grid:
-    header = ["test set", "arm", "seed", "thoughts", "accuracy", "95% interval", "n", "guessing", "steps"]
+    header = ["test set", "arm", "seed", "thoughts", "accuracy", "95% interval", "n", "guessing"]
     rows = [
         [
             *(run.test, run.arm, str(run.seed), run.intervention, number(run.accuracy, ".3f")),
             "{:.3f} to {:.3f}".format(*run.ci95),
-            *(str(run.n), number(run.chance, ".3f"), f"{run.steps:,}"),
+            *(str(run.n), number(run.chance, ".3f"), f"{run.steps:,}", f"{run.tokens:,}", f"{run.passes:,}"),
+            f"{run.peak_memory / 2**30:.1f} GiB",
             *(number(run.mean_new_tokens, ".1f"), number(run.mean_latent_passes, ".1f")),
             *(story.duration(run.train_seconds), number(run.evaluation_seconds, ".1f")),
         ]
         for run in study.runs
     ]
-    return Grid([*header, "tokens written", "latent passes", "training", "seconds to answer"], rows)
+    header += ["steps", "tokens trained on", "passes in training", "at most, of a process", "tokens written"]
+    return Grid([*header, "latent passes", "time of training", "seconds to answer"], rows)
 
 
 def _pairs(study: StudyResult) -> Grid:

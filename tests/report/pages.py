@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from fake_runs import write_samples
 from PIL import Image
 
 from multicoco.engine.trainer_state import TrainerState
+from multicoco.evaluation.thoughts import Norms, Thoughts
 
 HOSTILE = {
     "script": "<script>alert(1)</script>",
@@ -88,6 +90,26 @@ def write_answers(run: Path, mode: str, rights: Sequence[bool | None], **parts: 
         for place, right in enumerate(rights)
     ]
     return write_samples(run, mode, samples)
+
+
+def write_thoughts(run: Path, mode: str, n: int) -> Path:
+    """What was seen in two thoughts of each question of `write_questions`: "step" reads like step 1, then "go"."""
+    counts = {"first": range(0, 2 * n + 1, 2), "gold_first": range(2 * n + 1), "n": [n, n]}
+    of_each = {"step": [1, 0] * n, "norm": [2.5, 3.5] * n, "top_ids": [[7, 8], [8, 7]] * n}
+    more = {"top_probabilities": [[0.9, 0.1], [0.6, 0.4]] * n, "cosines": [[1, 0.5], [0.5, 1]] * n}
+    gold = {"gold_ids": [7] * 2 * n, "gold_ranks": [1, 4] * n}
+    of_all = {"effective_rank": [1.5, 3], "mean_similarity": [0.9, 0.2]}
+    thoughts = Thoughts(
+        about={"mode": mode, "stage": 1},
+        questions=tuple(f"q{place}" for place in range(n)),
+        words={7: " step", 8: "<go>"},
+        embedding=Norms(1.25, {0.5: 1.2}),
+        **{name: np.array(values) for name, values in (counts | of_each | more | gold | of_all).items()},
+    )
+    path = run / "thoughts" / f"final_{mode}.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(thoughts.to_bytes())
+    return run
 
 
 @dataclass

@@ -6,7 +6,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from pages import HOSTILE, opened, write_answers, write_questions, write_training
+from pages import HOSTILE, opened, write_answers, write_questions, write_thoughts, write_training
 
 from multicoco.cli import main
 from multicoco.evaluation.metrics import summarize
@@ -71,6 +71,21 @@ def test_answers_are_filtered_by_text_outcome_flips_and_group(runs, browser):
         page.click("[data-right='first cot'][data-wrong='first coconut']")
         assert shown.texts("#count") == ["3 of 30 questions"]  # q5, q15, q25
         assert [text.split()[0] for text in shown.texts(".question")] == ["q5", "q15", "q25"]
+
+
+@pytest.mark.parametrize("width", [400, 1600])
+def test_thoughts_are_shown_by_their_words_beside_the_steps_they_stand_for(runs, browser, width):
+    write_thoughts(runs / "first", "coconut", 30)
+    with opened(browser, write_report([runs / "first"]), width) as shown:
+        titles = {*shown.texts("figcaption")}
+        assert {"Effective rank, by thought", "How alike the thoughts of two questions are"} <= titles
+        shown.page.click(".line >> nth=4")
+        _, first, second = shown.texts(".thoughts tr")
+        assert [part.strip() for part in first.split("\t")] == ["1", "step<go>", "2.5", "step 0 of 4", "step 1"]
+        assert "no step" in second and "step 4" in second
+        assert shown.texts(".whole .scroll p")[0].endswith("mean size of 1.25.")
+        shares = shown.page.eval_on_selector_all(".word", "all => all.map(word => word.title)")
+        assert shares[:2] == ["90.0 %", "10.0 %"]
 
 
 def test_pages_are_turned(runs, browser):
@@ -140,16 +155,13 @@ def test_a_page_that_cannot_be_written_is_named(runs, capsys):
 
 
 def test_a_damaged_run_is_shown_as_far_as_it_goes(runs):
-    for path in (
-        "config.yaml",
-        "evaluation/cot.json",
-        "samples/final_coconut.jsonl",
-        "checkpoints/epoch_0005/trainer.json",
-    ):
-        (runs / "first" / path).write_text("{broken")
+    names = ("config.yaml", "evaluation/cot.json", "samples/final_coconut.jsonl", "checkpoints/epoch_0005/trainer.json")
+    for name in (*names, "thoughts/final_coconut.mean.safetensors"):
+        (runs / "first" / name).parent.mkdir(exist_ok=True)
+        (runs / "first" / name).write_text("{broken")
     page = write_report([runs / "first"]).read_text()
-    for path in ("config.yaml", "cot.json", "coconut.json", "trainer.json"):
-        assert path in page
+    for name in ("config.yaml", "cot.json", "coconut.json", "trainer.json", "final_coconut.mean.safetensors"):
+        assert name in page
     assert "Accuracy after each evaluated epoch" in page
 
 

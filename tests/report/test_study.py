@@ -24,9 +24,11 @@ def answers(accuracy: float) -> dict[int, Any]:
 
 def run_result(test: str, arm: str, seed: int, accuracy: float, intervention: str = UNTOUCHED) -> RunResult:
     about = {"arm": arm, "seed": seed, "test": test, "intervention": intervention, "accuracy": accuracy, "n": N}
-    cost = {"mean_new_tokens": 2.0, "mean_latent_passes": 6.0 * (arm == "hidden"), "steps": 10}
+    cost = {"mean_new_tokens": 2.0, "mean_latent_passes": 6.0 * (arm == "hidden")}
+    trained = {"steps": 10, "tokens": 9, "passes": 70, "peak_memory": 2**30}
     times = {"train_seconds": 60.0, "evaluation_seconds": 1.0}
-    return RunResult(**about, **cost, **times, ci95=(accuracy - 0.1, accuracy + 0.1), chance=0.25)  # type: ignore[arg-type]
+    known = {"ci95": (accuracy - 0.1, accuracy + 0.1), "chance": 0.25}
+    return RunResult(**about, **cost, **trained, **times, **known)  # type: ignore[arg-type]
 
 
 def pair(kind: str, test: str, first: str, second: str, difference: float) -> PairResult:

@@ -112,14 +112,14 @@
   }
 
   function answerElement(q, answer, place) {
-    const element = make("div");
+    const element = make("div", answer.h && answer.h.length ? "wide" : "");
     element.append(make("h3", "", data.evaluations[place]), chip(answer, place), make("pre", "", answer.t || "(nothing)"));
     const cost = [`${answer.n ?? "?"} tokens written`];
     if (answer.l) cost.push(`${answer.l} thoughts`);
     if (answer.cut) cost.push("cut off at its limit");
     element.append(make("p", "note", cost.join(", ")));
     if (answer.p) element.append(likelihoods(q, answer.p));
-    if (answer.h) element.append(thoughts(q, answer.h));
+    if (answer.h && answer.h.length) element.append(thoughts(q, answer.h, data.norms[place]));
     return element;
   }
 
@@ -141,26 +141,33 @@
     return element;
   }
 
+  function word(text, share, title) {
+    const element = make("span", "word", text.trim() === "" ? JSON.stringify(text) : text);
+    element.style.background = `color-mix(in srgb, var(--c0) ${Math.round(70 * share)}%, transparent)`;
+    element.title = title;
+    return element;
+  }
+
   // each thought's likeliest words, their probability as colour, beside the written step that it stands for
-  function thoughts(q, read) {
+  function thoughts(q, read, norm) {
     const element = make("div", "scroll");
     const table = make("table", "thoughts");
     const head = make("tr");
-    ["thought", "reads like", "size"].forEach((name) => head.append(make("th", "", name)));
+    ["thought", "reads like", "size", "stands for", "ranks of its words"].forEach((name) => head.append(make("th", "", name)));
     table.append(head);
     read.forEach((thought, place) => {
       const row = make("tr");
       const words = make("td");
-      thought.w.forEach(([word, share]) => {
-        const one = make("span", "word", word.trim() === "" ? JSON.stringify(word) : word);
-        one.style.background = `color-mix(in srgb, var(--c0) ${Math.round(70 * share)}%, transparent)`;
-        one.title = `${(100 * share).toFixed(1)} %`;
-        words.append(one);
-      });
-      row.append(make("td", "", String(place + 1)), words, make("td", "note", thought.n == null ? "" : thought.n.toFixed(2)));
+      thought.w.forEach(([text, share]) => words.append(word(text, share, `${(100 * share).toFixed(1)} %`)));
+      const gold = make("td", "long");
+      thought.g.forEach(([text, rank]) => gold.append(word(`${text.trim()} ${rank}`, 1 / rank, `rank ${rank}`)));
+      const step = thought.s === null ? "no step" : (q.s[thought.s - 1] ?? `step ${thought.s}`);
+      row.append(make("td", "", String(place + 1)), words, make("td", "note", thought.n === null ? "" : String(thought.n)));
+      row.append(make("td", "long", step), gold);
       table.append(row);
     });
-    element.append(table);
+    const note = "Colour: the probability of a word, or how high the head ranks a word of the step (1: the likeliest). ";
+    element.append(table, make("p", "note", note + (norm === null ? "" : `Words' embeddings have a mean size of ${norm}.`)));
     return element;
   }
 
