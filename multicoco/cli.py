@@ -1,6 +1,8 @@
 """The `multicoco` command: what goes before and after a run of train.py."""
 
 import argparse
+import csv
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -8,6 +10,7 @@ from pathlib import Path
 
 from multicoco.config.section import expand
 from multicoco.errors import UserError
+from multicoco.interventions import split_specs
 
 
 def prepare_scenes(args: argparse.Namespace) -> None:
@@ -92,6 +95,21 @@ def run_study(args: argparse.Namespace) -> None:
         report_at_end(study.folder)
     if problems:
         raise UserError(f"{len(problems)} runs of the study are missing:\n  " + "\n  ".join(problems))
+
+
+def ask(args: argparse.Namespace) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from multicoco.ask.asker import load
+    from multicoco.ask.session import How, Question, questions_of, run
+
+    choices = next(csv.reader([args.choices], skipinitialspace=True)) if args.choices else []
+    asker = load(args.checkpoint)
+    print(asker.checkpoint, file=sys.stderr)
+    modes = asker.modes if args.mode == "all" else [args.mode or asker.modes[-1]]
+    how = How(modes, args.latents, split_specs(filter(None, args.intervene.split(","))), args.lens, args.json)
+    image = str(args.image) if args.image else None
+    lines = questions_of(sys.stdin, image, choices)
+    run(asker, lines if args.question is None else [Question(args.question, image, choices)], how)
 
 
 def report(args: argparse.Namespace) -> None:
@@ -191,6 +209,23 @@ def parser() -> argparse.ArgumentParser:
         "--launcher", default=shlex.quote(sys.executable), help="what starts train.py, such as 'deepspeed --num_gpus 8'"
     )
     study.set_defaults(run=run_study)
+
+    asking = commands.add_parser(
+        "ask",
+        help="ask a checkpoint a question",
+        epilog="example: multicoco ask runs/demo/coconut --image photo.png --question 'Which tile?' --choices red,blue",
+    )
+    asking.add_argument("checkpoint", type=expanded, help="run folder (its best checkpoint), checkpoint, or model")
+    asking.add_argument("--image", type=path, help="picture that the question is about")
+    asking.add_argument("--question", help="default: one a line of standard input, as text or as JSON")
+    asking.add_argument("--choices", metavar="A,B,C", help="answers to choose from")
+    asking.add_argument("--mode", help="vanilla, cot, coconut, ... or all (default: as it was trained)")
+    asking.add_argument("--latents", type=int, metavar="N", help="thoughts (default: as many as at its stage)")
+    changed = "also with the thoughts changed: zero, mean, transplant=FILE, ..."
+    asking.add_argument("--intervene", default="", metavar="WHAT,...", help=changed)
+    asking.add_argument("--lens", action="store_true", help="also show the words that the head reads in each thought")
+    asking.add_argument("--json", action="store_true", help="a JSON object a question")
+    asking.set_defaults(run=ask)
 
     page = commands.add_parser(
         "report",
