@@ -49,6 +49,7 @@ setup(
         "hjson",
         "pyyaml",
         "pillow",
+        "rich",
         "numpy",
         "scipy>=1.14",
         "sentencex>=1.0.30",

@@ -118,6 +118,20 @@ def report(args: argparse.Namespace) -> None:
     print(write_report(args.paths, args.out))
 
 
+def list_runs(args: argparse.Namespace) -> None:
+    from multicoco.report.listing import find_runs, format_runs, list_run
+
+    if not (runs := find_runs(args.folder)):
+        raise UserError(f"there is no run in {args.folder}: name the folder of your runs")
+    print(format_runs([list_run(run) for run in runs]))
+
+
+def watch_run(args: argparse.Namespace) -> None:
+    from multicoco.report.watch import watch
+
+    watch(args.run_folder, args.every, args.once)
+
+
 def doctor(args: argparse.Namespace) -> None:
     from multicoco.doctor.examine import examine, format_table
 
@@ -237,6 +251,22 @@ def parser() -> argparse.ArgumentParser:
     )
     page.add_argument("--out", type=path, help="HTML file to write (default: report.html in the folder, if it is one)")
     page.set_defaults(run=report)
+
+    listing = commands.add_parser(
+        "runs", help="list runs: their state, accuracy, and how to go on", epilog="example: multicoco runs runs/demo"
+    )
+    listing.add_argument(
+        "folder", type=path, nargs="?", default=Path("runs"), help="searched to its depth (default runs)"
+    )
+    listing.set_defaults(run=list_runs)
+
+    watching = commands.add_parser(
+        "watch", help="watch a run as it goes", epilog="example: multicoco watch runs/my_coconut"
+    )
+    watching.add_argument("run_folder", type=path, metavar="RUN")
+    watching.add_argument("--every", type=positive(float), default=2, metavar="SECONDS", help="default 2")
+    watching.add_argument("--once", action="store_true", help="show it once, and stop")
+    watching.set_defaults(run=watch_run)
 
     checkup = commands.add_parser("doctor", help="check the hosts, the data and the network before a run")
     checkup.add_argument("config", type=path, help="run config of the run to be")

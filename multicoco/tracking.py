@@ -50,6 +50,7 @@ def environment() -> dict[str, Any]:
         "host": platform.node(),
         "hardware": _hardware(),
         "command": shlex.join(sys.argv),
+        "launcher": _launcher(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -225,6 +226,19 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _launcher() -> str:
+    """What stood before train.py, as far as it leaves traces."""
+    size = int(os.environ.get("WORLD_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:
+        return f"mpirun -n {size} python"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return f"torchrun --nnodes {size // here} --nproc_per_node {here}"
+    if any(argument.startswith("--local_rank") for argument in sys.argv):
+        return f"deepspeed --num_gpus {size}" if size == here else "deepspeed --hostfile HOSTFILE"
+    return "python" if size == 1 else "LAUNCHER"
 
 
 def _hardware() -> str:

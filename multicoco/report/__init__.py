@@ -9,4 +9,8 @@ story.py     a run in sentences
 run.py       a run's part of the page
 study.py     a study's part of the page
 page.py      `multicoco report`
+
+locks.py     whether a run is going on
+listing.py   `multicoco runs`
+watch.py     `multicoco watch`
 """

@@ -65,8 +65,11 @@ def is_run(path: Path) -> bool:
     return any((path / name).exists() for name in ("config.yaml", "metrics.jsonl", "evaluation", "checkpoints"))
 
 
-def read_run(path: Path) -> RunFolder:
+def read_run(path: Path, tail: int | None = None) -> RunFolder:
     """Reads a run folder.
+
+    Args:
+        tail: read so many bytes from the end of metrics.jsonl, and not all of it.
 
     Raises:
         UserError: it is none.
@@ -76,7 +79,7 @@ def read_run(path: Path) -> RunFolder:
     run = RunFolder(path)
     run.config.update(_guarded(run, path / "config.yaml", _read_yaml) or {})
     run.starts.extend(_read_starts(run))
-    run.metrics.extend(_standing(run))
+    run.metrics.extend(_standing(run, tail))
     for file in sorted((path / "evaluation").glob("[!.]*.json")):
         if summary := _guarded(run, file, lambda file: read_json_object(read_text(file), str(file))):
             run.summaries[file.stem] = summary
@@ -109,12 +112,19 @@ def _read_starts(run: RunFolder) -> list[dict[str, Any]]:
     return starts or ([newest] if newest else [])
 
 
-def read_lines(path: Path, problems: list[str]) -> Iterator[Line]:
-    """The JSON objects of a file of lines, if it is there. The last line may be in the making."""
+def read_lines(path: Path, problems: list[str], tail: int | None = None) -> Iterator[Line]:
+    """The JSON objects of a file of lines, if it is there. The last line may be in the making.
+
+    Args:
+        tail: see `read_run`.
+    """
     if not path.exists():
         return
     broken = 0
     with path.open(encoding="utf-8", errors="replace") as file:
+        if tail is not None and (start := path.stat().st_size - tail) > 0:
+            file.seek(start)
+            file.readline()  # the rest of one
         for line in file:
             try:
                 content = json.loads(line)
@@ -127,11 +137,11 @@ def read_lines(path: Path, problems: list[str]) -> Iterator[Line]:
         problems.append(f"{path}: {broken} lines are no JSON and were left out")
 
 
-def _standing(run: RunFolder) -> list[Line]:
+def _standing(run: RunFolder, tail: int | None) -> list[Line]:
     """The lines that count: where a run went on from an earlier step, what it had logged beyond is done again."""
     standing: list[Line] = []
     trained = 0
-    for line in read_lines(run.path / "metrics.jsonl", run.problems):
+    for line in read_lines(run.path / "metrics.jsonl", run.problems, tail):
         step = line.get("step")
         if not isinstance(step, int) or not _is_number(line.get("time")):
             continue

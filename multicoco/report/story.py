@@ -1,7 +1,6 @@
 """A run in sentences: what was trained, on what, by what, with which result, and what went wrong."""
 
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -123,10 +122,6 @@ def last_sign(run: RunFolder) -> float | None:
     files = [run.path / name for name in ("metrics.jsonl", "environment.json", "config.yaml", "evaluation")]
     times = [file.stat().st_mtime for file in files if file.exists()]
     return max(times, default=None)
-
-
-def when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def duration(seconds: float) -> str:
