@@ -15,7 +15,7 @@ from multicoco.report.locks import owner
 
 _TAIL = 2_000_000  # bytes of metrics.jsonl that are read
 _BARS = "▁▂▃▄▅▆▇█"
-_WIDE = 60  # values of a sparkline
+_WIDE = 48  # values of a sparkline
 _RECENT = 20  # log entries by which the time left is told
 
 
