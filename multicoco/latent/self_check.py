@@ -87,7 +87,8 @@ def _own_logits(reasoner: LatentReasoner, row: Tensor, inputs: dict[str, Tensor]
     decoder.set_attn_implementation("eager" if len(row) <= _EAGER_COLUMNS else "sdpa")
     try:
         with _head_only_at(reasoner, compared[None]):
-            logits: Tensor = reasoner.model(row[None], attention_mask=mask, use_cache=False, **inputs).logits[0]
+            further = family_of(reasoner.model.config).own_inputs(row[None], inputs)
+            logits: Tensor = reasoner.model(row[None], attention_mask=mask, use_cache=False, **further).logits[0]
             return logits
     finally:
         decoder.set_attn_implementation(ATTENTION_NAME)
