@@ -6,10 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -78,6 +81,22 @@ def qwen2(seed: int = 0) -> Qwen2ForCausalLM:
 def llama(seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(tie_word_embeddings=True, **_TEXT))
+
+
+_MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+WINDOWS: dict[str, dict] = {  # of 6 columns in some of three layers; Gemma 3's turn otherwise in those
+    "mistral": {"sliding_window": 6},
+    "qwen2": {"sliding_window": 6, "use_sliding_window": True, "layer_types": _MIXED},
+    "gemma3_text": {"sliding_window": 6, "layer_types": _MIXED, "head_dim": 8},
+}
+
+
+def windowed(kind: str, **changed) -> PreTrainedModel:
+    """A model of WINDOWS."""
+    torch.manual_seed(0)
+    sizes = {**_TEXT, "initializer_range": 0.2, "tie_word_embeddings": True}
+    config: PreTrainedConfig = AutoConfig.for_model(kind, **{**sizes, **WINDOWS[kind], **changed})
+    return AutoModelForCausalLM.from_config(config)
 
 
 _PATCHES = {

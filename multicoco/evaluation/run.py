@@ -11,8 +11,8 @@ from multicoco.engine.resume import config_changes, lock_run_folder
 from multicoco.engine.weights import Weights
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
 from multicoco.evaluation.interventions import check_interventions, extended_to
-from multicoco.latent.kinds import longest_sequence
 from multicoco.methods import evaluated_methods, method_class, thinking_method
+from multicoco.models.checks import position_limit
 from multicoco.registry import names
 from multicoco.tracking import Tracker
 
@@ -37,7 +37,7 @@ class EvaluationRun:
         assembly = assemble(config, weights, prompt_date(config, weights.state), questions)
         methods = evaluation_methods(config, assembly.backbone.latent_tokens)
         agree(lambda: check_interventions(config, methods, self.stage, questions, assembly.encoder), only_rank_0=True)
-        if (limit := longest_sequence(assembly.backbone.model)) is not None:
+        if (limit := position_limit(assembly.backbone.model)) is not None:
             room = (config.generation.max_new_tokens, extended_to(config))
             agree(
                 lambda: check_prompt_lengths(limit, questions, assembly.encoder, methods.values(), [self.stage], *room),

@@ -139,8 +139,7 @@ class LatentReasoner(nn.Module):
 
         Raises:
             TypeError: the family has no such input.
-            ValueError: more latent columns than n_passes allows, a latent token without a token before it, or a row
-                that is longer than the model's sliding window.
+            ValueError: more latent columns than n_passes allows, or a latent token without a token before it.
         """
         passes = self.run_passes(
             input_ids,
