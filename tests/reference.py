@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlamaConfig,
@@ -146,7 +147,45 @@ def qwen3_vl(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> Qwen3V
     return Qwen3VLForConditionalGeneration(config)
 
 
-SIGHTED = {"internvl": internvl, "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}
+def _tiles(kind: str, seed: int, tied: bool, spread: float) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    vision = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "image_size": 56,
+        "patch_size": 14,
+        "initializer_range": spread,
+    }
+    text = {"model_type": "llama", **_TEXT, "initializer_range": spread}
+    config = AutoConfig.for_model(
+        kind,
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE,
+        scale_factor=2,
+        pad_token_id=PAD,
+        tie_word_embeddings=tied,
+    )
+    return AutoModelForImageTextToText.from_config(config)
+
+
+def idefics3(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> PreTrainedModel:
+    return _tiles("idefics3", seed, tied, spread)
+
+
+def smolvlm(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> PreTrainedModel:
+    return _tiles("smolvlm", seed, tied, spread)
+
+
+SIGHTED = {
+    "idefics3": idefics3,
+    "internvl": internvl,
+    "smolvlm": smolvlm,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+}
 MODELS = {"internvl": internvl, "qwen2": qwen2, "llama": llama}
 
 

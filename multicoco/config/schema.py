@@ -197,7 +197,7 @@ class _First(Section):
     max_image_tiles: PositiveInt = Field(
         12,
         description="most tiles an image is cut into, the thumbnail not counted; of a model that takes images at their "
-        "own resolution, the most squares of 448 x 448 pixels that its area may be",
+        "own resolution, the most squares of 448 x 448 pixels that an image's area may be (docs/models.md)",
     )
 
     self_check: bool = Field(

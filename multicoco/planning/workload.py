@@ -78,14 +78,15 @@ def _measure(config: RunConfig, model: ModelGeometry, tiles: int, method: Method
             source=config.source,
             answer_type=config.answer_type,
         )
+        family = family_of(model.config)
         prompt = PromptBuilder(
             tokenizer,
             config.answer_format,
-            family_of(model.config),
+            family,
             config.direct_instruction,
             config.reasoning_instruction,
             config.prompt_date or "2000-01-01",  # as long as any other
         )
-        return [prompt(x, method.asked, [tiles * model.tile_tokens] * len(x.images)) for x in examples]
+        return [prompt(x, method.asked, [family.written(tiles)] * len(x.images) if x.images else []) for x in examples]
     except (UserError, OSError, ValueError, KeyError):
         return []

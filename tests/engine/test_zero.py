@@ -91,7 +91,7 @@ def single_process(case: Case, fresh_optimizer_at: int | None) -> tuple[list[flo
             batch["pixel_values"] = batch["pixel_values"].to(precision(case))
             loss = coconut_loss(copied, **batch, thought=content(case, copied, seeds(step, batch)))
         else:
-            loss = own_loss(copied, rows_of(batch))
+            loss = own_loss(copied, rows_of(case, batch))
         (loss * scale).backward()
         for parameter, of_copy in zip(model.parameters(), copied.parameters(), strict=True):
             parameter.grad = None if of_copy.grad is None else of_copy.grad.float() / scale
@@ -101,15 +101,19 @@ def single_process(case: Case, fresh_optimizer_at: int | None) -> tuple[list[flo
     return losses, copy.deepcopy(model.state_dict())
 
 
-def rows_of(batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """A batch of images that are a grid each, for `own_loss`."""
-    grids, pixels = iter(batch["image_grid_thw"]), iter(batch["pixel_values"].unflatten(0, (-1, 16)))
-    rows = []
+def rows_of(case: Case, batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """For `own_loss`: rows of an image at most, with what transformers' own forward takes of it."""
+    rows, n_images = [], 0
     for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"].bool(), strict=True):
         inputs = {}
         if (is_image := ids[mask] == IMAGE).any():
-            inputs = {"pixel_values": next(pixels), "image_grid_thw": next(grids)[None]}
-            inputs["mm_token_type_ids"] = is_image[None].int()
+            if case.family == "smolvlm":
+                inputs = {"pixel_values": batch["pixel_values"][None, n_images : n_images + 1]}
+            else:
+                pixels, grids = batch["pixel_values"].unflatten(0, (-1, 16)), batch["image_grid_thw"]
+                inputs = {"pixel_values": pixels[n_images], "image_grid_thw": grids[n_images : n_images + 1]}
+                inputs["mm_token_type_ids"] = is_image[None].int()
+            n_images += 1
         rows.append((ids[mask], labels[mask], inputs))
     return rows
 

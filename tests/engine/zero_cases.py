@@ -127,6 +127,7 @@ CASES = {
     },
     "zero2_qwen2_5_vl": Case({"stage": 2}, family="qwen2_5_vl"),
     "zero3_qwen3_vl": Case({"stage": 3, **SHARDED}, checkpointing=True, family="qwen3_vl"),
+    "zero3_smolvlm": Case({"stage": 3, **SHARDED}, family="smolvlm"),
     "zero3_hpz": Case({"stage": 3, **SHARDED, "zero_hpz_partition_size": 2}),
     "zero2_bf16_switches": Case(
         {"stage": 2},
@@ -215,7 +216,7 @@ def collate(step: int, indices: range, case: Case = PLAIN) -> dict[str, torch.Te
         batch["labels"][i, left : left + len(ids)] = torch.tensor(labels)
     pixels = torch.Generator().manual_seed(step)
     images = [i for i in images if has_image(case, step, i)]
-    if case.family == "internvl":
+    if images and case.family in ("internvl", "smolvlm"):
         batch["pixel_values"] = torch.randn(GLOBAL_BATCH, 3, 56, 56, generator=pixels)[images]
     elif images:  # of 4 x 4 patches
         batch["pixel_values"] = torch.randn(GLOBAL_BATCH, 16, 3 * 2 * 14 * 14, generator=pixels)[images].flatten(0, 1)

@@ -26,10 +26,11 @@ def test_transformers_own_classes_load_it_and_an_image_of_the_scenes_is_nine_tok
     family, tokenizer = family_of(model.config), AutoTokenizer.from_pretrained(tiny_of(name))
     assert type(family) is registry.load("families", name)
     processor = AutoImageProcessor.from_pretrained(tiny_of(name), backend="pil")
-    assert family.read_images([Image.new("RGB", (84, 84))], processor).tokens == [9]
+    read = family.read_images([Image.new("RGB", (84, 84))], processor)
     turn = [{"role": "user", "content": family.content("Which tile is red?", 1)}]
     ids = tokenizer.encode(tokenizer.apply_chat_template(turn, tokenize=False), add_special_tokens=False)
     assert ids.count(family.config.image_token_id) == 1
+    assert family.place_images(ids, read.tokens, tokenizer).count(family.config.image_token_id) == 9
 
 
 def test_tiny_text_model_is_one_for_text_alone(tmp_path):

@@ -19,11 +19,12 @@ class ImageInputs:
     """The images of one example.
 
     Attributes:
-        tokens: of each image, how many image tokens it takes in the language model.
+        tokens: of each image, how it is written: how many image tokens it takes in the language model, or what else
+            the family's `place_images` needs to know.
         tensors: what the model takes of them, by the names of its arguments; empty without images.
     """
 
-    tokens: Sequence[int] = ()
+    tokens: Sequence[Any] = ()
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -101,8 +102,8 @@ class Family:
         """A user's turn for the chat template: the images, in their order, then the text."""
         return text
 
-    def place_images(self, ids: list[int], tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """The template's ids, (T,), with the one token of each image expanded to as many as `ImageInputs.tokens` says.
+    def place_images(self, ids: list[int], tokens: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The template's ids, (T,), with the one token of each image expanded as `ImageInputs.tokens` says.
 
         Raises:
             UserError: the template does not show every image once.
@@ -159,6 +160,11 @@ class Family:
     def tile(self) -> Tile | None:
         """None for a family that sees no images; for one whose images have no tiles, what it counts them in."""
         return None
+
+    def written(self, n_tiles: int) -> Any:
+        """Of an image of so many tiles, what `ImageInputs.tokens` has for it. Only for a family that sees images."""
+        assert self.tile is not None
+        return n_tiles * self.tile.tokens
 
     def most_tiles(self, max_image_tiles: int) -> int:
         """Of an image, by the key of the run config."""

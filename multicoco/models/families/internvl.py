@@ -37,13 +37,13 @@ class InternVL(Sighted):
         tiles = [image_processor(image, return_tensors="pt").pixel_values for image in images]
         return ImageInputs([len(t) * self.config.image_seq_length for t in tiles], {"pixel_values": torch.cat(tiles)})
 
-    def image_ids(self, n_tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def image_ids(self, written: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         start, end = (getattr(tokenizer, f"{side}_image_token_id", None) for side in ("start", "end"))
         if start is None or end is None:
             raise UserError(
                 "the model's tokenizer names no start_image_token or no end_image_token: is it an InternVL `-hf` model?"
             )
-        return [start, *super().image_ids(n_tokens, tokenizer), end]
+        return [start, *super().image_ids(written, tokenizer), end]
 
     def with_layers(self, layers: int) -> PreTrainedConfig:
         config = super().with_layers(layers)

@@ -19,22 +19,22 @@ class Sighted(Family):
     def content(self, text: str, n_images: int) -> list[dict[str, str]]:
         return [*({"type": "image"} for _ in range(n_images)), {"type": "text", "text": text}]
 
-    def place_images(self, ids: list[int], tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def place_images(self, ids: list[int], tokens: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
         image_token: int = self.config.image_token_id
         if ids.count(image_token) != len(tokens):
             raise UserError(
                 f"the model's chat template shows {ids.count(image_token)} images of {len(tokens)}: give its folder "
                 "the template (chat_template.jinja) and the tokenizer that belong to the model"
             )
-        counts = iter(tokens)
+        written = iter(tokens)
         placed: list[int] = []
         for token in ids:
-            placed += self.image_ids(next(counts), tokenizer) if token == image_token else [token]
+            placed += self.image_ids(next(written), tokenizer) if token == image_token else [token]
         return placed
 
-    def image_ids(self, n_tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def image_ids(self, written: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """What stands for an image of so many tokens, in the place of the one token of the template."""
-        return [self.config.image_token_id] * n_tokens
+        return [self.config.image_token_id] * int(written)
 
     def embed(self, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor]) -> Embedded:
         embeds = super().embed(model, input_ids, inputs).embeds

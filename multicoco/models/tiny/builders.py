@@ -20,12 +20,15 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
     set_seed,
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from multicoco.models.tiny.tokenizer import INTERNVL_IMAGES, NO_IMAGES, QWEN_IMAGES, build_tokenizer
+from multicoco.models.tiny.tokenizer import IDEFICS3_IMAGES, INTERNVL_IMAGES, NO_IMAGES, QWEN_IMAGES, build_tokenizer
 
 INITIALIZER_RANGE = 0.06  # the usual 0.02 is for wider models: with it, CoT takes more than twice the steps
 IMAGE_SIZE = 84  # pixels: 6 x 6 patches of 14, 3 x 3 image tokens
@@ -78,6 +81,38 @@ def build_tiny_text(
     set_seed(seed)
     config = Qwen2Config(**_language(tokenizer, hidden_size, text_layers))
     return _save(Qwen2ForCausalLM(config).float(), tokenizer, out_dir)
+
+
+def build_tiny_idefics3(
+    texts: Iterable[str],
+    out_dir: Path,
+    seed: int = 0,
+    hidden_size: int = 128,
+    text_layers: int = 4,
+    vocab_size: int = 1024,
+) -> Path:
+    """As HuggingFaceTB/SmolVLM2-256M-Video-Instruct, without tiles."""
+    tokenizer = build_tokenizer(texts, vocab_size, IDEFICS3_IMAGES)
+    set_seed(seed)
+    vision = {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 4 * hidden_size,
+        "image_size": IMAGE_SIZE,
+        "patch_size": 14,
+        "initializer_range": INITIALIZER_RANGE,
+    }
+    config = SmolVLMConfig(
+        vision_config=vision,
+        text_config={"model_type": "llama", **_language(tokenizer, hidden_size, text_layers)},
+        image_token_id=tokenizer.image_token_id,
+        scale_factor=2,
+        tie_word_embeddings=True,
+    )
+    edge = {"longest_edge": IMAGE_SIZE}
+    processor = SmolVLMImageProcessorPil(size=edge, max_image_size=edge)
+    return _save(SmolVLMForConditionalGeneration(config).float(), tokenizer, out_dir, processor)
 
 
 def build_tiny_qwen2_5_vl(

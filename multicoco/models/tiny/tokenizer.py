@@ -39,6 +39,15 @@ INTERNVL_IMAGES = Images(
     },
     "<IMG_CONTEXT>\\n",
 )
+IDEFICS3_IMAGES = Images(
+    {
+        "fake_image_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>",
+        "image_token": "<image>",
+        **{f"row_{row}_col_{column}": f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)},
+    },
+    "<image>",
+)
 QWEN_IMAGES = Images(
     {
         "vision_start_token": "<|vision_start|>",

@@ -39,7 +39,7 @@ def pictures(name: str, n: int, rng: torch.Generator) -> tuple[list[int], dict[s
     """How many tokens each of n random images is, and all of them as the family's inputs."""
     if not n:
         return [], {}
-    if name == "internvl":
+    if name in ("internvl", "idefics3", "smolvlm"):
         return [IMAGE_TOKENS] * n, {"pixel_values": torch.randn(n, 3, 56, 56, generator=rng)}
     grids = torch.tensor([(1, *GRIDS[int(torch.randint(3, (), generator=rng))]) for _ in range(n)])
     sizes = grids.prod(-1)
@@ -110,16 +110,20 @@ def own_rows(name: str, rows: list[Row], dtype: torch.dtype) -> list[tuple[Tenso
 def test_loss_and_every_gradient_equal_recomputing_the_whole_sequence(
     name, dtype, checkpointing, of_loss, of_gradients
 ):
-    rows, expected = make_rows(name), SIGHTED[name]().to(dtype)
+    rows, expected, model = make_rows(name), SIGHTED[name]().to(dtype), SIGHTED[name]().to(dtype)
+    for each in (expected, model):
+        for path, parameter in each.named_parameters():
+            # a bias of keys adds the same to all scores of a query that are not rotated: its gradient is rounding
+            parameter.requires_grad_("vision" not in path or not path.endswith("k_proj.bias"))
     loss = own_loss(expected, own_rows(name, rows, dtype))
     loss.backward()
-    reasoner = LatentReasoner(SIGHTED[name]().to(dtype), LATENT).train()
+    reasoner = LatentReasoner(model, LATENT).train()
     if checkpointing:
         checkpoint_activations(reasoner.model)
     output = reasoner(**make_batch(name, rows, dtype))
     output.loss.backward()
     torch.testing.assert_close(output.loss, loss, rtol=of_loss, atol=0)
-    assert len(gradients(expected)) == len(list(expected.parameters()))
+    assert gradients(expected).keys() == {path for path, p in expected.named_parameters() if p.requires_grad}
     assert_same_gradients(reasoner.model, gradients(expected), of_gradients)
 
 
@@ -218,8 +222,8 @@ def test_adapters_are_in_the_language_model_alone_and_are_merged_into_what_compu
     model = SIGHTED[name]().double()
     plain = copy.deepcopy(model)
     add_lora(model, rank=2, alpha=4, new_tokens=[LATENT])
-    adapters = [key for key, _ in model.named_parameters() if "lora_" in key]
-    assert adapters and all("language_model.layers" in key for key in adapters)
+    adapters = [p for key, p in model.named_parameters() if "lora_" in key]
+    assert adapters and {id(p) for p in adapters} <= {id(p) for p in model.get_decoder().layers.parameters()}
     torch.manual_seed(0)
     for key, parameter in model.named_parameters():
         if "lora_" in key or "delta" in key:
