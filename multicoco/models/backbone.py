@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 from multicoco.curriculum import LatentTokens
 from multicoco.errors import UserError
 from multicoco.models.checks import check_files, check_template, check_tokenizer
-from multicoco.models.families import Family, family_of
+from multicoco.models.families import Family, check_form, family_of
 from multicoco.models.generation import reset_generation
 from multicoco.models.lora import merge_lora
 
@@ -79,6 +79,7 @@ def load_backbone(
     options = {"trust_remote_code": trust_remote_code}
     with _one_message(source):
         check_files(Path(source))
+        check_form(source)
         family = family_of(AutoConfig.from_pretrained(source, **options))
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         image_processor = family.load_image_processor(source, max_image_tiles, **options)
