@@ -167,8 +167,12 @@ class _First(Section):
 
     data_dir: PathStr = Field(".", description="folder that train_path and val_path are relative to")
     image_dir: OptionalPath = Field(None, description="folder of the images; null: data_dir")
-    train_path: OptionalPath = Field(None, description="JSON file of the training records")
-    val_path: OptionalPath = Field(None, description="JSON file of the validation records")
+    train_path: OptionalPath = Field(
+        None,
+        description="training records: a file of JSON, JSON Lines, parquet or Arrow, `folder?split=train`, or "
+        "`hf://owner/name?split=train&revision=...` ([data](data.md))",
+    )
+    val_path: OptionalPath = Field(None, description="validation records, as train_path")
     source: Annotated[OptionalStr, AfterValidator(partial(_registered, "sources"))] = Field(
         None, description="format of the records by its registered name; null: told by each record's keys"
     )

@@ -14,7 +14,7 @@ from multicoco.curriculum import layout
 from multicoco.data.example import Example
 from multicoco.data.loader import Encoder
 from multicoco.data.prompt import PromptBuilder
-from multicoco.data.sources import load_examples
+from multicoco.data.sources import load_of_run
 from multicoco.engine.deepspeed import device
 from multicoco.engine.ranks import agree, rank
 from multicoco.engine.trainer_state import TrainerState
@@ -50,20 +50,7 @@ def load_records(config: RunConfig, path: str | None, limit: int | None) -> list
     """
     if path is None:
         return []
-    root = Path(config.data_dir)
-    image_dir = Path(config.image_dir) if config.image_dir else root
-    return agree(
-        lambda: load_examples(
-            root / path,
-            image_dir,
-            config.steps_from,
-            config.on_bad_record,
-            limit,
-            source=config.source,
-            answer_type=config.answer_type,
-        ),
-        only_rank_0=True,
-    )
+    return agree(lambda: load_of_run(config, path, limit), only_rank_0=True)
 
 
 def weights_of(config: RunConfig) -> Weights:

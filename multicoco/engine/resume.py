@@ -1,6 +1,7 @@
 """What must be the same when a run goes on: its config, its data, its global batch."""
 
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -13,6 +14,8 @@ import yaml
 
 from multicoco.config import RunConfig
 from multicoco.config.combinations import PUBLISHED_MODES
+from multicoco.data.sources.location import locate
+from multicoco.data.sources.tables import revision_of
 from multicoco.engine.manifest import sha256
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.errors import UserError
@@ -116,6 +119,25 @@ def file_hash(path: Path) -> str:
         return sha256(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def data_hash(config: RunConfig, path: str) -> str:
+    """SHA-256 of the records at a `train_path` or `val_path`: of a file, of all files of a folder or of a pattern, by
+    their names too; on the hub, of what names the content.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    location = locate(config.data_dir, path)
+    if not location.is_table or Path(location.place).is_file():
+        return file_hash(Path(location.place))
+    if location.on_hub:
+        return hashlib.sha256(f"{location.place} {location.split} {revision_of(location)}".encode()).hexdigest()
+    if not location.files:
+        raise UserError(f"{location} cannot be read: there is no such file")
+    below = Path(location.place) if Path(location.place).is_dir() else Path(location.place).parent
+    named = [f"{file.relative_to(below)} {file_hash(file)}" for file in location.files]
+    return hashlib.sha256("\n".join([str(location.split), *named]).encode()).hexdigest()
 
 
 def lock_run_folder(run_dir: Path) -> IO[str]:

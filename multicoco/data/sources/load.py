@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from multicoco.config import RunConfig
 from multicoco.data.example import Example, Judge, load_image
 from multicoco.data.numbers import single_number
 from multicoco.data.sources.fields import refuse_unread, text_or_number
 from multicoco.data.sources.files import read_records
+from multicoco.data.sources.location import Location, locate
 from multicoco.data.sources.source import ID_KEYS, Source, StepsFrom
 from multicoco.errors import UserError
 from multicoco.registry import load, names
@@ -22,10 +24,11 @@ logger = logging.getLogger(__name__)
 
 _FALLBACK = "records"  # the source of a record that none matches: it says what is missing
 _SHOWN = 10
+_CHUNK = 1024  # records that are held at a time
 
 
 def load_examples(
-    path: Path,
+    path: Path | Location,
     image_dir: Path,
     steps_from: StepsFrom = "sentences",
     on_bad_record: Literal["error", "skip"] = "error",
@@ -35,10 +38,11 @@ def load_examples(
     source: str | None = None,
     answer_type: Judge | None = None,
 ) -> list[Example]:
-    """Loads the records of a JSON or JSON Lines file; their texts are kept as they are, but for outer white space.
+    """Loads records; their texts are kept as they are, but for outer white space.
 
     Args:
-        path: a JSON list of records, one record a line, or an object of records by their ids.
+        path: of JSON (a list of records, one record a line, or an object of records by their ids), parquet or Arrow, of
+            a data set's folder, or where `locate` finds them.
         image_dir: images' paths are relative to it; an official A-OKVQA record's is, with .jpg or .png,
             `{split}2017/{image_id:012d}` in it or, where that folder is absent, `{image_id:012d}`.
         steps_from: the steps of a record with rationales (A-OKVQA, ScienceQA) are the sentences of the first one, or
@@ -57,17 +61,18 @@ def load_examples(
     Raises:
         UserError: the file holds no records, no record is good, or any is bad under "error".
     """
+    location = path if isinstance(path, Location) else locate("", path)
     if limit is not None and limit < 1:
-        raise UserError(f"{path}: the limit of examples must be at least 1, not {limit}")
-    records = read_records(path)
-    ids = _ids(records)
+        raise UserError(f"{location}: the limit of examples must be at least 1, not {limit}")
+    records = _open(location)
+    ids = _Ids()
     image_root = Path(os.path.abspath(image_dir))
     asked = names("sources") if source is None else [source]
     sources = {name: load("sources", name)(image_root, steps_from) for name in asked}
 
-    def check(index: int) -> Example | UserError:
+    def check(record: Any, record_id: str | UserError) -> Example | UserError:
         try:
-            example = _parse(records[index], ids[index], sources, answer_type)
+            example = _parse(record, record_id, sources, answer_type)
             for image in example.images if verify_images else ():
                 load_image(image)
             return example
@@ -80,21 +85,23 @@ def load_examples(
     # a bar on a terminal only: in a log a check of seconds to minutes needs none
     with (
         ThreadPoolExecutor() as pool,
-        tqdm(total=limit or len(records), desc=f"checking {path.name}", disable=None) as bar,
+        tqdm(total=limit or len(records), desc=f"checking {Path(location.place).name}", disable=None) as bar,
     ):
         while checked < len(records) and (limit is None or len(examples) < limit):
-            missing = len(records) if limit is None else limit - len(examples)
-            batch = range(checked, min(checked + missing, len(records)))
-            for index, result in zip(batch, pool.map(check, batch), strict=True):
+            missing = _CHUNK if limit is None else min(_CHUNK, limit - len(examples))
+            indices = range(checked, min(checked + missing, len(records)))
+            chunk = [records[index] for index in indices]
+            ids_of_chunk = [ids.next(record, index) for record, index in zip(chunk, indices, strict=True)]
+            for index, record, result in zip(indices, chunk, pool.map(check, chunk, ids_of_chunk), strict=True):
                 if isinstance(result, UserError):
-                    problems.append(f"{_label(records[index], index)}: {result}")
+                    problems.append(f"{_label(record, index)}: {result}")
                 else:
                     examples.append(result)
                 bar.update()
-            checked = batch.stop
+            checked = indices.stop
 
     if problems:
-        report = "\n  ".join([f"{path}: {len(problems)} bad of {checked} records", *problems[:_SHOWN]])
+        report = "\n  ".join([f"{location}: {len(problems)} bad of {checked} records", *problems[:_SHOWN]])
         if len(problems) > _SHOWN:
             report += f"\n  and {len(problems) - _SHOWN} more"
         if on_bad_record == "error":
@@ -105,7 +112,34 @@ def load_examples(
     return examples
 
 
-def require_answers(examples: Sequence[Example], path: Path) -> None:
+def load_of_run(config: RunConfig, path: str, limit: int | None, **changes: Any) -> list[Example]:
+    """The examples of a run's `train_path` or `val_path`, read as its config says.
+
+    Args:
+        changes: other arguments of `load_examples` than the config's.
+
+    Raises:
+        UserError: see `load_examples`.
+    """
+    arguments: dict[str, Any] = {
+        "steps_from": config.steps_from,
+        "on_bad_record": config.on_bad_record,
+        "source": config.source,
+        "answer_type": config.answer_type,
+    }
+    image_dir = Path(config.image_dir or config.data_dir)
+    return load_examples(locate(config.data_dir, path), image_dir, limit=limit, **(arguments | changes))
+
+
+def _open(location: Location) -> Sequence[Any]:
+    if not location.is_table:
+        return read_records(Path(location.place))
+    from multicoco.data.sources.tables import TableRecords
+
+    return TableRecords(location)
+
+
+def require_answers(examples: Sequence[Example], path: Path | Location) -> None:
     """Refuses examples without an answer, from which there is nothing to learn.
 
     Raises:
@@ -151,22 +185,22 @@ def _label(record: Any, index: int) -> str:
     return f"record {index}" if key == "place" else f"record {index} (id {given!r:.60})"
 
 
-def _ids(records: Sequence[Any]) -> list[str | UserError]:
-    """Different ids for all records, by what stands in the file alone; a UserError where the given one is no id."""
-    ids: list[str | UserError] = []
-    taken: set[str] = set()
-    seen: dict[str, int] = {}
-    for index, record in enumerate(records):
+class _Ids:
+    """Different ids for all records, by what stands in the file up to them; a UserError where the given one is none."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._seen: dict[str, int] = {}
+
+    def next(self, record: Any, index: int) -> str | UserError:
         key, given = _given_id(record, index)
         try:
             name = text_or_number(given, key)
         except UserError as error:
-            ids.append(error)
-            continue
+            return error
         unique = name
-        while unique in taken:
-            seen[name] = seen.get(name, 1) + 1
-            unique = f"{name}#{seen[name]}"
-        taken.add(unique)
-        ids.append(unique)
-    return ids
+        while unique in self._taken:
+            self._seen[name] = self._seen.get(name, 1) + 1
+            unique = f"{name}#{self._seen[name]}"
+        self._taken.add(unique)
+        return unique

@@ -25,6 +25,9 @@ class Records(Source):
 
     def parse(self, record: Record, record_id: str) -> Example:
         """See `Source.parse`."""
+        return fields.place_images(self._parse(record, record_id))
+
+    def _parse(self, record: Record, record_id: str) -> Example:
         fields.required(record, "question", "answer")
         question = fields.text(record["question"], "question")
         images = fields.images_of(record, self.image_dir)

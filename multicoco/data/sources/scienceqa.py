@@ -3,9 +3,7 @@
 As released (`problems.json`, an object of records by their id, images in `{split}/{id}/`) and as the hub's copies.
 """
 
-from pathlib import Path
-
-from multicoco.data.example import Example
+from multicoco.data.example import Example, ImageSource
 from multicoco.data.sources import fields
 from multicoco.data.sources.source import ID_KEYS, Record, Source
 from multicoco.data.sources.steps import rationale_steps
@@ -37,11 +35,11 @@ class ScienceQA(Source):
         steps = rationale_steps(fields.texts([] if solution is None else [solution], "solution"), self.steps_from)
         return Example(record_id, question, images, choices, steps, choices[index], index)
 
-    def _images(self, record: Record, record_id: str) -> tuple[Path, ...]:
+    def _images(self, record: Record, record_id: str) -> tuple[ImageSource, ...]:
         image, split = record.get("image"), record.get("split")
         if isinstance(image, str) and isinstance(split, str):
             try:
-                return (fields.image_file(f"{split}/{record_id}/{image}", "image", self.image_dir),)
+                return (fields.image_of(f"{split}/{record_id}/{image}", "image", self.image_dir),)
             except UserError:  # then it lies where the record itself says
                 pass
         return fields.images_of(record, self.image_dir)
