@@ -31,9 +31,11 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
         "text": "multicoco.models.families.text:Text",
     },
     "sources": {
+        "m3cot": "multicoco.data.sources.m3cot:M3CoT",
         "aokvqa": "multicoco.data.sources.aokvqa:AOKVQA",
         "gsm8k": "multicoco.data.sources.gsm8k:GSM8K",
         "scienceqa": "multicoco.data.sources.scienceqa:ScienceQA",
+        "messages": "multicoco.data.sources.messages:Messages",
         "records": "multicoco.data.sources.records:Records",
     },
 }

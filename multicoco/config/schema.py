@@ -68,6 +68,20 @@ def _known_interventions(specs: list[str]) -> list[str]:
     return parsed
 
 
+class Columns(Section):
+    id: OptionalStr = Field(None, description="column of the ids")
+    question: OptionalStr = Field(None, description="column of the questions")
+    choices: OptionalStr = Field(None, description="column of the lists of choices")
+    steps: OptionalStr = Field(None, description="column of the reasoning: a list of steps, or a text (`steps_from`)")
+    answer: OptionalStr = Field(None, description="column of the answers: a text, a number, a choice or its index")
+    images: OptionalStr = Field(None, description="column of the images, one or a list")
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What of a record is under which name."""
+        return {key: column for key, column in self.model_dump().items() if column is not None}
+
+
 class Freeze(Section):
     vision_tower: bool = Field(False, description="keep the vision tower as it is")
     projector: bool = Field(False, description="keep the multi-modal projector as it is")
@@ -176,8 +190,11 @@ class _First(Section):
     source: Annotated[OptionalStr, AfterValidator(partial(_registered, "sources"))] = Field(
         None, description="format of the records by its registered name; null: told by each record's keys"
     )
-    steps_from: Literal["sentences", "rationales"] = Field(
-        "sentences", description="steps are the sentences of the first rationale, or the rationales"
+    columns: Columns = Columns()
+    steps_from: Literal["sentences", "rationales", "lines", "list", "tag"] = Field(
+        "sentences",
+        description="what of a written reasoning is a step: a sentence or line of it, an item of a list in it, what is "
+        "in a tag (`<step>...</step>`); of several rationales the first is taken, or rationales: each is a step",
     )
     answer_format: Literal["letter", "index", "text"] = Field("letter", description="how an answer names its choice")
     answer_type: Literal["text", "number"] | None = Field(

@@ -43,7 +43,7 @@ class AOKVQA(Source):
         question = fields.text(record.get("question"), "question")
         choices = fields.choices_of(record.get("choices"), "choices")
         images = fields.images_of(record, self.image_dir) or (self._coco_image(record),)
-        if record.get("correct_choice_idx") is None and record.get("direct_answers") in (None, [], "[]"):
+        if record.get("correct_choice_idx") is None and record.get("direct_answers") in (None, [], "[]", ""):
             return Example(record_id, question, images, choices, (), None, None)
         index = fields.choice_at(record.get("correct_choice_idx"), choices, "correct_choice_idx")
         steps = rationale_steps(fields.texts(record.get("rationales"), "rationales"), self.steps_from)

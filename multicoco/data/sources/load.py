@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +36,7 @@ def load_examples(
     verify_images: bool = True,
     *,
     source: str | None = None,
+    columns: Mapping[str, str] | None = None,
     answer_type: Judge | None = None,
 ) -> list[Example]:
     """Loads records; their texts are kept as they are, but for outer white space.
@@ -45,14 +46,16 @@ def load_examples(
             a data set's folder, or where `locate` finds them.
         image_dir: images' paths are relative to it; an official A-OKVQA record's is, with .jpg or .png,
             `{split}2017/{image_id:012d}` in it or, where that folder is absent, `{image_id:012d}`.
-        steps_from: the steps of a record with rationales (A-OKVQA, ScienceQA) are the sentences of the first one, or
-            all of them. Other records keep their steps.
+        steps_from: what of a written reasoning is a step, see `steps.split_reasoning`. Listed steps are kept.
         on_bad_record: "skip" leaves malformed records and those with a missing or broken image out, with one
             warning.
         limit: keep the first `limit` good records, and check none after them.
         verify_images: decode every image now rather than in training.
         source: the name of the records' source (`multicoco.registry`); None takes for each record the first source
             that it matches.
+        columns: the keys under which records have their "question", "answer", "steps", "choices", "images" or "id",
+            where these are others; the source is then "records" unless named, and keys that it does not read are no
+            matter.
         answer_type: how answers to open questions are judged; None is as the source says.
 
     Returns:
@@ -67,8 +70,11 @@ def load_examples(
     records = _open(location)
     ids = _Ids()
     image_root = Path(os.path.abspath(image_dir))
+    if columns and source is None:
+        source = _FALLBACK
     asked = names("sources") if source is None else [source]
     sources = {name: load("sources", name)(image_root, steps_from) for name in asked}
+    read = {key for chosen in sources.values() for key in chosen.keys}
 
     def check(record: Any, record_id: str | UserError) -> Example | UserError:
         try:
@@ -90,7 +96,7 @@ def load_examples(
         while checked < len(records) and (limit is None or len(examples) < limit):
             missing = _CHUNK if limit is None else min(_CHUNK, limit - len(examples))
             indices = range(checked, min(checked + missing, len(records)))
-            chunk = [records[index] for index in indices]
+            chunk = [_renamed(records[index], columns, read) if columns else records[index] for index in indices]
             ids_of_chunk = [ids.next(record, index) for record, index in zip(chunk, indices, strict=True)]
             for index, record, result in zip(indices, chunk, pool.map(check, chunk, ids_of_chunk), strict=True):
                 if isinstance(result, UserError):
@@ -125,6 +131,7 @@ def load_of_run(config: RunConfig, path: str, limit: int | None, **changes: Any)
         "steps_from": config.steps_from,
         "on_bad_record": config.on_bad_record,
         "source": config.source,
+        "columns": config.columns.named,
         "answer_type": config.answer_type,
     }
     image_dir = Path(config.image_dir or config.data_dir)
@@ -152,6 +159,22 @@ def require_answers(examples: Sequence[Example], path: Path | Location) -> None:
             f"{path}: {len(ids)} of {len(examples)} records have no answer to learn (ids {shown}): is it a test split? "
             "Name a file to train on, or take these records out"
         )
+
+
+def _renamed(record: Any, columns: Mapping[str, str], read: Collection[str]) -> Any:
+    """A record with its columns under the names that a source reads, and of the others those that it reads itself."""
+    if not isinstance(record, dict):
+        return record
+    if missing := [key for key, column in columns.items() if column not in record]:
+        return UserError(
+            f"columns.{missing[0]} is {columns[missing[0]]!r}, and there is no such column: there are "
+            f"{', '.join(record):.300}"
+        )
+    replaced = {*columns, *columns.values()}
+    replaced |= {*ID_KEYS} if "id" in columns else set()
+    replaced |= {"image"} if "images" in columns else set()
+    others = {key: value for key, value in record.items() if key in read and key not in replaced}
+    return others | {key: record[column] for key, column in columns.items()}
 
 
 def _parse(record: Any, record_id: str | UserError, sources: dict[str, Source], answer_type: Judge | None) -> Example:

@@ -188,10 +188,20 @@ def test_what_looks_like_a_part_of_the_question_is_not_dropped(read, key):
         assert len(read(RECORD | {key: value})) == 1
 
 
+@pytest.mark.parametrize(
+    ("steps_from", "steps"),
+    [("sentences", ("I look.", "It barks.", "So it does.")), ("lines", ("I look. It barks.", "So it does."))],
+)
+def test_reasoning_in_one_text_is_split(read, steps_from, steps):
+    assert read(RECORD | {"steps": " I look. It barks.\nSo it does."}, steps_from=steps_from)[0].steps == steps
+    assert read(RECORD | {"steps": " "}, steps_from=steps_from)[0].steps == ()
+
+
 @pytest.mark.parametrize("key", ["rationale", "solution", "explanation", "reasoning"])
 def test_reasoning_under_another_name_is_not_dropped(read, key):
     with pytest.raises(UserError, match=f"'{key}' looks like the reasoning"):
         read({"question": "Q?", "answer": "A", key: "So."})
+    assert read({"question": "Q?", "answer": "A", key: "So."}, columns={"steps": key})[0].steps == ("So.",)
     assert read(RECORD | {key: "So."})[0].steps == ("One. Two.", "Three.")
 
 
