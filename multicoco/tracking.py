@@ -5,6 +5,7 @@
 <run folder>/metrics.jsonl          one object a line; a value that is not finite is null
 <run folder>/samples/<name>.jsonl   one generated answer a line
 <run folder>/evaluation/<mode>.json summary of the newest evaluation in a mode
+<run folder>/predictions/<name>_<mode>.<data set>.json  as the data set's own evaluation reads them
 """
 
 import json
@@ -120,6 +121,14 @@ class Tracker:
         self.log({f"eval/{mode}/{key}": value for key, value in numbers.items()}, step)
         accuracy = "unknown" if summary["accuracy"] is None else f"{summary['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
         tqdm.write(f"{name} {mode}: accuracy {accuracy}, n {summary['n']}, {summary['seconds']:.0f} s")
+        if official := [f"{key} {value:.3f}" for key, value in summary.items() if "/" in key and f"{key}_n" in summary]:
+            tqdm.write(f"  official: {', '.join(official)}")
+
+    def write_predictions(self, name: str, mode: str, data_set: str, predictions: dict[str, Any]) -> None:
+        """What a data set's own evaluation reads."""
+        if self.enabled:
+            path = self.run_dir / "predictions" / f"{name}_{mode}.{data_set}.json"
+            self._write("predictions", lambda: write_json(path, predictions))
 
     def progress(self, total: int, description: str) -> "tqdm[NoReturn]":
         """A progress bar with the time left; in a file a line now and then, on other ranks nothing."""

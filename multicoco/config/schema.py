@@ -202,6 +202,10 @@ class _First(Section):
         description="how open answers are compared: as texts, or as numbers: 18 = 18.0 = $18; null: as the records' "
         "source says",
     )
+    direct_answers: bool = Field(
+        False,
+        description="ask questions that have annotators' answers without their choices, as A-OKVQA's second setting is",
+    )
     prompt_date: Annotated[str | None, BeforeValidator(_day)] = Field(
         None,
         description="date that a chat template may write into the prompt, YYYY-MM-DD; null: the day the run was "

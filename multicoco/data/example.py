@@ -1,7 +1,8 @@
 """One example of a data set, whatever file it came from, and its images."""
 
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -56,6 +57,8 @@ class Example:
         judge: how an answer to an open question is compared with the right one.
         image_places: of each image, the character of the question that it stands in front of; () for all images in
             front of the question.
+        metric: the name of the data set's own evaluation (`multicoco.registry`), if it has one.
+        groups: what that tells questions apart by, such as {"subject": "natural science"}.
     """
 
     id: str
@@ -68,6 +71,8 @@ class Example:
     direct_answers: tuple[str, ...] = ()
     judge: Judge = "text"
     image_places: tuple[int, ...] = ()
+    metric: str | None = None
+    groups: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", tuple(self.images or ()))

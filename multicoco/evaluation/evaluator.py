@@ -18,7 +18,7 @@ from multicoco.engine.ranks import rank
 from multicoco.evaluation.asking import Asking, Respondent, Sample
 from multicoco.evaluation.interventions import Interventions, Material, compare, donor_fields, thinks_itself
 from multicoco.evaluation.likelihood import summarize_likelihoods
-from multicoco.evaluation.metrics import summarize
+from multicoco.evaluation.metrics import official_predictions, official_scores, summarize
 from multicoco.interventions import Intervention
 from multicoco.latent.interventions import Intervened, replacement
 from multicoco.methods import Method, evaluated_methods, method_class
@@ -144,8 +144,11 @@ class Evaluator:
         summary = {"mode": asking.mode, "stage": asking.stage, **self.about, **summarize(samples)}
         if self.config.eval_config.measures_likelihoods:
             summary |= summarize_likelihoods(samples)
+        summary |= official_scores(samples, self.examples)
         summary |= {**found, "seconds": time.time() - started}
         self.tracker.log_evaluation(name, asking.name, summary, samples, step)
+        for data_set, predictions in official_predictions(samples, self.examples).items():
+            self.tracker.write_predictions(name, asking.name, data_set, predictions)
         accuracy: float | None = summary["accuracy"]
         return accuracy
 

@@ -38,6 +38,7 @@ def load_examples(
     source: str | None = None,
     columns: Mapping[str, str] | None = None,
     answer_type: Judge | None = None,
+    direct_answers: bool = False,
 ) -> list[Example]:
     """Loads records; their texts are kept as they are, but for outer white space.
 
@@ -57,6 +58,7 @@ def load_examples(
             where these are others; the source is then "records" unless named, and keys that it does not read are no
             matter.
         answer_type: how answers to open questions are judged; None is as the source says.
+        direct_answers: ask questions that have annotators' answers without their choices (A-OKVQA's second setting).
 
     Returns:
         Examples in the file's order. Where several records share an id, the second one's is "id#2".
@@ -78,7 +80,7 @@ def load_examples(
 
     def check(record: Any, record_id: str | UserError) -> Example | UserError:
         try:
-            example = _parse(record, record_id, sources, answer_type)
+            example = _parse(record, record_id, sources, answer_type, direct_answers)
             for image in example.images if verify_images else ():
                 load_image(image)
             return example
@@ -133,6 +135,7 @@ def load_of_run(config: RunConfig, path: str, limit: int | None, **changes: Any)
         "source": config.source,
         "columns": config.columns.named,
         "answer_type": config.answer_type,
+        "direct_answers": config.direct_answers,
     }
     image_dir = Path(config.image_dir or config.data_dir)
     return load_examples(locate(config.data_dir, path), image_dir, limit=limit, **(arguments | changes))
@@ -177,7 +180,9 @@ def _renamed(record: Any, columns: Mapping[str, str], read: Collection[str]) -> 
     return others | {key: record[column] for key, column in columns.items()}
 
 
-def _parse(record: Any, record_id: str | UserError, sources: dict[str, Source], answer_type: Judge | None) -> Example:
+def _parse(
+    record: Any, record_id: str | UserError, sources: dict[str, Source], answer_type: Judge | None, direct_answers: bool
+) -> Example:
     """One record as an example; UserError with the reason alone where it is bad."""
     if isinstance(record, UserError):
         raise record
@@ -188,13 +193,25 @@ def _parse(record: Any, record_id: str | UserError, sources: dict[str, Source], 
     chosen = next((source for source in sources.values() if source.matches(record)), None)
     if chosen is None:
         chosen = sources.get(_FALLBACK, next(iter(sources.values())))
-    example = chosen.parse(record, record_id)
+    example = replace(chosen.parse(record, record_id), metric=chosen.metric)
     refuse_unread(record, chosen.keys)
+    if direct_answers:
+        example = _asked_openly(example)
     if answer_type is None or example.choices:
         return example
     if answer_type == "number" and example.answer is not None and single_number(example.answer) is None:
         raise UserError(f"'answer' must be one number, with answer_type: number, found {example.answer!r:.60}")
     return replace(example, judge=answer_type)
+
+
+def _asked_openly(example: Example) -> Example:
+    """A question with choices without them; the answer to learn is what most annotators gave, of several the first."""
+    given = example.direct_answers
+    if not example.choices or (example.answer is None and not given):
+        return replace(example, choices=(), answer_index=None)
+    if not given:
+        raise UserError("there are no direct answers of annotators, which direct_answers: true asks for")
+    return replace(example, choices=(), answer_index=None, answer=max(given, key=given.count))
 
 
 def _given_id(record: Any, index: int) -> tuple[str, Any]:

@@ -15,6 +15,8 @@ class ScienceQA(Source):
 
     keys = frozenset({*ID_KEYS, "question", "choices", "answer", "hint", "image", "images", "solution", "split"})
 
+    metric = "scienceqa"
+
     @classmethod
     def matches(cls, record: Record) -> bool:
         """By its own keys beside the choices."""
@@ -30,10 +32,12 @@ class ScienceQA(Source):
         images = self._images(record, record_id)
         if record["answer"] is None:
             return Example(record_id, question, images, choices, (), None, None)
+        groups = {key: record[key] for key in ("subject", "grade") if isinstance(record.get(key), str)}
+        groups |= {"has_text": str(bool(record.get("hint"))).lower(), "has_image": str(bool(images)).lower()}
         index = fields.choice_at(record["answer"], choices, "answer")
         solution = record.get("solution")
         steps = rationale_steps(fields.texts([] if solution is None else [solution], "solution"), self.steps_from)
-        return Example(record_id, question, images, choices, steps, choices[index], index)
+        return Example(record_id, question, images, choices, steps, choices[index], index, groups=groups)
 
     def _images(self, record: Record, record_id: str) -> tuple[ImageSource, ...]:
         image, split = record.get("image"), record.get("split")

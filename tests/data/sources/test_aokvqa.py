@@ -203,6 +203,21 @@ def test_text_is_data_and_never_control(tmp_path, images):
     assert (example.question, example.choices, example.steps) == (texts[0], tuple(texts), (texts[1],))
 
 
+def test_direct_answers_without_the_choices(tmp_path, images):
+    given = ["bird", "owl", "an owl", "owl", "bird"]
+    hard = {"direct_answers": given, "difficult_direct_answer": True}
+    unknown = {"direct_answers": None, "correct_choice_idx": None, "rationales": None}
+    records = [official(1, **hard), official(2, **unknown)]
+    first, second = load_examples(write(tmp_path / "f.json", records), images, direct_answers=True)
+    assert (first.choices, first.answer_index, first.answer) == ((), None, "bird")  # of the most frequent the first
+    assert first.direct_answers == tuple(given) and len(first.steps) == 2
+    assert (first.metric, first.groups) == ("aokvqa", {"difficult_direct_answer": "true"})
+    assert (second.choices, second.answer) == ((), None)
+    none = write(tmp_path / "f.json", [flattened()])
+    with pytest.raises(UserError, match=r"record 0.*no direct answers of annotators.*direct_answers: true"):
+        load_examples(none, images, direct_answers=True)
+
+
 def test_the_parquet_copy_with_its_texts_of_lists(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
