@@ -27,6 +27,7 @@ from multicoco.models.authors import load_authors_weights
 from multicoco.models.backbone import Backbone, load_backbone
 from multicoco.models.freezing import freeze
 from multicoco.models.lora import add_lora
+from multicoco.models.reader import Reader
 from multicoco.models.vocabulary import add_latent_tokens
 from multicoco_kernels import implementation
 
@@ -78,19 +79,23 @@ def assemble(
         UserError: the model cannot be loaded, or is of a kind that latent passes do not reproduce; on all ranks.
     """
     backbone, reasoner = agree(lambda: _load(config, weights, n_rows))
+    encoder = encoder_of(config, backbone, date)
+    if config.self_check:
+        agree(lambda: self_check(reasoner, _short_and_long(examples, encoder)), only_rank_0=True)
+    return Assembly(backbone, reasoner, encoder)
+
+
+def encoder_of(config: RunConfig, reader: Backbone | Reader, date: str) -> Encoder:
+    """An encoder of examples as the run's config wants them to be asked."""
     prompt = PromptBuilder(
-        backbone.tokenizer,
+        reader.tokenizer,
         config.answer_format,
-        backbone.family,
+        reader.family,
         config.direct_instruction,
         config.reasoning_instruction,
         date,
     )
-    read_images = partial(backbone.family.read_images, image_processor=backbone.image_processor)
-    encoder = Encoder(prompt, read_images)
-    if config.self_check:
-        agree(lambda: self_check(reasoner, _short_and_long(examples, encoder)), only_rank_0=True)
-    return Assembly(backbone, reasoner, encoder)
+    return Encoder(prompt, partial(reader.family.read_images, image_processor=reader.image_processor))
 
 
 def _short_and_long(examples: Sequence[Example], encoder: Encoder) -> list[dict[str, Tensor]]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
@@ -27,6 +27,20 @@ _SHOWN = 10
 _CHUNK = 1024  # records that are held at a time
 
 
+class Loaded(NamedTuple):
+    """What a file of records gave.
+
+    Attributes:
+        problems: a line for each bad record.
+        checked: how many records were looked at, of `records`.
+    """
+
+    examples: list[Example]
+    problems: list[str]
+    checked: int
+    records: int
+
+
 def load_examples(
     path: Path | Location,
     image_dir: Path,
@@ -38,27 +52,13 @@ def load_examples(
     source: str | None = None,
     columns: Mapping[str, str] | None = None,
     answer_type: Judge | None = None,
-    direct_answers: bool = False,
 ) -> list[Example]:
     """Loads records; their texts are kept as they are, but for outer white space.
 
     Args:
-        path: of JSON (a list of records, one record a line, or an object of records by their ids), parquet or Arrow, of
-            a data set's folder, or where `locate` finds them.
-        image_dir: images' paths are relative to it; an official A-OKVQA record's is, with .jpg or .png,
-            `{split}2017/{image_id:012d}` in it or, where that folder is absent, `{image_id:012d}`.
-        steps_from: what of a written reasoning is a step, see `steps.split_reasoning`. Listed steps are kept.
         on_bad_record: "skip" leaves malformed records and those with a missing or broken image out, with one
             warning.
-        limit: keep the first `limit` good records, and check none after them.
-        verify_images: decode every image now rather than in training.
-        source: the name of the records' source (`multicoco.registry`); None takes for each record the first source
-            that it matches.
-        columns: the keys under which records have their "question", "answer", "steps", "choices", "images" or "id",
-            where these are others; the source is then "records" unless named, and keys that it does not read are no
-            matter.
-        answer_type: how answers to open questions are judged; None is as the source says.
-        direct_answers: ask questions that have annotators' answers without their choices (A-OKVQA's second setting).
+        path, image_dir, steps_from, limit, verify_images, source, columns, answer_type: see `read_examples`.
 
     Returns:
         Examples in the file's order. Where several records share an id, the second one's is "id#2".
@@ -67,6 +67,52 @@ def load_examples(
         UserError: the file holds no records, no record is good, or any is bad under "error".
     """
     location = path if isinstance(path, Location) else locate("", path)
+    loaded = read_examples(
+        location, image_dir, steps_from, limit, verify_images, source=source, columns=columns, answer_type=answer_type
+    )
+    if problems := loaded.problems:
+        report = "\n  ".join([f"{location}: {len(problems)} bad of {loaded.checked} records", *problems[:_SHOWN]])
+        if len(problems) > _SHOWN:
+            report += f"\n  and {len(problems) - _SHOWN} more"
+        if on_bad_record == "error":
+            raise UserError(f"{report}\nFix them, or leave them out with on_bad_record: skip")
+        if not loaded.examples:
+            raise UserError(f"{report}\nNone is left: check that this is the right file and image folder")
+        logger.warning("%s\nThey are left out", report)
+    return loaded.examples
+
+
+def read_examples(
+    location: Location,
+    image_dir: Path,
+    steps_from: StepsFrom,
+    limit: int | None,
+    verify_images: bool,
+    *,
+    source: str | None,
+    columns: Mapping[str, str] | None,
+    answer_type: Judge | None,
+) -> Loaded:
+    """Reads records as examples, and says which are bad.
+
+    Args:
+        location: of JSON (a list of records, one record a line, or an object of records by their ids), parquet or
+            Arrow, of a data set's folder, or of one on the hub.
+        image_dir: images' paths are relative to it; an official A-OKVQA record's is, with .jpg or .png,
+            `{split}2017/{image_id:012d}` in it or, where that folder is absent, `{image_id:012d}`.
+        steps_from: what of a written reasoning is a step, see `steps.split_reasoning`. Listed steps are kept.
+        limit: keep the first `limit` good records, and check none after them.
+        verify_images: decode every image now rather than in training.
+        source: the name of the records' source (`multicoco.registry`); None takes for each record the first source
+            that it matches.
+        columns: the keys under which records have their "question", "answer", "steps", "choices", "images" or "id",
+            where these are others; the source is then "records" unless named, and keys that it does not read are no
+            matter.
+        answer_type: how answers to open questions are judged; None is as the source says.
+
+    Raises:
+        UserError: there are no records.
+    """
     if limit is not None and limit < 1:
         raise UserError(f"{location}: the limit of examples must be at least 1, not {limit}")
     records = _open(location)
@@ -80,7 +126,7 @@ def load_examples(
 
     def check(record: Any, record_id: str | UserError) -> Example | UserError:
         try:
-            example = _parse(record, record_id, sources, answer_type, direct_answers)
+            example = _parse(record, record_id, sources, answer_type)
             for image in example.images if verify_images else ():
                 load_image(image)
             return example
@@ -107,17 +153,7 @@ def load_examples(
                     examples.append(result)
                 bar.update()
             checked = indices.stop
-
-    if problems:
-        report = "\n  ".join([f"{location}: {len(problems)} bad of {checked} records", *problems[:_SHOWN]])
-        if len(problems) > _SHOWN:
-            report += f"\n  and {len(problems) - _SHOWN} more"
-        if on_bad_record == "error":
-            raise UserError(f"{report}\nFix them, or leave them out with on_bad_record: skip")
-        if not examples:
-            raise UserError(f"{report}\nNone is left: check that this is the right file and image folder")
-        logger.warning("%s\nThey are left out", report)
-    return examples
+    return Loaded(examples, problems, checked, len(records))
 
 
 def load_of_run(config: RunConfig, path: str, limit: int | None, **changes: Any) -> list[Example]:
@@ -127,18 +163,43 @@ def load_of_run(config: RunConfig, path: str, limit: int | None, **changes: Any)
         changes: other arguments of `load_examples` than the config's.
 
     Raises:
-        UserError: see `load_examples`.
+        UserError: see `load_examples`; or questions are to be asked without their choices and have no other answers.
     """
-    arguments: dict[str, Any] = {
+    arguments = {"on_bad_record": config.on_bad_record, **_as_of_run(config), "limit": limit} | changes
+    examples = load_examples(locate(config.data_dir, path), **arguments)
+    return _asked_openly(examples, path) if config.direct_answers else examples
+
+
+def read_of_run(config: RunConfig, path: str, limit: int | None) -> Loaded:
+    """As `load_of_run`, with what is bad beside what is good."""
+    read = read_examples(locate(config.data_dir, path), limit=limit, verify_images=True, **_as_of_run(config))
+    return read._replace(examples=_asked_openly(read.examples, path)) if config.direct_answers else read
+
+
+def _as_of_run(config: RunConfig) -> dict[str, Any]:
+    return {
+        "image_dir": Path(config.image_dir or config.data_dir),
         "steps_from": config.steps_from,
-        "on_bad_record": config.on_bad_record,
         "source": config.source,
         "columns": config.columns.named,
         "answer_type": config.answer_type,
-        "direct_answers": config.direct_answers,
     }
-    image_dir = Path(config.image_dir or config.data_dir)
-    return load_examples(locate(config.data_dir, path), image_dir, limit=limit, **(arguments | changes))
+
+
+def _asked_openly(examples: Sequence[Example], path: str) -> list[Example]:
+    """Questions without their choices; the answer to learn is what most annotators gave, of several the first."""
+    openly = []
+    for example in examples:
+        given, answer = example.direct_answers, example.answer
+        if example.choices and answer is not None:
+            if not given:
+                raise UserError(
+                    f"{path}: record {example.id!r:.60} has no direct answers of annotators, and direct_answers is "
+                    "true: set it to false, or name a file with them"
+                )
+            answer = max(given, key=given.count)
+        openly.append(replace(example, choices=(), answer_index=None, answer=answer))
+    return openly
 
 
 def _open(location: Location) -> Sequence[Any]:
@@ -180,9 +241,7 @@ def _renamed(record: Any, columns: Mapping[str, str], read: Collection[str]) -> 
     return others | {key: record[column] for key, column in columns.items()}
 
 
-def _parse(
-    record: Any, record_id: str | UserError, sources: dict[str, Source], answer_type: Judge | None, direct_answers: bool
-) -> Example:
+def _parse(record: Any, record_id: str | UserError, sources: dict[str, Source], answer_type: Judge | None) -> Example:
     """One record as an example; UserError with the reason alone where it is bad."""
     if isinstance(record, UserError):
         raise record
@@ -195,23 +254,11 @@ def _parse(
         chosen = sources.get(_FALLBACK, next(iter(sources.values())))
     example = replace(chosen.parse(record, record_id), metric=chosen.metric)
     refuse_unread(record, chosen.keys)
-    if direct_answers:
-        example = _asked_openly(example)
     if answer_type is None or example.choices:
         return example
     if answer_type == "number" and example.answer is not None and single_number(example.answer) is None:
         raise UserError(f"'answer' must be one number, with answer_type: number, found {example.answer!r:.60}")
     return replace(example, judge=answer_type)
-
-
-def _asked_openly(example: Example) -> Example:
-    """A question with choices without them; the answer to learn is what most annotators gave, of several the first."""
-    given = example.direct_answers
-    if not example.choices or (example.answer is None and not given):
-        return replace(example, choices=(), answer_index=None)
-    if not given:
-        raise UserError("there are no direct answers of annotators, which direct_answers: true asks for")
-    return replace(example, choices=(), answer_index=None, answer=max(given, key=given.count))
 
 
 def _given_id(record: Any, index: int) -> tuple[str, Any]:

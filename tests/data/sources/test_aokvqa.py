@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from multicoco.config import RunConfig
 from multicoco.data.example import load_image
-from multicoco.data.sources import load_examples
+from multicoco.data.sources import load_examples, load_of_run
 from multicoco.errors import UserError
 from multicoco.tasks.scenes import render_scenes
 
@@ -204,18 +205,20 @@ def test_text_is_data_and_never_control(tmp_path, images):
 
 
 def test_direct_answers_without_the_choices(tmp_path, images):
+    keys = {"data_dir": str(tmp_path), "image_dir": str(images), "train_path": "f.json", "direct_answers": True}
+    config = RunConfig(mode="cot_train", name="r", model_id="m", **keys)
     given = ["bird", "owl", "an owl", "owl", "bird"]
     hard = {"direct_answers": given, "difficult_direct_answer": True}
     unknown = {"direct_answers": None, "correct_choice_idx": None, "rationales": None}
-    records = [official(1, **hard), official(2, **unknown)]
-    first, second = load_examples(write(tmp_path / "f.json", records), images, direct_answers=True)
+    write(tmp_path / "f.json", [official(1, **hard), official(2, **unknown)])
+    first, second = load_of_run(config, "f.json", None)
     assert (first.choices, first.answer_index, first.answer) == ((), None, "bird")  # of the most frequent the first
     assert first.direct_answers == tuple(given) and len(first.steps) == 2
     assert (first.metric, first.groups) == ("aokvqa", {"difficult_direct_answer": "true"})
     assert (second.choices, second.answer) == ((), None)
-    none = write(tmp_path / "f.json", [flattened()])
-    with pytest.raises(UserError, match=r"record 0.*no direct answers of annotators.*direct_answers: true"):
-        load_examples(none, images, direct_answers=True)
+    write(tmp_path / "f.json", [flattened()])
+    with pytest.raises(UserError, match=r"f\.json: record '0' has no direct answers of annotators"):
+        load_of_run(config, "f.json", None)
 
 
 def test_the_parquet_copy_with_its_texts_of_lists(tmp_path):
