@@ -4,6 +4,7 @@
 <run folder>/environment.json       git revision, versions, host, command
 <run folder>/metrics.jsonl          one object a line; a value that is not finite is null
 <run folder>/samples/<name>.jsonl   one generated answer a line
+<run folder>/thoughts/<name>.safetensors  what is in the thoughts of these, if that is asked for
 <run folder>/evaluation/<mode>.json summary of the newest evaluation in a mode
 <run folder>/predictions/<name>_<mode>.<data set>.json  as the data set's own evaluation reads them
 """
@@ -58,9 +59,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """As `write_json`, for text."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_json`, for the content of any file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)
 
 
@@ -110,9 +116,11 @@ class Tracker:
     def log_evaluation(
         self, name: str, mode: str, summary: dict[str, Any], samples: list[dict[str, Any]], step: int
     ) -> None:
-        """An evaluation's summary and samples; `name` tells the samples of a run's evaluations apart."""
+        """An evaluation's summary and samples; `name` tells the samples of a run's evaluations apart. Thoughts that
+        belonged to earlier samples of the name are gone."""
         if not self.enabled:
             return
+        self._write("thoughts", lambda: self._thoughts(name, mode).unlink(missing_ok=True))
         lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
         self._write("samples", lambda: write_text(self.run_dir / "samples" / f"{name}_{mode}.jsonl", lines))
         self._write("evaluation", lambda: write_json(self.run_dir / "evaluation" / f"{mode}.json", summary))
@@ -129,6 +137,14 @@ class Tracker:
         if self.enabled:
             path = self.run_dir / "predictions" / f"{name}_{mode}.{data_set}.json"
             self._write("predictions", lambda: write_json(path, predictions))
+
+    def log_thoughts(self, name: str, mode: str, content: bytes) -> None:
+        """A file of an evaluation's thoughts, under the name of its samples."""
+        if self.enabled:
+            self._write("thoughts", lambda: write_bytes(self._thoughts(name, mode), content))
+
+    def _thoughts(self, name: str, mode: str) -> Path:
+        return self.run_dir / "thoughts" / f"{name}_{mode}.safetensors"
 
     def progress(self, total: int, description: str) -> "tqdm[NoReturn]":
         """A progress bar with the time left; in a file a line now and then, on other ranks nothing."""

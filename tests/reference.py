@@ -42,7 +42,9 @@ _EXPERTS = {
 }
 
 
-def internvl(seed: int = 0, tied: bool = True, experts: bool = False) -> InternVLForConditionalGeneration:
+def internvl(
+    seed: int = 0, tied: bool = True, experts: bool = False, layers: int = 3
+) -> InternVLForConditionalGeneration:
     torch.manual_seed(seed)
     kind = _EXPERTS if experts else {"model_type": "qwen2"}
     config = InternVLConfig(
@@ -55,7 +57,7 @@ def internvl(seed: int = 0, tied: bool = True, experts: bool = False) -> InternV
             "patch_size": (14, 14),
             "layer_scale_init_value": 1.0,
         },
-        text_config={"tie_word_embeddings": tied, **_TEXT, **kind},
+        text_config={"tie_word_embeddings": tied, **_TEXT, **kind, "num_hidden_layers": layers},
         image_token_id=IMAGE,
         image_seq_length=IMAGE_TOKENS,
         downsample_ratio=0.5,

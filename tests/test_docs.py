@@ -42,6 +42,13 @@ def test_lines_are_wrapped(page):
     assert not long
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(REPO).as_posix())
+def test_every_test_that_is_named_exists(page):
+    for path, name in re.findall(r"`(?:python -m pytest )?(tests/[\w./]*)(?:::(\w+))?", page.read_text()):
+        assert (REPO / path).exists(), path
+        assert not name or re.search(rf"(def|class) {name}\b", (REPO / path).read_text()), name
+
+
 @pytest.fixture(scope="module")
 def examples() -> dict:
     """What the code of docs/contributing.md defines."""

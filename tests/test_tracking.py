@@ -74,6 +74,19 @@ def test_official_scores_are_logged_and_shown_and_predictions_written(tmp_path, 
     assert "official: aokvqa/multiple_choice 0.250\n" in capsys.readouterr().out
 
 
+def test_thoughts_are_whole_and_belong_to_the_samples_of_their_name(tmp_path, monkeypatch, caplog):
+    tracker, path = Tracker(tmp_path, run_config()), tmp_path / "thoughts" / "final_cot.safetensors"
+    tracker.log_evaluation("final", "cot", SUMMARY, [], step=1)
+    tracker.log_thoughts("final", "cot", b"seen")
+    assert path.read_bytes() == b"seen" and [*path.parent.iterdir()] == [path]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        tracker.log_thoughts("final", "cot", b"half of")
+    assert path.read_bytes() == b"seen" and "thoughts of" in caplog.text and "No space left" in caplog.text
+    tracker.log_evaluation("final", "cot", SUMMARY, [], step=2)
+    assert not path.exists()
+
+
 def test_environment_names_versions_and_revision(tmp_path):
     Tracker(tmp_path, run_config())
     saved = json.loads((tmp_path / "environment.json").read_text())
@@ -115,6 +128,7 @@ def test_other_ranks_write_nothing(tmp_path):
     tracker = Tracker(tmp_path / "run", run_config(wandb=Wandb(mode="online")), enabled=False)
     tracker.log({"a": 1}, step=1)
     tracker.log_evaluation("e", "cot", SUMMARY, [], step=1)
+    tracker.log_thoughts("e", "cot", b"seen")
     with tracker.progress(3, "x") as progress:
         progress.update()
     tracker.close()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from multicoco.doctor.allreduce import BYTES, MARK
@@ -66,16 +67,18 @@ def check_bandwidth(hosts: Sequence[Host], hostfile: Path | None, seconds: int) 
         start_new_session=True,
     )
     try:
-        said, _ = launcher.communicate(timeout=seconds + LAUNCH_SECONDS)
+        launcher.communicate(timeout=seconds + LAUNCH_SECONDS)
+        late = False
     except subprocess.TimeoutExpired:
-        said = None
+        late = True
     finally:
-        _end(launcher)
+        said = _end(launcher)
     remedy = _NETWORK.format(port=port)
-    if said and f"port {port} of" in said:  # chosen when the host was asked, and taken since
+    if f"port {port} of" in said:  # chosen when the host was asked, and taken since
         remedy = "start `multicoco doctor` again: it takes another port"
     # where a rank says what is wrong, the others only wait for it until their time is over
-    if said is None or (f"return code = -{signal.SIGALRM.value}" in said and "error: " not in said.lower()):
+    late = late or f"return code = -{signal.SIGALRM.value}" in said
+    if late and "error: " not in said.lower():
         return Row("all_reduce", name, "FAIL", f"not done after {seconds} s", remedy)
     answers = [line.partition(MARK)[2] for line in said.splitlines() if MARK in line]
     if launcher.returncode or not answers:
@@ -87,11 +90,9 @@ def check_bandwidth(hosts: Sequence[Host], hostfile: Path | None, seconds: int) 
     return Row("all_reduce", name, "ok", found)
 
 
-def _end(launcher: subprocess.Popen[str]) -> None:
-    """The launcher's own answer to SIGTERM is a `pkill` that would meet other runs too; killed, it does not come to it.
-    Ranks that are left on the hosts end themselves."""
-    try:
+def _end(launcher: subprocess.Popen[str]) -> str:
+    """All that it has said. The launcher's own answer to SIGTERM is a `pkill` that would meet other runs too; killed,
+    it does not come to it. Ranks that are left on the hosts end themselves."""
+    with suppress(ProcessLookupError):  # it has come to its end
         os.killpg(launcher.pid, signal.SIGKILL)
-    except ProcessLookupError:  # it has come to its end
-        return
-    launcher.communicate()
+    return launcher.communicate()[0]

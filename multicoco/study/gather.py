@@ -19,12 +19,16 @@ class Trained:
     """What must be the same for two arms of a seed to be compared.
 
     Attributes:
-        steps: optimizer steps, with those of the arms it started from.
+        steps, tokens, passes: of its training, with those of the arms it started from.
+        peak_memory: bytes, of this arm alone.
         data: SHA-256 of all training files.
         weights: what the first of these arms started from.
     """
 
     steps: int
+    tokens: int
+    passes: int
+    peak_memory: int
     data: frozenset[str]
     weights: str
 
@@ -97,6 +101,9 @@ def _trained(study: Study, arm: str, seed: int) -> Trained:
     first = study.training_config(study.chain(arm)[-1])
     return Trained(
         sum(state.step for state in states),
+        sum(state.tokens for state in states),
+        sum(state.passes for state in states),
+        states[0].peak_memory,
         frozenset(state.data.get("train_path", "unknown") for state in states),
         first.load_model_path or first.model_id,
     )
@@ -109,7 +116,7 @@ def _run_result(study: Study, job: Job, name: str, evaluation: Evaluation, train
         "seed": job.seed,
         "test": job.test,
         "intervention": name,
-        "steps": trained.steps,
+        **{key: getattr(trained, key) for key in ("steps", "tokens", "passes", "peak_memory")},
         "train_seconds": seconds(study.training_folder(job.arm, job.seed)),
         "evaluation_seconds": summary.get("seconds"),
     }

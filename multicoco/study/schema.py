@@ -23,6 +23,9 @@ class RunResult(Section):
     mean_new_tokens: float | None
     mean_latent_passes: float | None
     steps: int = Field(description="optimizer steps, with those of the arms it started from")
+    tokens: int = Field(description="trained on, all ranks, with those of the arms it started from")
+    passes: int = Field(description="of the language model in training, forward, on each rank, with theirs")
+    peak_memory: int = Field(description="bytes of the rank that took the most, in training this arm")
     train_seconds: float = Field(description="of this arm alone, start and evaluations included")
     evaluation_seconds: float
 

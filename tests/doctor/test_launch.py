@@ -22,16 +22,18 @@ def hosts(address: str | None = "127.0.0.1") -> list[Host]:
 @needs_pdsh
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("two", "seconds", "found"),
+    ("two", "seconds", "launch_seconds", "found"),
     [
-        ("export GLOO_SOCKET_IFNAME=nosuch0", 20, "nosuch0"),
+        ("export GLOO_SOCKET_IFNAME=nosuch0", 5, 120, "nosuch0"),
         # its ranks look for the master where nothing listens, as behind a firewall
-        ("command=$(echo \"$command\" | sed 's/--master_port=[0-9]*/--master_port=9/')", 12, "not done after 12 s"),
-        (NEVER_ANSWERS, 2, "not done after 2 s"),
+        ("command=$(echo \"$command\" | sed 's/--master_port=[0-9]*/--master_port=9/')", 5, 120, "not done after 5 s"),
+        # the launcher's time is over; what was said before tells why
+        ("echo 'error: no route' >&2; exec sleep 60", 2, 4, "no route"),
+        (NEVER_ANSWERS, 2, 2, "not done after 2 s"),
     ],
 )
-def test_a_network_that_fails_ends_in_time_with_its_remedy(tmp_path, monkeypatch, two, seconds, found):
-    monkeypatch.setattr(launch, "LAUNCH_SECONDS", seconds)
+def test_a_network_that_fails_ends_in_time_with_its_remedy(tmp_path, monkeypatch, two, seconds, launch_seconds, found):
+    monkeypatch.setattr(launch, "LAUNCH_SECONDS", launch_seconds)
     cluster = FakeCluster(tmp_path, one="", two=two)
     cluster.join(monkeypatch)
     row = check_bandwidth(hosts(), cluster.hostfile, seconds)

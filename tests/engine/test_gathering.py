@@ -20,7 +20,7 @@ def home(tmp_path_factory) -> Path:
     """Rows, and some whole micro-batches, without an image; rows with fewer latents than others; a short last batch."""
     home = make_home(
         tmp_path_factory.mktemp("gathering"),
-        n_train=37,
+        n_train=25,
         n_val=5,
         config="""
 mode: coconut_train

@@ -140,7 +140,7 @@ def precision(case: Case) -> torch.dtype:
 
 
 def build_model(case: Case) -> PreTrainedModel:
-    model = internvl(tied=case.tied, experts=case.experts)
+    model = internvl(tied=case.tied, experts=case.experts, layers=2)
     if case.lora:
         add_lora(model, rank=4, alpha=8, new_tokens=[LATENT])
     freeze(model, vision_tower=case.frozen)

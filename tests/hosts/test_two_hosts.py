@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -59,12 +57,6 @@ def on_two_hosts(hosts: TwoHosts, config: Path, *overrides: str) -> None:
     assert launched.wait(timeout=300) == 0, hosts.output()[-4000:]
 
 
-def in_one_process(hosts: TwoHosts, config: Path, *overrides: str) -> None:
-    command = [sys.executable, str(REPO / "train.py"), str(config), *settings(*overrides, "batch_size=4")]
-    done = subprocess.run(command, cwd=hosts.folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def train_both_phases(run: Callable, hosts: TwoHosts, config: Path, name: str, *overrides: str) -> list:
     """(stage, loss) of every step of CoT, and of Coconut from it."""
     run(hosts, config, "mode=cot_train", f"name={name}_cot", *overrides)
@@ -74,7 +66,11 @@ def train_both_phases(run: Callable, hosts: TwoHosts, config: Path, name: str, *
 
 
 @pytest.fixture(scope="module")
-def single(hosts, config) -> list:
+def single(hosts, config, run_server) -> list:
+    def in_one_process(hosts: TwoHosts, config: Path, *overrides: str) -> None:
+        ended = run_server.run(config, *overrides, "batch_size=4")
+        assert ended.codes == [0], ended.said
+
     return train_both_phases(in_one_process, hosts, config, "one")
 
 

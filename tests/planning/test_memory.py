@@ -34,7 +34,7 @@ def model(dtype=torch.float32, **freezing) -> ModelGeometry:
 @pytest.mark.distributed
 def test_what_is_allocated_copied_and_resident_is_as_predicted(tmp_path):
     script, cases = REPO / "benchmarks" / "plan_memory.py", ["zero2 tied frozen", "zero3 bf16, 2 ranks"]
-    smaller = {"layers": 4, "prompt": 100, "written": 40}
+    smaller = {"layers": 2, "prompt": 100, "written": 40}
     command = [sys.executable, str(script), "--threads", "1", "--out", str(tmp_path), "--cases", *cases]
     command += ["--resident", cases[0]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(REPO), str(REPO / "kernels")))}
