@@ -109,6 +109,9 @@ class Generation(Section):
     num_beams: PositiveInt = Field(1, description="beams of beam search; 1: none")
 
 
+Inputs = Literal["all", "question_only", "choices_only", "other_image"]
+
+
 class EvalConfig(Section):
     cot: bool = Field(False, description="evaluate with written reasoning")
     coconut: bool = Field(False, description="evaluate with latent reasoning")
@@ -123,6 +126,11 @@ class EvalConfig(Section):
     likelihoods: bool = Field(
         False,
         description="also measure how likely the right answer and each choice are; always done with interventions",
+    )
+    inputs: Inputs = Field(
+        "all",
+        description="what of a question is asked: all; no images; the choices alone; with another question's images "
+        "(docs/evaluation.md)",
     )
     answer_by: Literal["generation", "likelihood"] = Field(
         "generation", description="the answer is read out of generated text, or is the likeliest choice"

@@ -174,7 +174,7 @@ class PromptBuilder:
         return dated
 
     def _question(self, example: Example, asked: Asked) -> str:
-        lines = [example.question, *self._choice_lines(example.choices)]
+        lines = [*filter(None, [example.question]), *self._choice_lines(example.choices)]
         instruction = self.direct_instruction if asked == "answer" else self.reasoning_instruction
         return "\n".join([*lines, instruction] if instruction else lines)
 

@@ -7,6 +7,7 @@ from multicoco.curriculum import IGNORE_INDEX
 from multicoco.data.sources import read_of_run
 from multicoco.data.sources.load import Loaded
 from multicoco.errors import UserError
+from multicoco.evaluation.priors import asked_with
 from multicoco.evaluation.report import aligned
 from multicoco.methods import Method
 from multicoco.preview.measured import Measured, Setup, evenly, measure, set_up, typical
@@ -40,10 +41,11 @@ def preview(config: RunConfig, n_measured: int, colours: bool) -> Iterator[str]:
         yield from _counts(loaded, limit)
         if not loaded.examples:
             continue
-        some = evenly(n_measured, loaded.examples)
         if key == "train_path" and setup.trained:
-            yield from _training(config, setup, setup.trained, measure(some, setup, setup.trained), loaded, colours)
+            measured = measure(evenly(n_measured, loaded.examples), setup, setup.trained)
+            yield from _training(config, setup, setup.trained, measured, loaded, colours)
         else:
+            some = evenly(n_measured, asked_with(config.eval_config.inputs, loaded.examples, config.seed))
             for name, method in setup.asked.items():
                 yield from _questions(config, setup, name, method, measure(some, setup, method), colours)
         yield ""

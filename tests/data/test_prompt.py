@@ -122,6 +122,11 @@ def test_images_stand_where_the_question_has_them(pieces):
     assert shown == expected[0] + images[0] + expected[1] + images[1] + expected[2]
 
 
+def test_without_a_question_the_choices_stand_alone():
+    shown = text(builder()(example(question=""), "reasoning").prompt)
+    assert "user\nA. cat\nB. dog<|im_end|>" in shown
+
+
 def test_images_that_are_not_those_of_the_places_stand_in_front():
     moved = example(images=(b"1", b"2"), image_places=(3, 5))
     assert builder()(moved, "reasoning", [4]).prompt == builder()(example(), "reasoning", [4]).prompt

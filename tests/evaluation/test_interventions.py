@@ -365,3 +365,14 @@ def test_a_data_set_with_an_evaluation_of_its_own_gets_its_scores_and_its_file()
 def test_a_set_without_one_has_none():
     found = evaluate(config(), examples=EXAMPLES[:2])
     assert not any("/" in key for key in found.summaries["coconut"]) and not found.predictions
+
+
+def test_questions_are_asked_with_what_the_config_says_and_judged_as_they_are(monkeypatch):
+    examples = [replace(example, images=(bytes([i]),)) for i, example in enumerate(EXAMPLES[:4])]
+    seen, encode = [], Encoder.__call__
+    monkeypatch.setattr(Encoder, "__call__", lambda self, e, asked: seen.append(e.images) or encode(self, e, asked))
+    found = evaluate(config(eval_config={"inputs": "question_only"}), examples=examples)
+    assert seen and not any(seen)
+    assert found.summaries["coconut"]["inputs"] == "question_only"
+    assert [sample["correct"] for sample in found.samples["coconut"]] == [True] * 4
+    assert "inputs" not in evaluate(config(), examples=examples).summaries["coconut"] and any(seen)
