@@ -15,6 +15,7 @@ from multicoco.data.example import Example
 from multicoco.data.loader import Encoder
 from multicoco.data.prompt import PromptBuilder
 from multicoco.data.sources import load_of_run
+from multicoco.data.sources.tables import open_stored
 from multicoco.engine.deepspeed import device
 from multicoco.engine.ranks import agree, rank
 from multicoco.engine.trainer_state import TrainerState
@@ -51,7 +52,9 @@ def load_records(config: RunConfig, path: str | None, limit: int | None) -> list
     """
     if path is None:
         return []
-    return agree(lambda: load_of_run(config, path, limit), only_rank_0=True)
+    examples: list[Example] = agree(lambda: load_of_run(config, path, limit), only_rank_0=True)
+    agree(lambda: open_stored(examples))  # once a rank, not in each of its workers
+    return examples
 
 
 def weights_of(config: RunConfig) -> Weights:

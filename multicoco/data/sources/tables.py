@@ -7,12 +7,13 @@ keeps in its cache. A record is made when it is asked for, and its pictures stay
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multicoco.data.example import Example
 from multicoco.data.sources.location import Location
 from multicoco.errors import UserError
 
@@ -100,6 +101,16 @@ def open_table(location: Location) -> Dataset:
     if not len(table):
         raise UserError(f"{location}: holds no records")
     return table.with_format("arrow")
+
+
+def open_stored(examples: Iterable[Example]) -> None:
+    """Opens the tables that examples' pictures are in, so that processes forked from this one have them.
+
+    Raises:
+        UserError: see `TableRecords`.
+    """
+    for location in {image.location for e in examples for image in e.images if isinstance(image, StoredInTable)}:
+        open_table(location)
 
 
 def _open(location: Location) -> Any:
