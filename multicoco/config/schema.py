@@ -198,7 +198,7 @@ class _First(Section):
     train_path: OptionalPath = Field(
         None,
         description="training records: a file of JSON, JSON Lines, parquet or Arrow, `folder?split=train`, or "
-        "`hf://owner/name?split=train&revision=...` ([data](data.md))",
+        "`hf://owner/name?split=train&revision=...`, or a mixture (YAML) of these ([data](data.md))",
     )
     val_path: OptionalPath = Field(None, description="validation records, as train_path")
     source: Annotated[OptionalStr, AfterValidator(partial(_registered, "sources"))] = Field(

@@ -14,7 +14,8 @@ import yaml
 
 from multicoco.config import RunConfig
 from multicoco.config.combinations import PUBLISHED_MODES
-from multicoco.data.sources.location import locate
+from multicoco.data.sources.location import Location
+from multicoco.data.sources.mixture import read_parts
 from multicoco.data.sources.tables import revision_of
 from multicoco.engine.manifest import sha256
 from multicoco.engine.trainer_state import TrainerState
@@ -121,21 +122,24 @@ def file_hash(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def data_hash(config: RunConfig, path: str) -> str:
+def data_hash(location: Location) -> str:
     """SHA-256 of the records at a `train_path` or `val_path`: of a file, of all files of a folder or of a pattern, by
-    their names too; on the hub, of what names the content.
+    their names too; of a mixture, with all that it lists; on the hub, of what names the content.
 
     Raises:
         UserError: they cannot be read.
     """
-    location = locate(config.data_dir, path)
-    if not location.is_table or Path(location.place).is_file():
-        return file_hash(Path(location.place))
+    place = Path(location.place)
+    if location.is_mixture:
+        parts = [data_hash(part.location(place.parent)) for part in read_parts(location)]
+        return hashlib.sha256("\n".join([file_hash(place), *parts]).encode()).hexdigest()
+    if not location.is_table or place.is_file():
+        return file_hash(place)
     if location.on_hub:
         return hashlib.sha256(f"{location.place} {location.split} {revision_of(location)}".encode()).hexdigest()
     if not location.files:
         raise UserError(f"{location} cannot be read: there is no such file")
-    below = Path(location.place) if Path(location.place).is_dir() else Path(location.place).parent
+    below = place if place.is_dir() else place.parent
     named = [f"{file.relative_to(below)} {file_hash(file)}" for file in location.files]
     return hashlib.sha256("\n".join([str(location.split), *named]).encode()).hexdigest()
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from multicoco.config import RunConfig
 from multicoco.data.example import Example, Judge, load_image
 from multicoco.data.numbers import single_number
 from multicoco.data.sources.fields import refuse_unread, text_or_number
@@ -154,52 +153,6 @@ def read_examples(
                 bar.update()
             checked = indices.stop
     return Loaded(examples, problems, checked, len(records))
-
-
-def load_of_run(config: RunConfig, path: str, limit: int | None, **changes: Any) -> list[Example]:
-    """The examples of a run's `train_path` or `val_path`, read as its config says.
-
-    Args:
-        changes: other arguments of `load_examples` than the config's.
-
-    Raises:
-        UserError: see `load_examples`; or questions are to be asked without their choices and have no other answers.
-    """
-    arguments = {"on_bad_record": config.on_bad_record, **_as_of_run(config), "limit": limit} | changes
-    examples = load_examples(locate(config.data_dir, path), **arguments)
-    return _asked_openly(examples, path) if config.direct_answers else examples
-
-
-def read_of_run(config: RunConfig, path: str, limit: int | None) -> Loaded:
-    """As `load_of_run`, with what is bad beside what is good."""
-    read = read_examples(locate(config.data_dir, path), limit=limit, verify_images=True, **_as_of_run(config))
-    return read._replace(examples=_asked_openly(read.examples, path)) if config.direct_answers else read
-
-
-def _as_of_run(config: RunConfig) -> dict[str, Any]:
-    return {
-        "image_dir": Path(config.image_dir or config.data_dir),
-        "steps_from": config.steps_from,
-        "source": config.source,
-        "columns": config.columns.named,
-        "answer_type": config.answer_type,
-    }
-
-
-def _asked_openly(examples: Sequence[Example], path: str) -> list[Example]:
-    """Questions without their choices; the answer to learn is what most annotators gave, of several the first."""
-    openly = []
-    for example in examples:
-        given, answer = example.direct_answers, example.answer
-        if example.choices and answer is not None:
-            if not given:
-                raise UserError(
-                    f"{path}: record {example.id!r:.60} has no direct answers of annotators, and direct_answers is "
-                    "true: set it to false, or name a file with them"
-                )
-            answer = max(given, key=given.count)
-        openly.append(replace(example, choices=(), answer_index=None, answer=answer))
-    return openly
 
 
 def _open(location: Location) -> Sequence[Any]:

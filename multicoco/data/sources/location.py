@@ -10,6 +10,7 @@ from multicoco.errors import UserError
 _HUB = "hf://"
 _OPTIONS = ("split", "name", "revision")
 _TABLES = (".parquet", ".arrow", ".feather")
+_MIXTURES = (".yaml", ".yml")
 _SAVED = ("dataset_dict.json", "state.json")  # one of them is in every folder that `save_to_disk` writes
 
 
@@ -47,6 +48,11 @@ class Location:
     def is_table(self) -> bool:
         """Whether Hugging Face `datasets` reads it: everything but a JSON file."""
         return self.on_hub or Path(self.place).is_dir() or Path(self.place).suffix.lower() in _TABLES
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether it is a file that lists other places (`mixture`)."""
+        return not self.is_table and Path(self.place).suffix.lower() in _MIXTURES
 
     @property
     def is_saved(self) -> bool:

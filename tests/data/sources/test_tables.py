@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from multicoco.config import RunConfig
 from multicoco.data.example import load_image
 from multicoco.data.sources import load_examples
 from multicoco.data.sources.location import locate
@@ -176,15 +175,12 @@ def test_without_datasets_the_message_says_what_to_install(monkeypatch, folder):
 
 
 def test_a_run_notices_that_its_data_has_changed(folder, tmp_path):
-    def config(data_dir) -> RunConfig:
-        return RunConfig(mode="cot_train", name="r", model_id="m", train_path="x", data_dir=str(data_dir))
-
-    hashes = [data_hash(config(folder), form) for form in [*FORMS, "splits?split=train"]]
+    hashes = [data_hash(locate(folder, form)) for form in [*FORMS, "splits?split=train"]]
     assert len(set(hashes)) == len(hashes)
-    assert hashes == [data_hash(config(folder), form) for form in [*FORMS, "splits?split=train"]]
+    assert hashes == [data_hash(locate(folder, form)) for form in [*FORMS, "splits?split=train"]]
     shutil.copytree(folder / "saved", tmp_path / "saved")
-    assert data_hash(config(tmp_path), "saved") == data_hash(config(folder), "saved")
+    assert data_hash(locate(tmp_path, "saved")) == data_hash(locate(folder, "saved"))
     (tmp_path / "saved" / "state.json").write_text("{}")
-    assert data_hash(config(tmp_path), "saved") != data_hash(config(folder), "saved")
+    assert data_hash(locate(tmp_path, "saved")) != data_hash(locate(folder, "saved"))
     with pytest.raises(UserError, match="no such file"):
-        data_hash(config(folder), "none-*.parquet")
+        data_hash(locate(folder, "none-*.parquet"))
