@@ -1,7 +1,7 @@
 """What a run leaves to read: metrics.jsonl, samples, evaluations, its config and environment, W&B, a progress bar.
 
 <run folder>/config.yaml            resolved; an earlier, different one is kept as config.1.yaml, ...
-<run folder>/environment.json       git revision, versions, host, command
+<run folder>/environment.json       git revision, versions, hardware, host, command
 <run folder>/metrics.jsonl          one object a line; a value that is not finite is null
 <run folder>/samples/<name>.jsonl   one generated answer a line
 <run folder>/thoughts/<name>.safetensors  what is in the thoughts of these, if that is asked for
@@ -12,6 +12,7 @@
 import json
 import logging
 import math
+import os
 import platform
 import shlex
 import subprocess
@@ -40,16 +41,27 @@ _WANDB_SECONDS = 60  # that a run waits, at its start and at its end, for a W&B 
 
 
 def environment() -> dict[str, Any]:
-    """Revision of the source, versions, host and command of this process."""
+    """Revision of the source, versions, hardware, host and command of this process."""
     return {
         "git": _git_revision(Path(__file__)),
         "python": platform.python_version(),
         **{package: _version(package) for package in _PACKAGES},
         "multicoco": __version__,  # known in a checkout that is not installed, too
+        **_hardware(),
         "host": platform.node(),
         "command": shlex.join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _hardware() -> dict[str, Any]:
+    import torch  # who only reads what runs have left needs none
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    found = {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count()}
+    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 def write_json(path: Path, value: Any) -> None:

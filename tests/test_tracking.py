@@ -95,7 +95,7 @@ def test_environment_names_versions_and_revision(tmp_path):
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert (saved["git"] or {}).get("commit", "") == head.stdout.strip()
     assert saved["multicoco"] == multicoco.__version__
-    assert environment()["command"]
+    assert environment()["command"] and saved["cpu"] and saved["cores"] == os.cpu_count()
 
 
 def test_the_revision_is_that_of_the_source_and_tells_changes(tmp_path, monkeypatch):

@@ -233,7 +233,11 @@ class _First(Section):
     max_train_samples: PositiveInt | None = Field(None, description="use only the first training records")
     max_val_samples: PositiveInt | None = Field(None, description="use only the first validation records")
     num_workers: NonNegativeInt = Field(2, description="processes per rank that load data")
-    max_image_tiles: PositiveInt = Field(12, description="most tiles an image is cut into, the thumbnail not counted")
+    max_image_tiles: PositiveInt = Field(
+        12,
+        description="most tiles an image is cut into, the thumbnail not counted; of a model that takes images at their "
+        "own resolution, the most squares of 448 x 448 pixels that an image's area may be (docs/models.md)",
+    )
 
     self_check: bool = Field(
         True,

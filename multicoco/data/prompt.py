@@ -33,7 +33,7 @@ class ImageTokens(Protocol):
     def content(self, text: str, n_images: int) -> str | list[dict[str, str]]:
         """A user's turn for the chat template."""
 
-    def place_images(self, ids: list[int], tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def place_images(self, ids: list[int], tokens: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The template's ids with every image's tokens in place."""
 
 
@@ -43,7 +43,7 @@ class _NoImages:
     def content(self, text: str, n_images: int) -> str:
         return text
 
-    def place_images(self, ids: list[int], tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def place_images(self, ids: list[int], tokens: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return ids
 
 
@@ -92,8 +92,8 @@ class PromptBuilder:
         self.date = date
         self._templates: dict[tuple[int, ...], list[list[int]]] = {}  # by the numbers of images around the texts
 
-    def __call__(self, example: Example, asked: Asked = "reasoning", image_tokens: Sequence[int] = ()) -> ExampleTokens:
-        """Tokens of one example whose images take so many tokens each.
+    def __call__(self, example: Example, asked: Asked = "reasoning", image_tokens: Sequence[Any] = ()) -> ExampleTokens:
+        """Tokens of one example whose images are written in so many tokens each, or as their family says otherwise.
 
         If only the answer is asked for, the prompt ends with the answer's prefix: the model can do nothing but answer.
         """

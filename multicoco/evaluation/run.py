@@ -15,8 +15,8 @@ from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
 from multicoco.evaluation.interventions import check_interventions, extended_to
 from multicoco.evaluation.lens import check_lens
 from multicoco.evaluation.priors import asked_with
-from multicoco.latent.kinds import longest_sequence
 from multicoco.methods import evaluated_methods, method_class, thinking_method
+from multicoco.models.checks import position_limit
 from multicoco.registry import names
 from multicoco.tracking import Tracker
 
@@ -43,7 +43,7 @@ class EvaluationRun:
         for check in (check_interventions, check_lens):
             agree(partial(check, config, methods, self.stage, questions, assembly.encoder), only_rank_0=True)
         asked = agree(lambda: asked_with(config.eval_config.inputs, questions, config.seed), only_rank_0=True)
-        if (limit := longest_sequence(assembly.backbone.model)) is not None:
+        if (limit := position_limit(assembly.backbone.model)) is not None:
             room = (config.generation.max_new_tokens, extended_to(config))
             agree(
                 lambda: check_prompt_lengths(limit, asked, assembly.encoder, methods.values(), [self.stage], *room),

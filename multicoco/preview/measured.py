@@ -13,8 +13,8 @@ from multicoco.data.example import Example, load_image
 from multicoco.data.loader import Encoder
 from multicoco.engine.assembly import encoder_of, prompt_date, weights_of
 from multicoco.evaluation.run import as_trained
-from multicoco.latent.kinds import longest_sequence
 from multicoco.methods import Method, evaluated_methods, method_class, thinking_method
+from multicoco.models.checks import position_limit
 from multicoco.models.families import Family
 from multicoco.models.reader import Reader, load_reader
 from multicoco.models.vocabulary import add_latent_words
@@ -64,14 +64,14 @@ def _limit(family: Family, config: PreTrainedConfig) -> int | None:
     """Found on a model of shapes alone; of a model that cannot be made so it is not known before the run."""
     try:
         with torch.device("meta"):
-            return longest_sequence(family.auto_model.from_config(config))
+            return position_limit(family.auto_model.from_config(config))
     except Exception:  # a model's own code may raise anything
         return None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """An example as tokens; of its prompt, `image_tokens` are its images'."""
+    """An example as tokens; its images add `image_tokens` to its prompt."""
 
     example: Example
     tokens: ExampleTokens
@@ -84,7 +84,8 @@ def measure(examples: Iterable[Example], setup: Setup, method: Method) -> list[M
     for example in examples:
         images = setup.encoder.read_images([load_image(image) for image in example.images])
         tokens = setup.encoder.prompt(example, method.asked, images.tokens)
-        measured.append(Measured(example, tokens, sum(images.tokens)))
+        without = setup.encoder.prompt(example, method.asked)
+        measured.append(Measured(example, tokens, len(tokens.prompt) - len(without.prompt)))
     return measured
 
 

@@ -29,8 +29,8 @@ from multicoco.evaluation.answers import is_correct
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
 from multicoco.evaluation.interventions import check_interventions, extended_to
 from multicoco.evaluation.lens import check_lens
-from multicoco.latent.kinds import longest_sequence
 from multicoco.methods import Part, method_class
+from multicoco.models.checks import position_limit
 from multicoco.tracking import Tracker
 from multicoco.training.batches import TrainingBatches
 from multicoco.training.lookout import Lookout
@@ -112,7 +112,7 @@ class Trainer:
 
     def _check_purpose(self, examples: Sequence[Example], assembly: Assembly) -> None:
         """What would make the run pointless, or break it in its middle, is said before it starts."""
-        config, limit = self.config, longest_sequence(assembly.backbone.model)
+        config, limit = self.config, position_limit(assembly.backbone.model)
         if self.method.borrows:
             check_donors(len(examples), "train_path")
         if config.save_only_improve and all(is_correct(None, question) is None for question in self.questions):

@@ -83,7 +83,7 @@ def test_what_is_cut_and_bad_is_said_and_ends_with_an_error_if_the_run_would(hom
 
 
 def test_what_is_too_long_is_counted(home, monkeypatch):
-    monkeypatch.setattr("multicoco.preview.measured.longest_sequence", lambda model: 10)
+    monkeypatch.setattr("multicoco.preview.measured.position_limit", lambda model: 10)
     text = shown(home)
     assert "the model takes at most 10 tokens" in text
     assert re.search(r"\n  0 +0-0 +1 +\d+ +[\d.]+ +10\n", text)

@@ -59,7 +59,7 @@ def test_a_batch_without_images_runs_the_same_modules():
     family, calls = family_of(model.config), []
     model.model.vision_tower.register_forward_hook(lambda *_: calls.append("vision"))
     ids = torch.tensor([[1, 2, 3]])
-    embeds = family.embed(model, ids, family.batch([{}, {}]))
+    embeds = family.embed(model, ids, family.batch([{}, {}])).embeds
     assert calls == ["vision"] and torch.equal(embeds, model.get_input_embeddings()(ids))
     embeds.sum().backward()
     assert all(p.grad is not None for p in model.model.multi_modal_projector.parameters())
