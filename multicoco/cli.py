@@ -1,6 +1,7 @@
 """The `multicoco` command: prepare data and the offline model, compare evaluations."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -104,6 +105,15 @@ def doctor(args: argparse.Namespace) -> None:
         raise UserError(f"{failed} checks failed, see above")
 
 
+def show_data(args: argparse.Namespace) -> None:
+    from multicoco.config import load_config
+    from multicoco.preview import preview
+
+    colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for line in preview(load_config(args.config, args.overrides), args.examples, colours):
+        print(line)
+
+
 def make_plan(args: argparse.Namespace) -> None:
     from multicoco.config import load_config
     from multicoco.methods import method_class
@@ -191,6 +201,16 @@ def parser() -> argparse.ArgumentParser:
     checkup.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
     checkup.add_argument("--timeout", type=int, default=120, help="seconds for the all_reduce (default 120)")
     checkup.set_defaults(run=doctor)
+
+    data = commands.add_parser(
+        "data", help="what a run will be trained and asked on: counts, lengths, and each stage's row"
+    )
+    data.add_argument("config", type=path, help="run config of the run to be; its model's weights are not needed")
+    data.add_argument(
+        "--examples", type=positive(int), default=1000, metavar="N", help="whose tokens are counted (default 1000)"
+    )
+    data.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
+    data.set_defaults(run=show_data)
 
     planner = commands.add_parser("plan", help="choose a ds_config for a cluster, without a GPU and without weights")
     planner.add_argument("config", type=path, help="run config of the run to be; config.json of its model suffices")

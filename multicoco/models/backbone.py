@@ -78,7 +78,7 @@ def load_backbone(
             words, no end-of-text token or words that the model has not, or a chat template that loses a user's text.
     """
     options = {"trust_remote_code": trust_remote_code}
-    with _one_message(source):
+    with one_message(source):
         check_files(Path(source))
         check_form(source)
         family = family_of(AutoConfig.from_pretrained(source, **options))
@@ -103,7 +103,7 @@ def load_backbone(
 
 
 @contextmanager
-def _one_message(source: str) -> Iterator[None]:
+def one_message(source: str) -> Iterator[None]:
     """Whatever transformers, its libraries or a model's own code raise, in a sentence that names the model."""
     try:
         yield

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens
 from multicoco.data.prompt import PromptBuilder
-from multicoco.data.sources import load_examples
+from multicoco.data.sources import load_of_run
 from multicoco.errors import UserError
 from multicoco.methods import Method, method_class
 from multicoco.models.families import family_of
@@ -65,19 +65,9 @@ def _measure(config: RunConfig, model: ModelGeometry, tiles: int, method: Method
     """Nothing, where the tokenizer or the records cannot be read from this machine's disk."""
     if not Path(config.model_id).is_dir() or config.train_path is None:
         return []
-    root = Path(config.data_dir)
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model_id, trust_remote_code=config.trust_remote_code)
-        examples = load_examples(
-            root / config.train_path,
-            Path(config.image_dir) if config.image_dir else root,
-            config.steps_from,
-            "skip",
-            MEASURED_EXAMPLES,
-            verify_images=False,
-            source=config.source,
-            answer_type=config.answer_type,
-        )
+        examples = load_of_run(config, config.train_path, MEASURED_EXAMPLES, on_bad_record="skip", verify_images=False)
         family = family_of(model.config)
         prompt = PromptBuilder(
             tokenizer,

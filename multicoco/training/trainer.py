@@ -12,6 +12,7 @@ from multicoco.config import RunConfig
 from multicoco.data.example import Example
 from multicoco.data.loader import check_donors
 from multicoco.data.sources import require_answers
+from multicoco.data.sources.location import locate
 from multicoco.engine.assembly import Assembly, assemble, load_records, prompt_date, weights_of
 from multicoco.engine.checkpoint import Checkpoints
 from multicoco.engine.deepspeed import build_engine, model_shape
@@ -61,7 +62,7 @@ class Trainer:
         start = Start(config, checkpoints, allow_change)
         earlier = start.check_folder()
         examples = load_records(config, config.train_path, config.max_train_samples)
-        agree(lambda: require_answers(examples, Path(config.data_dir, str(config.train_path))), only_rank_0=True)
+        agree(lambda: require_answers(examples, locate(config.data_dir, str(config.train_path))), only_rank_0=True)
         self.questions = load_records(config, config.val_path, config.max_val_samples)
 
         set_seed(config.seed)
