@@ -8,6 +8,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+TABLES = ["datasets>=4.0", "pyarrow"]  # parquet, Arrow, the hub's data sets
 
 
 def compiled_kernel() -> dict:
@@ -61,6 +62,7 @@ setup(
     ],
     extras_require={
         "test": [
+            *TABLES,
             "pytest",
             "pytest-xdist",
             "hypothesis",
@@ -76,6 +78,7 @@ setup(
             "triton; sys_platform == 'linux'",
         ],
         "report": ["matplotlib"],
+        "data": TABLES,
         "mpi": ["mpi4py"],
         "flash": ["flash-attn"],
     },

@@ -1,12 +1,13 @@
 """What a run leaves to read: metrics.jsonl, samples, evaluations, its config and environment, W&B, a progress bar.
 
 <run folder>/config.yaml            resolved; an earlier, different one is kept as config.1.yaml, ...
-<run folder>/environment.json       git revision, versions, machine, command
+<run folder>/environment.json       git revision, versions, hardware, host, command
 <run folder>/starts.jsonl           the same of every start, one a line
 <run folder>/metrics.jsonl          one object a line; a value that is not finite is null
 <run folder>/samples/<name>.jsonl   one generated answer a line
 <run folder>/thoughts/<name>.safetensors  what is in the thoughts of these, if that is asked for
 <run folder>/evaluation/<mode>.json summary of the newest evaluation in a mode
+<run folder>/predictions/<name>_<mode>.<data set>.json  as the data set's own evaluation reads them
 """
 
 import json
@@ -41,18 +42,28 @@ _WANDB_SECONDS = 60  # that a run waits, at its start and at its end, for a W&B 
 
 
 def environment() -> dict[str, Any]:
-    """Revision of the source, versions, host and command of this process."""
+    """Revision of the source, versions, hardware, host and command of this process."""
     return {
         "git": _git_revision(Path(__file__)),
         "python": platform.python_version(),
         **{package: _version(package) for package in _PACKAGES},
         "multicoco": __version__,  # known in a checkout that is not installed, too
+        **_hardware(),
         "host": platform.node(),
-        "hardware": _hardware(),
         "command": shlex.join(sys.argv),
         "launcher": _launcher(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _hardware() -> dict[str, Any]:
+    import torch  # who only reads what runs have left needs none
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    found = {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count()}
+    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -134,6 +145,14 @@ class Tracker:
         self.log({f"eval/{mode}/{key}": value for key, value in numbers.items()}, step)
         accuracy = "unknown" if summary["accuracy"] is None else f"{summary['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
         tqdm.write(f"{name} {mode}: accuracy {accuracy}, n {summary['n']}, {summary['seconds']:.0f} s")
+        if official := [f"{key} {value:.3f}" for key, value in summary.items() if "/" in key and f"{key}_n" in summary]:
+            tqdm.write(f"  official: {', '.join(official)}")
+
+    def write_predictions(self, name: str, mode: str, data_set: str, predictions: dict[str, Any]) -> None:
+        """What a data set's own evaluation reads."""
+        if self.enabled:
+            path = self.run_dir / "predictions" / f"{name}_{mode}.{data_set}.json"
+            self._write("predictions", lambda: write_json(path, predictions))
 
     def log_thoughts(self, name: str, mode: str, content: bytes) -> None:
         """A file of an evaluation's thoughts, under the name of its samples."""
@@ -239,21 +258,6 @@ def _launcher() -> str:
     if any(argument.startswith("--local_rank") for argument in sys.argv):
         return f"deepspeed --num_gpus {size}" if size == here else "deepspeed --hostfile HOSTFILE"
     return "python" if size == 1 else "LAUNCHER"
-
-
-def _hardware() -> str:
-    """The GPUs that this process sees, else the CPU, with the number of cores that it may use."""
-    cores = f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
-    torch = sys.modules.get("torch")  # where it is not needed it is not imported for this
-    if torch is not None and torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
-        return f"{', '.join(f'{names.count(name)} x {name}' for name in dict.fromkeys(names))}, {cores}"
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{model or platform.machine()}, {cores}"
 
 
 def _git_revision(source: Path) -> dict[str, Any] | None:

@@ -18,8 +18,7 @@ from transformers.utils import logging as transformers_logging
 from multicoco.config import RunConfig, load_config
 from multicoco.config.schema import EvalConfig
 from multicoco.data.example import Example
-from multicoco.data.sources import load_examples
-from multicoco.engine.assembly import assemble, prompt_date
+from multicoco.engine.assembly import assemble, load_records, prompt_date
 from multicoco.engine.lengths import check_prompt_lengths
 from multicoco.engine.weights import Weights, find_weights
 from multicoco.errors import UserError
@@ -28,8 +27,8 @@ from multicoco.evaluation.interventions import Interventions, Material, extended
 from multicoco.evaluation.lens import Seen, text_of
 from multicoco.interventions import Intervention, parse
 from multicoco.latent.interventions import Intervened, replacement
-from multicoco.latent.kinds import longest_sequence
 from multicoco.methods import Method, method_class
+from multicoco.models.checks import position_limit
 from multicoco.tracking import Tracker
 
 Picture = str | Path | bytes | Image.Image
@@ -190,24 +189,16 @@ class Asker:
         return method, config
 
     def _check_length(self, config: RunConfig, method: Method, example: Example) -> None:
-        limit = longest_sequence(self.assembly.backbone.model)
+        limit = position_limit(self.assembly.backbone.model)
         if limit is not None:
             room = (config.generation.max_new_tokens, extended_to(config))
             check_prompt_lengths(limit, [example], self.assembly.encoder, [method], [self.stage], *room)
 
     def _others(self, config: RunConfig) -> list[Example]:
-        root = Path(config.data_dir)
         if config.val_path is None:
             raise UserError("this takes the thoughts of other questions, and the checkpoint's config names no val_path")
         try:
-            return load_examples(
-                root / config.val_path,
-                Path(config.image_dir) if config.image_dir else root,
-                config.steps_from,
-                config.on_bad_record,
-                _OTHERS,
-                source=config.source,
-            )
+            return load_records(config, config.val_path, _OTHERS)
         except UserError as error:
             raise UserError(
                 f"this takes the thoughts of other questions, those of the run's val_path, and {error}: ask from the "

@@ -134,13 +134,12 @@ class LatentReasoner(nn.Module):
             loss_divisor: what the summed loss is divided by; the number of labelled positions by default.
             return_logits: also compute (B, T, V) logits.
             seeds: (B,) of the rows, on the CPU; only `fixed_thoughts` reads them, and needs them.
-            inputs: what the family's models take beside tokens, of all rows in order; for InternVL pixel_values,
-                (N, 3, H, W) image tiles.
+            inputs: what the family's models take beside tokens (its `input_names`), of all rows in order; for InternVL
+                pixel_values, (N, 3, H, W) image tiles.
 
         Raises:
             TypeError: the family has no such input.
-            ValueError: more latent columns than n_passes allows, a latent token without a token before it, or a row
-                that is longer than the model's sliding window.
+            ValueError: more latent columns than n_passes allows, or a latent token without a token before it.
         """
         passes = self.run_passes(
             input_ids,
@@ -209,7 +208,8 @@ class LatentReasoner(nn.Module):
         starts = split_columns([*latent_columns, *after], input_ids.shape[1], n_passes)
         if position_ids is None:
             position_ids = self.family.position_ids(input_ids, attention_mask, inputs)
-        embeds = self.family.embed(self.model, input_ids, inputs)  # [B, T, D]
+        embedded = self.family.embed(self.model, input_ids, inputs)
+        embeds = embedded.embeds  # [B, T, D]
         if self.fixed_thoughts is not None:
             embeds = self.fixed_thoughts(embeds, input_ids, seeds)
         cache = StaticKVCache(attention_mask.bool(), self.kernel, self.cache_buffers)
@@ -240,12 +240,15 @@ class LatentReasoner(nn.Module):
                         position_ids=position_ids[..., start:end],
                         use_cache=False,
                         segment=segment,
+                        **embedded.further(slice(start, end)),
                     ).last_hidden_state
                 )
                 fed.append(segment_embeds)
         stacked = torch.stack(thoughts, dim=1) if thoughts else embeds[:, :0]
         visible = attention_mask.masked_fill(is_latent, 0) if intervened.hides else attention_mask
-        return Passes(torch.cat(hidden, dim=1), torch.cat(fed, dim=1), stacked, cache, visible, position_ids)
+        return Passes(
+            torch.cat(hidden, dim=1), torch.cat(fed, dim=1), stacked, cache, visible, position_ids, embedded.further
+        )
 
     def _is_latent(self, input_ids: Tensor) -> Tensor:
         if self.latent_token_id is None:

@@ -17,6 +17,7 @@ from multicoco.study.samples import read_evaluations
 
 TEXT_BUDGET = 25_000_000  # characters
 _LONGEST_TEXT = 20_000
+_MOST_GROUPS = 40  # of one kind
 _WORDS, _GOLD_WORDS = 5, 24  # of a thought
 
 Sample = dict[str, Any]
@@ -196,11 +197,13 @@ def _thought(thought: Thought) -> dict[str, Any]:
 def _groups(keys: Sequence[Key], of_key: dict[Key, Example]) -> dict[str, dict[Key, str]]:
     """By what questions may be told apart, where they differ in it."""
     groups: dict[str, dict[Key, str]] = {
-        "written steps": {key: str(len(of_key[key].steps)) if key in of_key else "?" for key in keys},
-        "choices": {key: str(len(key[2])) for key in keys},
-        "pictures": {key: str(len(of_key[key].images)) if key in of_key else "?" for key in keys},
+        "number of written steps": {key: str(len(of_key[key].steps)) if key in of_key else "?" for key in keys},
+        "number of choices": {key: str(len(key[2])) for key in keys},
+        "number of pictures": {key: str(len(of_key[key].images)) if key in of_key else "?" for key in keys},
     }
-    return {name: values for name, values in groups.items() if 1 < len(set(values.values())) <= 40}
+    for name in dict.fromkeys(name for example in of_key.values() for name in example.groups):  # of the data itself
+        groups[name] = {key: of_key[key].groups.get(name, "?") if key in of_key else "?" for key in keys}
+    return {name: values for name, values in groups.items() if 1 < len(set(values.values())) <= _MOST_GROUPS}
 
 
 def _flipped(first: Answered, second: Answered, keys: Sequence[Key]) -> tuple[str, str, int, int, int]:

@@ -57,7 +57,7 @@ def answer_charts(answered: Sequence[Answered], table: Table) -> list[Chart]:
                         Point(f"{group} (n = {len(keys)})", sum(known) / len(known), interval, (), evaluation.name)
                     )
         if points:
-            made.append(Chart(f"Accuracy by number of {name}", charts.rows(points, "accuracy", (0, 1.02))))
+            made.append(Chart(f"Accuracy by {name}", charts.rows(points, "accuracy", (0, 1.02))))
     return made
 
 

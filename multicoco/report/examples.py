@@ -1,29 +1,26 @@
-"""The questions that a run was asked, as its data file has them: their pictures, and the written steps."""
+"""The questions that a run was asked, as its data has them: their pictures, the written steps, their groups."""
 
+from multicoco.config import load_config
 from multicoco.data.example import Example
-from multicoco.data.sources import load_examples
+from multicoco.data.sources.of_run import load_of_run
 from multicoco.errors import UserError
 from multicoco.report.folder import RunFolder
 
 
 def read_examples(run: RunFolder) -> dict[tuple[str, str], Example]:
-    """By id and question; without the file, none, which is noted among the run's problems."""
-    config = run.config
-    if not (name := config.get("val_path")):
+    """By id and question; without the data, none, which is noted among the run's problems."""
+    if not run.config.get("val_path"):
         return {}
-    root = run.base / str(config.get("data_dir", "."))
     try:
-        examples = load_examples(
-            root / str(name),
-            run.base / str(config["image_dir"]) if config.get("image_dir") else root,
-            config.get("steps_from", "sentences"),
-            "skip",
-            config.get("max_val_samples"),
-            verify_images=False,
-            source=config.get("source"),
-        )
+        config = load_config(run.path / "config.yaml")
+        places = {"data_dir": str(run.base / config.data_dir)}
+        if config.image_dir:
+            places["image_dir"] = str(run.base / config.image_dir)
+        found = config.model_copy(update=places)
+        skipping = {"on_bad_record": "skip", "verify_images": False}
+        examples = load_of_run(found, str(config.val_path), config.max_val_samples, **skipping)
     except UserError as error:
-        first = str(error).splitlines()[0]
-        run.problems.append(f"without pictures and written steps, the questions' file is not to be had: {first}")
+        first = " ".join(str(error).split("\n")[:2])
+        run.problems.append(f"without pictures and written steps, the questions' data is not to be had: {first}")
         return {}
     return {(example.id, example.question): example for example in examples}

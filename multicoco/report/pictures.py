@@ -2,10 +2,8 @@
 
 import base64
 import io
-from collections.abc import Hashable
-from pathlib import Path
 
-from multicoco.data.example import load_image
+from multicoco.data.example import ImageSource, load_image
 from multicoco.errors import UserError
 
 BUDGET = 14_000_000  # bytes of the page, whose other parts take some of its 20 MB
@@ -27,15 +25,16 @@ class Thumbnails:
         self.room, self.budget = budget, budget
         self.urls: list[str] = []
         self.left_out, self.broken = 0, 0
-        self._numbers: dict[Hashable, int | None] = {}
+        self._numbers: dict[str | bytes, int | None] = {}
 
-    def number(self, source: Path | bytes) -> int | None:
+    def number(self, source: ImageSource) -> int | None:
         """Of a picture's URL; None if it is left out or broken."""
-        if source not in self._numbers:
-            self._numbers[source] = self._take_in(source)
-        return self._numbers[source]
+        place = source if isinstance(source, bytes) else str(source)
+        if place not in self._numbers:
+            self._numbers[place] = self._take_in(source)
+        return self._numbers[place]
 
-    def _take_in(self, source: Path | bytes) -> int | None:
+    def _take_in(self, source: ImageSource) -> int | None:
         if self.budget <= 0:  # the picture is not even opened
             self.left_out += 1
             return None

@@ -54,18 +54,20 @@ def made_by(run: RunFolder) -> str:
     if not run.starts:
         return "What it was made by is not known, its environment.json is gone."
     newest = run.starts[-1]
-    git = newest.get("git")
+    return f"By {software(newest)}; started {newest.get('started', '?')} by `{newest.get('command', '?')}`."
+
+
+def software(environment: dict[str, Any]) -> str:
+    """What `tracking.environment` says of programs and machine, as far as it is there."""
+    git = environment.get("git")
     changed = " with changes that are not committed" if isinstance(git, dict) and git.get("dirty") else ""
     revision = f"git {str(git.get('commit'))[:12]}{changed}" if isinstance(git, dict) else "no git revision"
-    software = ", ".join(
-        f"{name} {newest[name]}" for name in ("torch", "deepspeed", "transformers") if newest.get(name)
-    )
-    hardware = f" ({newest['hardware']})" if newest.get("hardware") else ""
-    return (
-        f"By MultiCoCo {newest.get('multicoco', '?')} ({revision}), Python {newest.get('python', '?')}, {software}, on "
-        f"{newest.get('host', 'an unknown host')}{hardware}; started {newest.get('started', '?')} by "
-        f"`{newest.get('command', '?')}`."
-    )
+    names = ("python", "torch", "deepspeed", "transformers")
+    versions = "".join(f", {name} {environment[name]}" for name in names if environment.get(name))
+    host = f" on {environment['host']}" if environment.get("host") else ""
+    machine = environment.get("gpu") or environment.get("cpu")
+    hardware = f" ({machine}, {environment.get('cores', '?')} cores)" if machine else ""
+    return f"MultiCoCo {environment.get('multicoco', '?')} ({revision}){versions}{host}{hardware}"
 
 
 def time_taken(run: RunFolder) -> float:

@@ -36,7 +36,7 @@ class StudyPart:
     """What the template shows of a study."""
 
     name: str
-    about: str
+    about: list[str]
     finding: bool
     readings: list[str]
     conditions: list[ConditionRow]
@@ -67,7 +67,10 @@ def study_part(study: StudyResult) -> StudyPart:
     seeds = sorted({run.seed for run in study.runs})
     return StudyPart(
         name=study.name,
-        about=f"Arms: {arms}. Seeds with results: {', '.join(map(str, seeds)) or 'none yet'}. From {study.file}.",
+        about=[
+            f"Arms: {arms}. Seeds with results: {', '.join(map(str, seeds)) or 'none yet'}. From {study.file}.",
+            *(f"Trained by {story.software(environment)}." for environment in study.environments),
+        ],
         finding=bool(verdict.get("finding")),
         readings=[str(reading) for reading in verdict.get("readings", [])],
         conditions=[_condition(condition) for condition in verdict.get("conditions", [])],

@@ -1,6 +1,7 @@
 """What the runs of a study that are done have left: their answers, side by side, and what they were trained on."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from multicoco.study.samples import Evaluation, read_evaluations, shared_questio
 from multicoco.study.schema import UNTOUCHED, RunResult
 from multicoco.study.spec import Job, Study
 
+_OF_ONE_START = ("host", "command", "launcher", "started")  # of what a run notes of its environment
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -23,6 +26,7 @@ class Trained:
         peak_memory: bytes, of this arm alone.
         data: SHA-256 of all training files.
         weights: what the first of these arms started from.
+        environment: revision, versions and hardware of this arm's training.
     """
 
     steps: int
@@ -31,6 +35,7 @@ class Trained:
     peak_memory: int
     data: frozenset[str]
     weights: str
+    environment: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ def _trained(study: Study, arm: str, seed: int) -> Trained:
         states[0].peak_memory,
         frozenset(state.data.get("train_path", "unknown") for state in states),
         first.load_model_path or first.model_id,
+        {key: value for key, value in states[0].versions.items() if key not in _OF_ONE_START},
     )
 
 

@@ -34,14 +34,10 @@ def write_training(run: Path, epochs_by_stage: Sequence[int] = (2, 3), steps: in
     """As a training leaves it: a config, metrics, an evaluation after every epoch, a checkpoint."""
     run.mkdir(parents=True, exist_ok=True)
     total = sum(epochs_by_stage)
-    keys = {
-        "mode": "coconut_train",
-        "name": run.name,
-        "output_dir": "runs",
-        "num_epochs": total,
-        "val_path": "val.json",
-    }
-    (run / "config.yaml").write_text(yaml.safe_dump(keys | {"train_path": "train.json", "model_id": "tiny"} | config))
+    keys = {"mode": "coconut_train", "name": run.name, "output_dir": "runs", "num_epochs": total, "model_id": "tiny"}
+    data = {"train_path": "train.json", "val_path": "val.json"}
+    method = {"coconut": {"enabled": True, "first_stage": 1}}
+    (run / "config.yaml").write_text(yaml.safe_dump(keys | data | method | config))
     environment = {"git": {"commit": "a" * 40, "dirty": True}, "torch": "2", "host": "h", "command": "train.py x.yaml"}
     (run / "environment.json").write_text(json.dumps(environment))
     lines, step, epoch = [], 0, 0

@@ -85,7 +85,7 @@ def test_groups_are_those_in_which_questions_differ(tmp_path):
     run = read_run(write_answers(write_training(tmp_path / "runs" / "a"), "cot", [True] * 6))
     answered = read_answers(run)
     table = make_table(answered, read_examples(run), Thumbnails())
-    assert table.content["groups"] == {"written steps": ["1", "2", "3"]}
+    assert table.content["groups"] == {"number of written steps": ["1", "2", "3"]}
     [chart] = answer_charts(answered, table)
     assert chart.title == "Accuracy by number of written steps" and "3 (n = 2)" in chart.svg
 

@@ -25,7 +25,9 @@ def runs(tmp_path) -> Path:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"intervention": "mean", "mode": "coconut"}))
     second = tmp_path / "runs" / "second"
     write_answers(second, "vanilla", [place > 20 for place in range(30)])
-    (second / "config.yaml").write_text("{mode: eval_only, name: second, output_dir: runs, val_path: val.json}")
+    (second / "config.yaml").write_text(
+        "{mode: eval_only, method: vanilla, name: second, output_dir: runs, val_path: val.json, model_id: tiny}"
+    )
     return tmp_path / "runs"
 
 

@@ -50,6 +50,7 @@ def study(tmp_path) -> Path:
         file="study.yaml",
         arms=list(ACCURACIES),
         spec={"tests": {"far": {"out_of_distribution": True}, "val": {"out_of_distribution": False}}},
+        environments=[{"git": None, "torch": "2.13.0", "cpu": "a fast one", "cores": 2}],
         runs=[*runs, *(run_result("val", "hidden", seed, 0.2, "mean") for seed in SEEDS)],
         pairs=[
             pair("arms", "val", "hidden", "pause", 0.5),
@@ -75,6 +76,7 @@ def test_it_has_the_verdict_arms_interventions_cost_and_answers(study, browser, 
     with opened(browser, file, width) as shown:
         assert shown.texts(".headline") == ["Not shown: that the thoughts carry the reasoning"]
         conditions = shown.texts(".conditions li")
+        assert shown.texts(".about")[1].endswith("(no git revision), torch 2.13.0 (a fast one, 2 cores).")
         held = [text for text in conditions if text.startswith("✓")]
         assert any("beats pauses" in text and "+0.500 (95% interval" in text for text in held)
         assert any("(mean)" in text for text in held) and any("not measured" in text for text in conditions)

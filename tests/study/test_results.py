@@ -29,6 +29,7 @@ def test_study_json_has_runs_pairs_and_the_verdict(written, study, capsys):
     pairs = {(pair.first, pair.second): pair for pair in found.pairs}
     assert pairs["direct", "hidden"].difference == pytest.approx(-0.7) and not found.refused
     assert pairs["direct", "hidden"].by_seed == pytest.approx([-0.7, -0.7])
+    assert found.environments == [{"torch": "2.13"}]
     assert found.verdict["finding"] is False
     assert found.verdict["besides"]["hidden against direct"]["relation"] == "better"
     assert found.text.splitlines()[0].startswith("test set")
