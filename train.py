@@ -70,7 +70,6 @@ def main() -> int:
     # these import torch, transformers and deepspeed
     from multicoco.engine.preemption import Preempted
     from multicoco.engine.ranks import tell
-    from multicoco.report.page import report_at_end
     from multicoco.training import build_run
 
     try:
@@ -82,6 +81,8 @@ def main() -> int:
         tell(f"error: {error}", error.on_all_ranks)
         return 1
     if config.report and environment_rank() == 0:
+        from multicoco.report.page import report_at_end
+
         report_at_end(config.run_dir)
     return 0
 

@@ -133,7 +133,9 @@ def duration(seconds: float) -> str:
 
 
 def shown_path(path: Path) -> str:
-    return os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
+    """On one line of a terminal, relative to the current folder if it is below."""
+    text = os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

@@ -24,6 +24,12 @@ def test_runs_are_found_at_any_depth_with_state_step_and_accuracy(tmp_path, caps
     assert table[-1].endswith("half: deepspeed --num_gpus 2 train.py 'my run.yaml'") and len(table) == 7
 
 
+def test_a_name_that_would_break_the_table_does_not(tmp_path, capsys):
+    write_training(tmp_path / "a\nb\x1b[31m")
+    assert main(["runs", str(tmp_path)]) == 0
+    assert "a?b?[31m" in capsys.readouterr().out.splitlines()[1]
+
+
 def test_the_best_accuracy_is_of_the_last_stage(tmp_path):
     run = write_training(tmp_path / "run")
     (run / "checkpoints" / "epoch_0001").mkdir()
