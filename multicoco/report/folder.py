@@ -80,7 +80,8 @@ def read_run(path: Path, tail: int | None = None) -> RunFolder:
     run.config.update(_guarded(run, path / "config.yaml", _read_yaml) or {})
     run.starts.extend(_read_starts(run))
     run.metrics.extend(_standing(run, tail))
-    for file in sorted((path / "evaluation").glob("[!.]*.json")):
+    # untouched before interventions, whose names go on behind a dot
+    for file in sorted((path / "evaluation").glob("[!.]*.json"), key=lambda file: file.stem.split(".")):
         if summary := _guarded(run, file, lambda file: read_json_object(read_text(file), str(file))):
             run.summaries[file.stem] = summary
     for checkpoint in sorted(all_checkpoints(path / "checkpoints"), key=age_key):

@@ -43,6 +43,8 @@ def test_a_run_is_shown_with_its_curves_pictures_and_answers(runs, browser, widt
         sizes = shown.page.evaluate("[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().height)")
         assert len(sizes) == len(titles) and min(sizes) > 60
         assert len(shown.texts(".question")) == 20
+        names = [text.split()[1:-1] for text in shown.texts(".question >> nth=0 >> .chip")]
+        assert names == [["coconut"], ["coconut", "under", "mean"], ["cot"]]
         shown.page.click(".line >> nth=2")
         whole = shown.texts(".whole")[0]
         assert "step 2 of 2" in whole and "coconut under mean" in whole and "cut off at its limit" in whole
