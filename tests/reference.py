@@ -19,6 +19,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
@@ -114,6 +116,19 @@ _THREE_AXES = {**_TEXT, "rope_parameters": {"rope_type": "default", "mrope_secti
 SPREAD = 0.2  # of weights, at which a wrong position or a lost feature shows
 
 
+def qwen2_vl(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> Qwen2VLForConditionalGeneration:
+    torch.manual_seed(seed)
+    vision = {key: _PATCHES[key] for key in ("depth", "num_heads", "patch_size")}
+    config = Qwen2VLConfig(
+        text_config={**_THREE_AXES, "initializer_range": spread},
+        vision_config={**vision, "embed_dim": 32, "hidden_size": 32, "initializer_range": spread},
+        image_token_id=IMAGE,
+        video_token_id=59,
+        tie_word_embeddings=tied,
+    )
+    return Qwen2VLForConditionalGeneration(config)
+
+
 def qwen2_5_vl(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> Qwen2_5_VLForConditionalGeneration:
     """Windows of 2 x 2 image tokens in the first layer of its vision tower."""
     torch.manual_seed(seed)
@@ -183,6 +198,7 @@ SIGHTED = {
     "idefics3": idefics3,
     "internvl": internvl,
     "smolvlm": smolvlm,
+    "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
 }

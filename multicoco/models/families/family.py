@@ -71,6 +71,7 @@ class Family:
         auto_model: transformers' class that loads it.
         sees_images: whether it takes images.
         input_names: what its forward takes beside the tokens, which the collator batches and the engine moves.
+        other_forms: model types of the same weights in a form that is not read, and what is to be given instead.
         parts: the keys of `freeze` beside language_model, and the submodules of the base model that each stands for; a
             family that sees images has vision_tower and projector.
     """
@@ -78,6 +79,7 @@ class Family:
     auto_model: ClassVar[Any] = AutoModelForCausalLM
     sees_images: ClassVar[bool] = False
     input_names: ClassVar[tuple[str, ...]] = ()
+    other_forms: ClassVar[dict[str, str]] = {}
     parts: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self, config: PreTrainedConfig):
@@ -185,6 +187,21 @@ class Family:
     def blank_tiles(self, n_tiles: int, like: Tensor) -> dict[str, Tensor]:
         """`ImageInputs.tensors` of so many tiles that are 0 all over, of the dtype and device of `like`."""
         raise NotImplementedError
+
+
+def check_form(source: str) -> None:
+    """What is known of a model's form before its config, which may ask for code of its own, is read.
+
+    Raises:
+        UserError: there is another form of it, which a family takes.
+    """
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(source)
+    except (OSError, ValueError):  # which will be said when it is read
+        return
+    for family in load_all("families").values():
+        if instead := family.other_forms.get(raw.get("model_type")):
+            raise UserError(f"is a {raw['model_type']} model, with code of its own: give {instead}")
 
 
 def family_of(config: PreTrainedConfig) -> Family:

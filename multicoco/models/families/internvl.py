@@ -18,6 +18,9 @@ class InternVL(Sighted):
     """`<img>`, tiles x image_seq_length context tokens, `</img>` for every image."""
 
     input_names = ("pixel_values",)
+    other_forms = {  # noqa: RUF012
+        "internvl_chat": "the same in transformers' own form, whose name ends in -hf (OpenGVLab/InternVL3-1B-hf)"
+    }
     parts = {"vision_tower": ("vision_tower",), "projector": ("multi_modal_projector",)}  # noqa: RUF012
 
     @classmethod

@@ -3,18 +3,13 @@
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
+from transformers.vision_utils import get_vision_window_index
 
-from multicoco.models.families.qwen_vl import QwenVL
+from multicoco.models.families.qwen2_vl import Qwen2VL
 
 
-class Qwen25VL(QwenVL):
+class Qwen25VL(Qwen2VL):
     """`<|vision_start|>`, image tokens, `<|vision_end|>` for every image."""
-
-    parts = {  # noqa: RUF012
-        "vision_tower": ("visual.patch_embed", "visual.blocks"),
-        "projector": ("visual.merger",),
-    }
 
     @classmethod
     def matches(cls, config: PreTrainedConfig) -> bool:
@@ -22,11 +17,6 @@ class Qwen25VL(QwenVL):
 
     def lie_of_patches(self, grids: Tensor, device: torch.device) -> dict[str, Tensor]:
         vision = self.config.vision_config
-        merge = vision.spatial_merge_size
-        order, window_ends = get_vision_window_index(grids, merge, vision.window_size, vision.patch_size)
-        return {
-            "position_ids": get_vision_position_ids(grids, merge).to(device),
-            "cu_seqlens": get_vision_cu_seqlens(grids),  # lengths are read on the host
-            "window_index": order.to(device),
-            "cu_window_seqlens": window_ends,
-        }
+        order, ends = get_vision_window_index(grids, vision.spatial_merge_size, vision.window_size, vision.patch_size)
+        windows = {"window_index": order.to(device), "cu_window_seqlens": ends}
+        return {**super().lie_of_patches(grids, device), **windows}

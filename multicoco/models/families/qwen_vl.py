@@ -90,7 +90,14 @@ class QwenVL(Sighted):
         vision = self.config.vision_config
         pixels = self._side * vision.patch_size
         shape = (vision.in_channels * vision.temporal_patch_size, pixels, pixels)  # an image is a film of equal frames
-        return Tile(shape, self._side**2, vision.hidden_size, (self._side // self._merge) ** 2)
+        return Tile(shape, self._side**2, self.vision_width, (self._side // self._merge) ** 2)
+
+    @property
+    def vision_width(self) -> int:
+        """Numbers of a patch in the vision tower."""
+        vision = self.config.vision_config
+        width: int = getattr(vision, "embed_dim", vision.hidden_size)  # Qwen2-VL's hidden_size is the language model's
+        return width
 
     @property
     def _merge(self) -> int:

@@ -18,6 +18,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     SmolVLMConfig,
@@ -113,6 +115,26 @@ def build_tiny_idefics3(
     edge = {"longest_edge": IMAGE_SIZE}
     processor = SmolVLMImageProcessorPil(size=edge, max_image_size=edge)
     return _save(SmolVLMForConditionalGeneration(config).float(), tokenizer, out_dir, processor)
+
+
+def build_tiny_qwen2_vl(
+    texts: Iterable[str],
+    out_dir: Path,
+    seed: int = 0,
+    hidden_size: int = 128,
+    text_layers: int = 4,
+    vocab_size: int = 1024,
+) -> Path:
+    """As Qwen/Qwen2-VL-2B-Instruct."""
+    tokenizer = build_tokenizer(texts, vocab_size, QWEN_IMAGES)
+    set_seed(seed)
+    own = _qwen_vision(hidden_size)
+    vision = {key: own[key] for key in ("hidden_size", "depth", "num_heads", "patch_size", "initializer_range")}
+    text = {**_language(tokenizer, hidden_size, text_layers), "rope_parameters": _three_axes(hidden_size // 4)}
+    config = Qwen2VLConfig(
+        text_config=text, vision_config={**vision, "embed_dim": hidden_size}, **_qwen_tokens(tokenizer)
+    )
+    return _save(Qwen2VLForConditionalGeneration(config).float(), tokenizer, out_dir, _qwen_processor())
 
 
 def build_tiny_qwen2_5_vl(

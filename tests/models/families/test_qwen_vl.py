@@ -15,6 +15,7 @@ from transformers import (
     AutoTokenizer,
     ProcessorMixin,
     Qwen2_5_VLProcessor,
+    Qwen2VLProcessor,
     Qwen3VLProcessor,
 )
 
@@ -28,18 +29,21 @@ from multicoco.models.families import family_of
 from multicoco.models.families.qwen3_vl import Qwen3VL
 from multicoco.models.vocabulary import add_latent_tokens
 
-# what Qwen/Qwen2.5-VL-7B-Instruct and Qwen/Qwen3-VL-8B-Instruct have in their preprocessor_config.json
+# what Qwen/Qwen2-VL-7B-Instruct, Qwen/Qwen2.5-VL-7B-Instruct and Qwen/Qwen3-VL-8B-Instruct have in their
+# preprocessor_config.json
+_OLDER = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
 PROCESSORS = {
-    "qwen2_5_vl": {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "min_pixels": 3136,
-        "max_pixels": 12845056,
-        "patch_size": 14,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-    },
+    "qwen2_vl": _OLDER,
+    "qwen2_5_vl": _OLDER,
     "qwen3_vl": {
         "image_processor_type": "Qwen2VLImageProcessorFast",
         "size": {"longest_edge": 16777216, "shortest_edge": 65536},
@@ -50,7 +54,7 @@ PROCESSORS = {
         "image_std": [0.5, 0.5, 0.5],
     },
 }
-OWN = {"qwen2_5_vl": Qwen2_5_VLProcessor, "qwen3_vl": Qwen3VLProcessor}
+OWN = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor, "qwen3_vl": Qwen3VLProcessor}
 SIZES = [(8, 8), (640, 480), (1000, 20), (3, 150), (5000, 4000)]
 TILES = 3
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from multicoco.errors import UserError
+from multicoco.latent.generate import log_likelihoods
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.latent.self_check import self_check
 from multicoco.models.checkpointing import checkpoint_activations
@@ -174,6 +175,20 @@ def test_after_latents_greedy_tokens_are_those_of_recomputing(name):
             logits = own_logits(model, *own_inputs(name, ([*ids, *new], [], row[2]), torch.float64))[0, -1]
             new.append(int(logits.index_fill(0, torch.tensor(NO_WORDS), -torch.inf).argmax()))
         assert said[: len(new)] == new
+
+
+@pytest.mark.parametrize("name", SIGHTED)
+def test_likelihoods_after_latents_are_those_of_recomputing(name):
+    rows, model = make_rows(name), SIGHTED[name](seed=1).double().eval()
+    reasoner = LatentReasoner(copy.deepcopy(model), LATENT)
+    with torch.no_grad():
+        passes = reasoner.run_passes(**prompts(name, rows))
+    texts = torch.tensor([ids[-3:] for ids, _, _ in rows])
+    measured = log_likelihoods(reasoner.model, passes, texts, texts)
+    for row, likelihood in zip(rows, measured, strict=True):
+        logits = own_logits(model, *own_inputs(name, row, torch.float64))[0, -4:-1]
+        own = logits.log_softmax(-1).gather(-1, torch.tensor(row[0][-3:])[:, None]).sum()
+        torch.testing.assert_close(likelihood, own, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", SIGHTED)
