@@ -61,6 +61,8 @@ class Messages(Source):
                 f"'{given[0]}' must be one question and one answer, found {len(asked)} of user and {len(answered)} of "
                 "assistant: split the conversation into records of one each"
             )
+        if asked[0].reasoning:
+            raise UserError("reasoning stands in a message of user: it belongs to assistant's")
         question = "\n\n".join([*(fields.text(text, "system") for text in system), asked[0].text])
         images = self._images(record, asked[0])
         if not images and fields.IMAGE_MARK in question:
@@ -101,13 +103,14 @@ def _turns(messages: Any, name: str) -> dict[str, list[_Turn]]:
         where = f"{name}[{place}]"
         if not isinstance(message, dict):
             raise UserError(f"{where!r} must be a message, found {message!r:.60}")
-        said_by = message.get("role", message.get("from"))
+        said_by = message.get("role") or message.get("from")  # a table has all keys of all its messages
         role = _ROLES.get(said_by) if isinstance(said_by, str) else None
         if role is None:
             raise UserError(f"{where!r} is of {said_by!r:.60}: messages are of system, user and assistant")
         if message.get("tool_calls"):
             raise UserError(f"{where!r} calls tools, which is not supported: leave the record out")
-        turn = _turn(message["content"] if "content" in message else message.get("value"), where)
+        content = message.get("content")
+        turn = _turn(message.get("value") if content is None else content, where)
         turn.reasoning += [fields.text(message[key], f"{where}.{key}") for key in _REASONING_KEYS if message.get(key)]
         turns.setdefault(role, []).append(turn)
     if (first := next((m for m in turns if m != "system"), "user")) != "user":

@@ -42,6 +42,12 @@ def test_openai(read, tmp_path):
     assert (example.question, example.answer, example.images) == ("What?", "A cat.", (tmp_path / "b.png",))
 
 
+def test_messages_of_a_table_have_all_keys(read):
+    nothing = dict.fromkeys(("role", "content", "from", "value", "reasoning", "tool_calls"))
+    turns = [nothing | turn for turn in llava("What?", image=None)["conversations"]]
+    assert read({"conversations": turns, "messages": None, "images": []})[0].answer == "A cat."
+
+
 def test_a_system_message_stands_in_front(read):
     record = openai("Who?", {"content": "Me."})
     record["messages"].insert(0, {"role": "system", "content": "Be brief."})
@@ -108,6 +114,7 @@ USER, GPT = {"role": "user", "content": "Who?"}, {"role": "assistant", "content"
         ({"messages": [USER, {"role": "assistant", "content": "<think>so A cat."}]}, "<think>"),
         ({"messages": [USER, GPT | {"reasoning": "So."}], "steps": ["So."]}, "both given"),
         ({"messages": [USER, GPT], "passage": "x"}, "'passage' looks like"),
+        ({"messages": [USER | {"reasoning": "Hm."}, GPT]}, "reasoning stands in a message of user"),
         (llava("What is it?\n<image>", image=None), "record has no image"),
         (llava("<image> or <image>?"), "2 marks <image> for 1 images"),
         (llava(image="http://example.org/a.png"), "is an address"),
