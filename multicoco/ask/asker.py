@@ -184,6 +184,11 @@ class Asker:
         method = method_class(name)(config, self.assembly.backbone.latent_tokens)
         if not method.has_thoughts and (latents is not None or lens):
             raise UserError(f"mode {name} has no thoughts: leave latents and lens out, or ask in another mode")
+        if method.borrows:
+            raise UserError(
+                f"{name} is fed the thoughts of another question of its batch, and here is one alone: evaluate it "
+                "(mode: eval_only), or ask it in cot or vanilla"
+            )
         if specs and not thinks_itself(method):
             raise UserError(f"mode {name} has no thoughts of its own to intervene on: leave interventions out")
         return method, config

@@ -108,6 +108,14 @@ def test_what_cannot_be_asked_is_said(asker, example, options, expected):
         asker.ask(**({"image": example.image, "question": "What?", "choices": ["a", "b"]} | options))
 
 
+def test_a_control_whose_thoughts_are_of_another_question_is_not_asked_alone(asker, example, monkeypatch):
+    borrowed = asker.config.coconut.model_copy(update={"thoughts": "borrowed"})
+    monkeypatch.setattr(asker, "config", asker.config.model_copy(update={"coconut": borrowed}))
+    with pytest.raises(UserError, match="here is one alone"):
+        asker.ask(example.image, "What?")
+    assert asker.ask(example.image, "What?", mode="cot").mode == "cot"
+
+
 def test_without_the_runs_data_its_mean_is_not_to_be_had(asker, example, monkeypatch):
     monkeypatch.setattr(asker, "config", asker.config.model_copy(update={"data_dir": "gone"}))
     with pytest.raises(UserError, match=r"gone/aokvqa_v1p0_val.json.*or take zero"):
