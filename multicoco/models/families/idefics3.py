@@ -99,7 +99,7 @@ def _known(token: str, tokenizer: PreTrainedTokenizerBase) -> int:
     Raises:
         UserError: the tokenizer has none.
     """
-    vocabulary = tokenizer.get_vocab()
-    if token not in vocabulary:
+    found = tokenizer.convert_tokens_to_ids(token)
+    if not isinstance(found, int) or found == tokenizer.unk_token_id:
         raise UserError(f"the model's tokenizer has no token {token}: give its folder the tokenizer of the model")
-    return vocabulary[token]
+    return found
