@@ -279,6 +279,9 @@ class _First(Section):
     ] = Field(1, description="best checkpoints by accuracy that stay as well, at least one; true: 1, false: 0")
     eval_every_epochs: PositiveInt = Field(1, description="evaluate after every so many epochs, and after the last")
     log_every_steps: PositiveInt = Field(10, description="optimizer steps between log entries")
+    report: bool = Field(
+        True, description="at its end a run writes report.html into its folder, if matplotlib is installed"
+    )
 
     generation: Generation = Generation()
 
