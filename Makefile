@@ -32,6 +32,7 @@ demo: $(READY)
 	$(BIN)/multicoco summarize --out $(DEMO)/summary.json \
 		--vanilla $(DEMO)/vanilla_eval --cot $(DEMO)/cot_eval --coconut $(DEMO)/coconut_eval \
 		--trained $(DEMO)/cot $(DEMO)/coconut $(DEMO)/vanilla
+	$(BIN)/multicoco report $(DEMO) --out $(DEMO)/report.html
 
 # Do the thoughts reason? Five ways of training, two seeds, questions like those trained on and unlike them.
 STUDY := runs/studies

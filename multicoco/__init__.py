@@ -13,9 +13,10 @@ _PUBLIC = {
     "RunConfig": "multicoco.config",
     "StageSchedule": "multicoco.curriculum",
     "layout": "multicoco.curriculum",
+    "load": "multicoco.ask.asker",
     "load_config": "multicoco.config",
 }
-__all__ = ["LatentReasoner", "RunConfig", "StageSchedule", "layout", "load_config"]
+__all__ = ["LatentReasoner", "RunConfig", "StageSchedule", "layout", "load", "load_config"]
 
 
 def __getattr__(name: str) -> Any:

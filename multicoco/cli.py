@@ -1,6 +1,7 @@
-"""The `multicoco` command: prepare data and the offline model, compare evaluations."""
+"""The `multicoco` command: what goes before and after a run of train.py."""
 
 import argparse
+import csv
 import os
 import shlex
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from multicoco.config.section import expand
 from multicoco.errors import UserError
+from multicoco.interventions import split_specs
 
 
 def prepare_scenes(args: argparse.Namespace) -> None:
@@ -76,6 +78,7 @@ def compare_runs(args: argparse.Namespace) -> None:
 
 
 def run_study(args: argparse.Namespace) -> None:
+    from multicoco.report.page import report_at_end
     from multicoco.study.results import check_folder, write_results
     from multicoco.study.runner import choose, format_plan, read_launcher, run_missing
     from multicoco.study.spec import load_study
@@ -92,8 +95,44 @@ def run_study(args: argparse.Namespace) -> None:
     problems = run_missing(jobs, read_launcher(args.launcher), say=lambda text: print(text, flush=True))
     if not args.only:  # those of a scheduler's array must not write it at once
         print(write_results(study).text)
+        report_at_end(study.folder)
     if problems:
         raise UserError(f"{len(problems)} runs of the study are missing:\n  " + "\n  ".join(problems))
+
+
+def ask(args: argparse.Namespace) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from multicoco.ask.asker import load
+    from multicoco.ask.session import How, Question, questions_of, run
+
+    choices = next(csv.reader([args.choices], skipinitialspace=True)) if args.choices else []
+    asker = load(args.checkpoint)
+    print(asker.checkpoint, file=sys.stderr)
+    modes = asker.modes if args.mode == "all" else [args.mode or asker.modes[-1]]
+    how = How(modes, args.latents, split_specs(filter(None, args.intervene.split(","))), args.lens, args.json)
+    image = str(args.image) if args.image else None
+    lines = questions_of(sys.stdin, image, choices)
+    run(asker, lines if args.question is None else [Question(args.question, image, choices)], how)
+
+
+def report(args: argparse.Namespace) -> None:
+    from multicoco.report.page import write_report
+
+    print(write_report(args.paths, args.out))
+
+
+def list_runs(args: argparse.Namespace) -> None:
+    from multicoco.report.listing import find_runs, format_runs, list_run
+
+    if not (runs := find_runs(args.folder)):
+        raise UserError(f"there is no run in {args.folder}: name the folder of your runs")
+    print(format_runs([list_run(run) for run in runs]))
+
+
+def watch_run(args: argparse.Namespace) -> None:
+    from multicoco.report.watch import watch
+
+    watch(args.run_folder, args.every, args.once)
 
 
 def doctor(args: argparse.Namespace) -> None:
@@ -194,6 +233,50 @@ def parser() -> argparse.ArgumentParser:
         "--launcher", default=shlex.quote(sys.executable), help="what starts train.py, such as 'deepspeed --num_gpus 8'"
     )
     study.set_defaults(run=run_study)
+
+    asking = commands.add_parser(
+        "ask",
+        help="ask a checkpoint a question",
+        epilog="example: multicoco ask runs/demo/coconut --image photo.png --question 'Which tile?' --choices red,blue",
+    )
+    asking.add_argument("checkpoint", type=expanded, help="run folder (its best checkpoint), checkpoint, or model")
+    asking.add_argument("--image", type=path, help="picture that the question is about")
+    asking.add_argument("--question", help="default: one a line of standard input, as text or as JSON")
+    asking.add_argument("--choices", metavar="A,B,C", help="answers to choose from")
+    asking.add_argument("--mode", help="vanilla, cot, coconut, ... or all (default: as it was trained)")
+    asking.add_argument("--latents", type=int, metavar="N", help="thoughts (default: as many as at its stage)")
+    changed = "also with the thoughts changed: zero, mean, transplant=FILE, ..."
+    asking.add_argument("--intervene", default="", metavar="WHAT,...", help=changed)
+    asking.add_argument("--lens", action="store_true", help="also show the words that the head reads in each thought")
+    asking.add_argument("--json", action="store_true", help="a JSON object a question")
+    asking.set_defaults(run=ask)
+
+    page = commands.add_parser(
+        "report",
+        help="write a page about runs or studies, to open in a browser",
+        epilog="example: multicoco report runs/demo/cot_eval runs/demo/coconut_eval --out report.html",
+    )
+    page.add_argument(
+        "paths", nargs="+", type=path, metavar="RUN_OR_STUDY", help="run folder, folder of runs, or folder of a study"
+    )
+    page.add_argument("--out", type=path, help="HTML file to write (default: report.html in the folder, if it is one)")
+    page.set_defaults(run=report)
+
+    listing = commands.add_parser(
+        "runs", help="list runs: their state, accuracy, and how to go on", epilog="example: multicoco runs runs/demo"
+    )
+    listing.add_argument(
+        "folder", type=path, nargs="?", default=Path("runs"), help="searched to its depth (default runs)"
+    )
+    listing.set_defaults(run=list_runs)
+
+    watching = commands.add_parser(
+        "watch", help="watch a run as it goes", epilog="example: multicoco watch runs/my_coconut"
+    )
+    watching.add_argument("run_folder", type=path, metavar="RUN")
+    watching.add_argument("--every", type=positive(float), default=2, metavar="SECONDS", help="default 2")
+    watching.add_argument("--once", action="store_true", help="show it once, and stop")
+    watching.set_defaults(run=watch_run)
 
     checkup = commands.add_parser("doctor", help="check the hosts, the data and the network before a run")
     checkup.add_argument("config", type=path, help="run config of the run to be")

@@ -6,7 +6,7 @@ and the questions' ids, so that the number of ranks and the size of batches chan
 
 import random
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -68,7 +68,7 @@ class Intervention:
         return int(self.number) + 1 if self.kind == "swap" else int(self.number) if self.kind == "cut" else 1
 
 
-def split_specs(specs: Sequence[str]) -> list[str]:
+def split_specs(specs: Iterable[str]) -> list[str]:
     """YAML splits `[zero, only(3, mean)]` at every comma: puts what belongs together between brackets together again.
 
     The parts are not looked at otherwise.
@@ -80,7 +80,7 @@ def split_specs(specs: Sequence[str]) -> list[str]:
             parts.append("")
         else:
             parts[-1] += character
-    return [part.strip() for part in parts] if specs else []
+    return [part.strip() for part in parts] if joined else []
 
 
 def parse(spec: str) -> Intervention:

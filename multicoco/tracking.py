@@ -2,6 +2,7 @@
 
 <run folder>/config.yaml            resolved; an earlier, different one is kept as config.1.yaml, ...
 <run folder>/environment.json       git revision, versions, hardware, host, command
+<run folder>/starts.jsonl           the same of every start, one a line
 <run folder>/metrics.jsonl          one object a line; a value that is not finite is null
 <run folder>/samples/<name>.jsonl   one generated answer a line
 <run folder>/thoughts/<name>.safetensors  what is in the thoughts of these, if that is asked for
@@ -50,6 +51,7 @@ def environment() -> dict[str, Any]:
         **_hardware(),
         "host": platform.node(),
         "command": shlex.join(sys.argv),
+        "launcher": _launcher(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -107,6 +109,8 @@ class Tracker:
             self._keep_earlier_config(config.to_yaml())
             write_text(run_dir / "config.yaml", config.to_yaml())
             write_json(run_dir / "environment.json", self.environment)
+            with (run_dir / "starts.jsonl").open("a", encoding="utf-8") as file:
+                print(json.dumps(self.environment), file=file)
             self.metrics_file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         except OSError as error:
             raise UserError(
@@ -241,6 +245,19 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _launcher() -> str:
+    """What stood before train.py, as far as it leaves traces."""
+    size = int(os.environ.get("WORLD_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:
+        return f"mpirun -n {size} python"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return f"torchrun --nnodes {size // here} --nproc_per_node {here}"
+    if any(argument.startswith("--local_rank") for argument in sys.argv):
+        return f"deepspeed --num_gpus {size}" if size == here else "deepspeed --hostfile HOSTFILE"
+    return "python" if size == 1 else "LAUNCHER"
 
 
 def _git_revision(source: Path) -> dict[str, Any] | None:

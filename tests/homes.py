@@ -32,6 +32,7 @@ num_workers: 0
 eval_batch_size: 4
 lr: 1e-3
 log_every_steps: 1
+report: false
 deepspeed: {REPO}/ds_configs/zero2.json
 {config}""")
     return home

@@ -111,7 +111,7 @@ def test_paths_are_expanded(tmp_path, monkeypatch, capsys):
 
 def test_every_command_explains_itself(capsys):
     prepared = [["prepare", what] for what in ("scenes", "prosqa", "model")]
-    for command in ([], *prepared, ["summarize"], ["compare"], ["study"]):
+    for command in ([], *prepared, ["summarize"], ["compare"], ["study"], ["ask"], ["report"], ["runs"], ["watch"]):
         with pytest.raises(SystemExit) as stopped:
             main([*command, "--help"])
         assert stopped.value.code == 0

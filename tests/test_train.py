@@ -267,12 +267,16 @@ class TestCoconut:
                 INTERVENTIONS,
                 "coconut.enabled=true",
                 THOUGHTS,
+                "report=true",
             )
             said = train(
                 f"name=eval_{ranks}", "mode=eval_only", *modes, weights, f"eval_batch_size={batch}", ranks=ranks
             ).said
             assert "as the checkpoint was trained:" in said[0] and "coconut.c_thought: 1 -> 2" in said[0]
             run = home / "runs" / f"eval_{ranks}"
+            assert [text.count(f"report: {run}/report.html") for text in said] == [1, 0][:ranks]
+            page = (run / "report.html").read_text()
+            assert "Interventions on the thoughts" in page and "Effective rank, by thought" in page
             found[ranks] = {mode: samples(run, f"final_{mode}") for mode in ("vanilla", "cot", "coconut", *INTERVENED)}
             assert summary(run, "coconut")["mean_latent_passes"] == 4 and summary(run, "cot")["mean_latent_passes"] == 0
             assert summary(run, "coconut")["stage"] == 3 and "epoch_0003" in summary(run, "coconut")["checkpoint"]

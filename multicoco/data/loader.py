@@ -6,6 +6,7 @@ rows (an example again, without labels) keep all ranks at the same number of equ
 
 import random
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any, Protocol
@@ -21,6 +22,9 @@ from multicoco.data.collate import Collator, Row
 from multicoco.data.example import Example, load_image
 from multicoco.data.prompt import Asked, PromptBuilder
 from multicoco.errors import UserError
+
+# torchdata's own, once a process, and not the user's to act on
+warnings.filterwarnings("ignore", message="'set_vital' is deprecated", category=UserWarning)
 
 Pick = tuple[int, bool]  # (index of an example, whether it counts)
 Arrange = Callable[[Example, ExampleTokens], tuple[list[int], list[int]]]  # -> input_ids and labels, both (T,)

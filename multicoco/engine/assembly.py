@@ -16,7 +16,6 @@ from multicoco.data.loader import Encoder
 from multicoco.data.prompt import PromptBuilder
 from multicoco.data.sources import load_of_run
 from multicoco.data.sources.tables import open_stored
-from multicoco.engine.deepspeed import device
 from multicoco.engine.ranks import agree, rank
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import Weights, find_weights
@@ -69,19 +68,25 @@ def prompt_date(config: RunConfig, *states: TrainerState | None) -> str:
 
 
 def assemble(
-    config: RunConfig, weights: Weights, date: str, examples: Sequence[Example], n_rows: int | None = None
+    config: RunConfig,
+    weights: Weights,
+    date: str,
+    examples: Sequence[Example],
+    device: torch.device,
+    n_rows: int | None = None,
 ) -> Assembly:
     """Loads the model and prepares it for the config's method; before ZeRO shards it. Collective.
 
     Args:
         date: as of `prompt_date`.
         examples: on two of which the latent passes are compared with the model's own forward.
+        device: that the model is to be on, later.
         n_rows: of the embeddings, should they have to grow: those of the checkpoint that is gone on from.
 
     Raises:
         UserError: the model cannot be loaded, or is of a kind that latent passes do not reproduce; on all ranks.
     """
-    backbone, reasoner = agree(lambda: _load(config, weights, n_rows))
+    backbone, reasoner = agree(lambda: _load(config, weights, device, n_rows))
     encoder = encoder_of(config, backbone, date)
     if config.self_check:
         agree(lambda: self_check(reasoner, _short_and_long(examples, encoder)), only_rank_0=True)
@@ -116,9 +121,11 @@ def _size(example: Example) -> tuple[int, int]:
     return len(example.images), len(example.question) + sum(map(len, (*example.choices, *example.steps)))
 
 
-def _load(config: RunConfig, weights: Weights, n_rows: int | None) -> tuple[Backbone, LatentReasoner]:
+def _load(
+    config: RunConfig, weights: Weights, device: torch.device, n_rows: int | None
+) -> tuple[Backbone, LatentReasoner]:
     try:
-        implementation(config.kernel, device())
+        implementation(config.kernel, device)
     except ValueError as error:
         raise UserError(str(error)) from error
     if weights.how and rank() == 0:

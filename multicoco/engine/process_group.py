@@ -9,9 +9,8 @@ from transformers.utils import logging as transformers_logging
 from multicoco.engine.deepspeed import device, init_distributed
 from multicoco.engine.watchdog import Watchdog
 
-# neither is the user's to act on, and both come once a process
+# not the user's to act on, once a process
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\..*` is deprecated", category=FutureWarning)
-warnings.filterwarnings("ignore", message="'set_vital' is deprecated", category=UserWarning)
 
 
 class ProcessGroup:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
+from transformers.generation import BaseStreamer
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens
@@ -93,6 +94,7 @@ class Respondent:
         examples: by which answers are judged.
         tracker: shows the progress.
         sharded_weights, between_batches: see `Evaluator`.
+        streamer: transformers' own, to which tokens go as they are generated, of batches of one.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Respondent:
         tracker: Tracker,
         sharded_weights: bool,
         between_batches: Callable[[], None],
+        streamer: BaseStreamer | None = None,
     ):
         self.config = config
         self.backbone, self.reasoner, self.encoder = assembly.backbone, assembly.reasoner, assembly.encoder
@@ -110,6 +113,7 @@ class Respondent:
         self.tracker = tracker
         self.sharded_weights = sharded_weights
         self.between_batches = between_batches
+        self.streamer = streamer
 
     def ask(self, asking: Asking) -> Answers:
         """Of all questions, in their order; the same on all ranks. Collective."""
@@ -196,7 +200,7 @@ class Respondent:
         )
         synced = self.sharded_weights and world_size() > 1
         tokens: list[list[int]] = generate_after(
-            self.reasoner.model, passes, generation_config=config, synced_gpus=synced
+            self.reasoner.model, passes, generation_config=config, synced_gpus=synced, streamer=self.streamer
         ).tolist()
         return tokens
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import LatentTokens
@@ -21,8 +20,6 @@ from multicoco.evaluation.lens import collect, embedding_scale
 from multicoco.evaluation.likelihood import summarize_likelihoods
 from multicoco.evaluation.metrics import official_predictions, official_scores, summarize
 from multicoco.evaluation.priors import asked_with
-from multicoco.interventions import Intervention
-from multicoco.latent.interventions import Intervened, replacement
 from multicoco.methods import Method, evaluated_methods, method_class
 from multicoco.tracking import Tracker
 
@@ -113,7 +110,7 @@ class Evaluator:
             if fed.kind == "other_input" and fed.variant != "reverse":
                 thinking = replace(untouched, questions=questions, thinks_only=True)
                 from_other_input, questions = self.respondent.ask(thinking).thoughts, self.examples
-            intervened = partial(self._intervened, intervention, material, from_other_input)
+            intervened = partial(material.intervened, intervention, from_other_input, self.decoder.device)
             asking = replace(untouched, questions=questions, intervention=intervention, intervened=intervened)
             answers = self.respondent.ask(asking)
             samples = [*answers.samples.values()]
@@ -123,19 +120,6 @@ class Evaluator:
                         sample |= donor_fields(example, self.examples[donor], sample["extracted"])
             found = {"intervention": str(intervention), **compare(samples, [*untouched_samples.values()])}
             self._log(name, asking, answers, found, started, step)
-
-    def _intervened(
-        self,
-        intervention: Intervention,
-        material: Material,
-        from_other_input: Mapping[int, Tensor],
-        places: Sequence[int],
-    ) -> Intervened:
-        """What is done to a batch of questions; all that it needs is on its way to the device."""
-        rows = [material.of(intervention, place, from_other_input) for place in places]
-        fed = [row for row in rows if row is not None]  # all of them, or none
-        given = pad_sequence(fed, batch_first=True).to(self.decoder.device) if fed else None
-        return Intervened(replacement(intervention, given), hides=intervention.kind == "mask")
 
     def _log(
         self,

@@ -10,6 +10,7 @@ from typing import Any, overload
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from multicoco.config import RunConfig
 from multicoco.data.example import Example, load_image
@@ -17,7 +18,7 @@ from multicoco.data.loader import Encoder
 from multicoco.errors import UserError
 from multicoco.evaluation.answers import is_correct, normalise
 from multicoco.interventions import Intervention, choose_donors, draw, order_of, parse
-from multicoco.latent.interventions import unit_noise
+from multicoco.latent.interventions import Intervened, replacement, unit_noise
 from multicoco.methods import Method
 
 
@@ -194,6 +195,19 @@ class Material:
         donor = self.plan.donors[index] if kind == "transplant" else index
         assert donor is not None  # checked
         return self.thoughts[donor]
+
+    def intervened(
+        self,
+        intervention: Intervention,
+        from_other_input: Mapping[int, Tensor],
+        device: torch.device,
+        places: Sequence[int],
+    ) -> Intervened:
+        """What is done to a batch of questions; all that it needs is on its way to the device."""
+        rows = [self.of(intervention, place, from_other_input) for place in places]
+        fed = [row for row in rows if row is not None]  # all of them, or none
+        given = pad_sequence(fed, batch_first=True).to(device) if fed else None
+        return Intervened(replacement(intervention, given), hides=intervention.kind == "mask")
 
 
 def thinks_itself(method: Method) -> bool:

@@ -38,7 +38,7 @@ class EvaluationRun:
         config, self.stage, changes = as_trained(config, weights)
         if changes and group.rank == 0:
             print("as the checkpoint was trained:", *changes, sep="\n  ", flush=True)
-        assembly = assemble(config, weights, prompt_date(config, weights.state), questions)
+        assembly = assemble(config, weights, prompt_date(config, weights.state), questions, group.device)
         methods = evaluation_methods(config, assembly.backbone.latent_tokens)
         for check in (check_interventions, check_lens):
             agree(partial(check, config, methods, self.stage, questions, assembly.encoder), only_rank_0=True)

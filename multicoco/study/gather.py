@@ -14,7 +14,7 @@ from multicoco.study.samples import Evaluation, read_evaluations, shared_questio
 from multicoco.study.schema import UNTOUCHED, RunResult
 from multicoco.study.spec import Job, Study
 
-_OF_ONE_START = ("host", "command", "started")  # of what a run notes of its environment
+_OF_ONE_START = ("host", "command", "launcher", "started")  # of what a run notes of its environment
 
 
 @dataclass(frozen=True)

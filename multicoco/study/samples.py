@@ -25,11 +25,13 @@ class Evaluation:
     Attributes:
         name: `RUN:MODE`.
         summary: of evaluation/<mode>.json.
+        file: of the samples.
         samples: the questions with a known answer, in the order of the file.
     """
 
     name: str
     summary: dict[str, Any]
+    file: Path
     samples: dict[Key, dict[str, Any]]
 
 
@@ -106,7 +108,7 @@ def _read_evaluation(run: Path, mode: str, modes: Sequence[str]) -> Evaluation:
         samples = dict(_read_samples(file))
         right = sum(sample["correct"] for sample in samples.values())
         if len(samples) == summary.get("n") and right == round((summary.get("accuracy") or 0) * len(samples)):
-            return Evaluation(f"{run}:{mode}", summary, samples)
+            return Evaluation(f"{run}:{mode}", summary, file, samples)
     found = ", ".join(sorted(file.name for file in candidates)) or "none"
     raise UserError(
         f"{path}: no samples with its n and accuracy in {run / 'samples'} (of this mode: {found}): evaluate again"

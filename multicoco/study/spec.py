@@ -20,7 +20,10 @@ Part = Literal["steps", "data", "weights"]
 Role = Literal["hidden", "cot", "direct", "no_thoughts", "pause", "borrowed"]
 
 # how a run is watched and where it lies, not what is trained
-_WATCHING = {"project", "name", "output_dir", "use_run_name_in_output_dir", "wandb", "log_every_steps", "num_workers"}
+_WATCHING = {
+    *("project", "name", "output_dir", "use_run_name_in_output_dir"),
+    *("wandb", "log_every_steps", "num_workers", "report"),
+}
 
 _OWN = {"seed", "name", "output_dir", "use_run_name_in_output_dir"}
 

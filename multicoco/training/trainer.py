@@ -69,7 +69,7 @@ class Trainer:
         weights = weights_of(config)
         date = prompt_date(config, earlier, weights.state)
         n_rows = embedding_rows(checkpoints.root / earlier.name) if earlier else None
-        assembly = assemble(config, weights, date, examples, n_rows)
+        assembly = assemble(config, weights, date, examples, group.device, n_rows)
         self.method = method_class(config.trained_method)(config, assembly.backbone.latent_tokens)
         self.batches = TrainingBatches(config, examples, assembly, self.method)
         agree(lambda: self._check_purpose(examples, assembly), only_rank_0=True)

@@ -35,6 +35,7 @@ num_epochs: 1
 batch_size: 4
 eval_batch_size: 8
 log_every_steps: 1
+report: false
 num_workers: 0
 kernel: reference
 self_check: false

@@ -15,9 +15,10 @@ def result() -> StudyResult:
     return StudyResult.model_validate_json(Path("studies/tiny/study.json").read_text())
 
 
-def test_study_json_has_runs_pairs_and_the_verdict(written, study):
+def test_study_json_has_runs_pairs_and_the_verdict(written, study, capsys):
     study["arms"]["direct"] = {"set": {"num_epochs": 3}}
     assert main(["study", str(written())]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "report of studies/tiny"
     found = result()
     accuracies = {(run.arm, run.seed): run.accuracy for run in found.runs}
     assert accuracies == {

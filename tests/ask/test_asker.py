@@ -1,0 +1,140 @@
+"""A checkpoint that is asked alone answers as its model does."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from homes import make_home, seal_whole
+from PIL import Image
+
+import multicoco
+from multicoco.ask.asker import Asker
+from multicoco.config import load_config
+from multicoco.data.sources import load_examples
+from multicoco.engine.trainer_state import TrainerState
+from multicoco.errors import UserError
+from multicoco.models.backbone import load_backbone
+from multicoco.models.vocabulary import add_latent_tokens
+
+SETTINGS = ["mode=coconut_train", "coconut={enabled: true, c_thought: 2, max_latent_stage: 3}", "num_epochs=4"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A run folder, runs/run, with a checkpoint of stage 2, and the data that it was trained on."""
+    config = "mode: cot_train\ngeneration: {max_new_tokens: 12}"
+    home = make_home(tmp_path_factory.mktemp("ask"), 12, 6, config)
+    checkpoint = home / "runs" / "run" / "checkpoints" / "epoch_0003"
+    torch.manual_seed(0)
+    backbone = load_backbone(str(home / "model"))
+    add_latent_tokens(backbone, None)
+    backbone.save_pretrained(checkpoint / "model")
+    (checkpoint / "config.yaml").write_text(load_config(home / "run.yaml", SETTINGS).to_yaml())
+    state = TrainerState(3, stage=2, step=9, method="coconut", prompt_date="2026-11-25")
+    (checkpoint / "trainer.json").write_text(json.dumps(asdict(state)))
+    seal_whole(checkpoint)
+    return home
+
+
+@pytest.fixture(scope="module")
+def asker(home, one_thread) -> Asker:
+    return multicoco.load(home / "runs" / "run")
+
+
+@pytest.fixture(scope="module")
+def example(home):
+    return load_examples(home / "scenes" / "aokvqa_v1p0_val.json", home / "scenes")[0]
+
+
+def test_written_answers_are_those_of_the_models_own_generate(asker, example):
+    answer = asker.ask(example.image, example.question, example.choices, mode="cot")
+    tokens, inputs = asker.assembly.encoder(example, "reasoning")
+    model = asker.assembly.backbone.model
+    ids = torch.tensor([tokens.prompt])
+    ends = asker.assembly.backbone.end_token_ids
+    written = model.generate(ids, **inputs, max_new_tokens=12, do_sample=False, eos_token_id=ends)[0, ids.shape[1] :]
+    assert answer.text == asker.assembly.backbone.tokenizer.decode(written, skip_special_tokens=True)
+    assert (answer.tokens, answer.thoughts, answer.mode) == (len(written), 0, "cot")
+
+
+def test_thoughts_are_as_many_as_at_the_stage_or_as_asked_for(asker, example):
+    assert asker.modes == ["vanilla", "cot", "coconut"]
+    answer = asker.ask(example.image, example.question, example.choices)
+    assert (answer.mode, answer.thoughts) == ("coconut", 4)
+    assert asker.ask(example.image, example.question, latents=1).thoughts == 1
+    assert sum(answer.chances.values()) == pytest.approx(1) and set(answer.chances) == set(example.choices)
+    assert asker.ask(example.image, example.question).chances == {}
+
+
+def test_a_picture_may_be_a_file_its_content_or_opened(asker, example):
+    image = Image.open(example.image)
+    forms = [example.image, str(example.image), example.image.read_bytes(), image, [image]]
+    answers = [asker.ask(form, example.question, example.choices) for form in forms]
+    assert len({(answer.text, *answer.chances.values()) for answer in answers}) == 1
+
+
+def test_thoughts_are_read_and_intervened_on(asker, example, home, monkeypatch):
+    other = next(p for p in example.image.parent.iterdir() if p != example.image)
+    specs = ["zero", "mean", "transplant", "other_input(blank)", "other_input(reverse)", "cut(1)", "only(2, mean)"]
+    own, others = f"transplant={example.image}", f"transplant={other}"
+    answer = asker.ask(example.image, example.question, example.choices, intervene=[*specs, own, others], lens=True)
+    assert set(answer.under) == {*specs, own, others}
+    assert len(answer.words) == 4 and all(len(words) == 5 and 0 < words[0][1] <= 1 for words in answer.words)
+    # its own thoughts change nothing, all others change what it finds likely
+    assert answer.under[own].chances == pytest.approx(answer.chances, abs=1e-6)
+    changed = [spec for spec, under in answer.under.items() if under.chances != pytest.approx(answer.chances, abs=1e-6)]
+    assert set(changed) == {*specs, others}
+    assert answer.under["cut(1)"].thoughts == 1 and answer.under["zero"].thoughts == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"mode": "icot"}, "trained by coconut and is asked in vanilla, cot, coconut"),
+        ({"mode": "cot", "latents": 3}, "mode cot has no thoughts"),
+        ({"mode": "vanilla", "intervene": ["zero"]}, "no thoughts of its own"),
+        ({"intervene": ["zeros"]}, "there is no intervention 'zeros'"),
+        ({"intervene": ["only(9, zero)"]}, "needs 9 thoughts"),
+        ({"image": "nowhere.png"}, "nowhere.png"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(asker, example, options, expected):
+    with pytest.raises(UserError, match=expected):
+        asker.ask(**({"image": example.image, "question": "What?", "choices": ["a", "b"]} | options))
+
+
+def test_without_the_runs_data_its_mean_is_not_to_be_had(asker, example, monkeypatch):
+    monkeypatch.setattr(asker, "config", asker.config.model_copy(update={"data_dir": "gone"}))
+    with pytest.raises(UserError, match=r"gone/aokvqa_v1p0_val.json.*or take zero"):
+        asker.ask(example.image, "What?", intervene=["mean"])
+
+
+def test_a_model_without_a_run_is_asked_without_thoughts(home, example, one_thread):
+    asker = multicoco.load(home / "model")
+    assert asker.modes == ["vanilla", "cot"]
+    assert asker.ask(example.image, example.question, example.choices).mode == "cot"
+    with pytest.raises(UserError, match="nowhere"):
+        multicoco.load(home / "nowhere")
+
+
+@pytest.mark.distributed
+def test_the_command_answers_standard_input_without_deepspeed(home, example):
+    code = "import sys; sys.modules['deepspeed'] = None; from multicoco.cli import main; sys.exit(main())"
+    checkpoint = home / "runs" / "run" / "checkpoints" / "epoch_0003" / "model"
+    options = ["--image", str(example.image), "--json", "--mode", "all", "--intervene", "only(2, mean),zero"]
+    command = [sys.executable, "-c", code, "ask", str(checkpoint), *options]
+    lines = f"{example.question}\n\n{json.dumps({'question': 'Which?', 'choices': list(example.choices)})}\n"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("epoch_0003 (stage 2, epoch 3)\n")
+    first, second = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["mode"] for answer in first["answers"]] == ["vanilla", "cot", "coconut"]
+    assert second["choices"] == [*example.choices] and second["image"] == str(example.image)
+    assert [*second["answers"][2]["under"]] == ["only(2, mean)", "zero"]
+    assert set(second["answers"][2]["chances"]) == {*example.choices}
