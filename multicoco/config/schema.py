@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 from pydantic.fields import FieldInfo
 
+from multicoco.config.columns import Columns
 from multicoco.config.combinations import PUBLISHED_MODES, contradictions, pointless
 from multicoco.config.dialect import dump
 from multicoco.config.section import (
@@ -66,20 +67,6 @@ def _known_interventions(specs: list[str]) -> list[str]:
     if twice := [spec for spec in parsed if parsed.count(spec) > 1]:
         raise ValueError(f"{twice[0]} is listed twice: leave one out")
     return parsed
-
-
-class Columns(Section):
-    id: OptionalStr = Field(None, description="column of the ids")
-    question: OptionalStr = Field(None, description="column of the questions")
-    choices: OptionalStr = Field(None, description="column of the lists of choices")
-    steps: OptionalStr = Field(None, description="column of the reasoning: a list of steps, or a text (`steps_from`)")
-    answer: OptionalStr = Field(None, description="column of the answers: a text, a number, a choice or its index")
-    images: OptionalStr = Field(None, description="column of the images, one or a list")
-
-    @property
-    def named(self) -> dict[str, str]:
-        """What of a record is under which name."""
-        return {key: column for key, column in self.model_dump().items() if column is not None}
 
 
 class Freeze(Section):

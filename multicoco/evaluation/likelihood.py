@@ -54,8 +54,8 @@ class Likelihoods:
         return [row[: len(of_example)] for row, of_example in zip(measured.tolist(), texts, strict=True)]
 
     def _tokens(self, example: Example) -> list[list[int]]:
-        image_tokens = [1] * len(example.images)  # of the prompt, which is not looked at
-        return [self.encoder.prompt(answer, self.asked, image_tokens).answer for answer in answers(example)]
+        # without images: they are of the prompt, which is not looked at
+        return [self.encoder.prompt(answer, self.asked).answer for answer in answers(example)]
 
 
 def answers(example: Example) -> list[Example]:

@@ -16,7 +16,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from multicoco.config.schema import Columns
+from multicoco.config.columns import Columns
 from multicoco.config.section import OptionalPath, OptionalStr, PathStr, Section
 from multicoco.data.example import Example
 from multicoco.data.sources.location import Location, locate

@@ -1,6 +1,7 @@
 """SmolVLM's and Idefics3's tiles and prompts against transformers' own processors."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ from transformers import (
 from transformers.models.smolvlm import processing_smolvlm
 
 from multicoco.data.example import Example
+from multicoco.data.loader import Encoder
 from multicoco.data.prompt import PromptBuilder
 from multicoco.errors import UserError
+from multicoco.evaluation.likelihood import Likelihoods, answers
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import load_backbone
 from multicoco.models.families import family_of
@@ -113,6 +116,29 @@ def test_a_tokenizer_without_the_marks_of_tiles_is_refused(tiny_of):
     family = family_of(load_backbone(str(tiny_of("idefics3"))).model.config)
     with pytest.raises(UserError, match="no token <fake_token_around_image>"):
         family.image_ids((0, 0), AutoTokenizer.from_pretrained(tiny_of("text")))
+
+
+def test_choices_of_a_question_with_an_image_have_the_models_own_likelihoods(tiny_of, tmp_path):
+    backbone = load_backbone(str(tiny_of("idefics3")))
+    family, path = backbone.family, tmp_path / "image.png"
+    Image.new("RGB", (84, 84), "red").save(path)
+    encoder = Encoder(
+        PromptBuilder(backbone.tokenizer, images=family),
+        partial(family.read_images, image_processor=backbone.image_processor),
+    )
+    example = Example("1", "Which tile is red?", (path,), ("this", "that"), (), "this", 0)
+    tokens, inputs = encoder(example, "answer")
+    model = AutoModelForImageTextToText.from_pretrained(tiny_of("idefics3"))
+    reasoner, ids = LatentReasoner(backbone.model.eval(), None), torch.tensor([tokens.prompt])
+    with torch.no_grad():
+        passes = reasoner.run_passes(ids, torch.ones_like(ids), n_passes=3, **inputs)
+    [measured] = Likelihoods(reasoner, encoder, "answer", [example]).measure(passes, [example])
+    for choice, likelihood in zip(answers(example), measured, strict=True):
+        said = encoder(choice, "answer")[0].answer
+        whole = torch.tensor([[*tokens.prompt, *said]])
+        logits = model(whole, **family.own_inputs(whole, inputs)).logits[0, len(tokens.prompt) - 1 : -1]
+        own = logits.log_softmax(-1)[range(len(said)), said].sum().item()
+        assert likelihood == pytest.approx(own, rel=1e-4)
 
 
 def test_a_checkpoint_is_loaded_by_plain_transformers_and_computes_the_same(tiny_of, tmp_path):
