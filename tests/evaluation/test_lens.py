@@ -57,7 +57,7 @@ def prepared(request, tmp_path_factory, one_thread) -> tuple[Path, Assembly]:
             part.save_pretrained(home / "text_model")
         lines = config.read_text().replace(f"{home}/model", f"{home}/text_model")
         config.write_text(lines.replace(f"{home}/scenes", str(home)).replace("aokvqa_v1p0_val.json", "text.json"))
-    assembly = assemble(load_config(config), weights_of(load_config(config)), "2026-01-01", [])
+    assembly = assemble(load_config(config), weights_of(load_config(config)), "2026-01-01", [], torch.device("cpu"))
     torch.manual_seed(1)
     for name, parameter in assembly.backbone.model.named_parameters():
         if "language_model" in name or request.param == "text":
