@@ -67,7 +67,7 @@ class Prompt:
     def __init__(self, encoder):
         self.encoder, self.tokenizer = encoder, encoder.tokenizer
 
-    def __call__(self, example, asked, image_tokens):
+    def __call__(self, example, asked, image_tokens=()):
         return self.encoder(example, asked)[0]
 
 
