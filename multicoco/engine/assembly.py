@@ -149,7 +149,10 @@ def _load(config: RunConfig, weights: Weights, n_rows: int | None) -> tuple[Back
             if (thoughts := method.thought_source()) is None:
                 fixed = method.fixed_thoughts(backbone.model)
                 return backbone, LatentReasoner(backbone.model, None, config.kernel, fixed_thoughts=fixed)
-            return backbone, LatentReasoner(backbone.model, latent.latent, config.kernel, thoughts)
+            truncated = method.gradient_passes
+            return backbone, LatentReasoner(
+                backbone.model, latent.latent, config.kernel, thoughts, gradient_passes=truncated
+            )
         return backbone, LatentReasoner(backbone.model, None, config.kernel)
     except ValueError as error:
         raise UserError(f"model {source!r}: {error}") from error

@@ -4,11 +4,6 @@ import torch
 from torch import Tensor, nn
 
 
-def without_gradient(hidden: Tensor, k: int) -> Tensor:
-    """The hidden state, as a constant: nothing is learned through it."""
-    return hidden.detach()
-
-
 def another_rows(hidden: Tensor, k: int) -> Tensor:
     """(B, D) -> (B, D): the hidden states of the batch's second half, the donors, who are fed what is their own."""
     donors = hidden[len(hidden) // 2 :]

@@ -16,7 +16,7 @@ from multicoco.latent.generate import Passes, generate_after
 from multicoco.latent.interventions import UNTOUCHED, Intervened
 from multicoco.latent.kinds import check_supported
 from multicoco.latent.loss import LabelledCrossEntropy
-from multicoco.latent.thoughts import ThoughtSource, hidden_state
+from multicoco.latent.thoughts import ThoughtSource, constant_before_last, hidden_state
 from multicoco.latent.weight_gradients import stack_weight_gradients, stacked_columns
 from multicoco.models.families import family_of
 from multicoco_kernels import KERNELS, BufferPool
@@ -74,6 +74,7 @@ class LatentReasoner(nn.Module):
         kernel: implementation of the cached attention, one of `multicoco_kernels.KERNELS`.
         thoughts: what a latent position is fed; Coconut's last hidden state by default.
         fixed_thoughts: what positions hold that wait for no pass; with a latent_token_id of None.
+        gradient_passes: through how many of its last passes a row's gradient goes, from thought to pass; None: all.
 
     Raises:
         ValueError: an unknown kernel, or the model's attention or head is of a kind the passes do not reproduce.
@@ -87,6 +88,7 @@ class LatentReasoner(nn.Module):
         kernel: str = "auto",
         thoughts: ThoughtSource = hidden_state,
         fixed_thoughts: GaussianThoughts | None = None,
+        gradient_passes: int | None = None,
     ):
         super().__init__()
         if kernel not in KERNELS:
@@ -98,6 +100,7 @@ class LatentReasoner(nn.Module):
         self.kernel = kernel
         self.thought_source = thoughts
         self.fixed_thoughts = fixed_thoughts
+        self.gradient_passes = gradient_passes
         self.cache_buffers = BufferPool()
         self.cross_entropy = LabelledCrossEntropy()
         self.decoder.set_attn_implementation(ATTENTION_NAME)
@@ -224,7 +227,9 @@ class LatentReasoner(nn.Module):
                 segment_embeds = embeds[:, start:end]
                 if start in latent_columns:
                     here = is_latent[:, start, None]  # [B, 1]
-                    thought = self.thought_source(hidden[-1][:, -1], len(thoughts))  # [B, D]
+                    n_left = k.amax(-1) + 1 - k[:, start]
+                    source = constant_before_last(hidden[-1][:, -1], n_left, self.gradient_passes)
+                    thought = self.thought_source(source, len(thoughts))  # [B, D]
                     thought = intervened.replace(thought, k[:, start])
                     thoughts.append(thought.masked_fill(~here, 0))
                     first = torch.where(here, thought, segment_embeds[:, 0])

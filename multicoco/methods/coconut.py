@@ -30,6 +30,11 @@ class CoconutKeys(MethodKeys):
         description="what latent positions are fed: hidden states; these without gradient; one learned embedding; "
         "Gaussian vectors; another example's hidden states ([controls](controls.md))",
     )
+    gradient_passes: NonNegativeInt | None = Field(
+        None,
+        description="backpropagate through the last so many passes of an example: earlier thoughts are constants, 0 is "
+        "`detached`; null: through all",
+    )
     epochs_per_stage: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] = Field(
         1, description="epochs of a stage; a list gives each stage its own from the first on, the last one repeats"
     )
@@ -66,6 +71,8 @@ class CoconutKeys(MethodKeys):
         if is_own and self.thoughts != "hidden" and not method(config).schedule.c_thought:
             why = f"{named}, which has none" if self.c_thought else "coconut.c_thought is 0"
             yield f"coconut.thoughts is {self.thoughts} but {why}: leave it at hidden"
+        if is_own:
+            yield from self._truncation_problems(method(config).schedule)
         if self.first_stage is not None and self.first_stage > self.max_latent_stage + 1:
             yield (
                 f"coconut.first_stage is {self.first_stage} but coconut.max_latent_stage {self.max_latent_stage}: the "
@@ -79,6 +86,16 @@ class CoconutKeys(MethodKeys):
                     f"num_epochs is {config.num_epochs} and coconut.first_stage {schedule.first_stage}: in stage "
                     f"{last}, its last, there are no thoughts yet; raise num_epochs, or set coconut.first_stage to 1"
                 )
+
+    def _truncation_problems(self, schedule: StageSchedule) -> Iterator[str]:
+        n, most = self.gradient_passes, schedule.max_latent_stage * schedule.c_thought
+        if n is not None and self.thoughts in ("detached", "pause", "noise"):
+            yield (
+                f"coconut.gradient_passes is {n} but coconut.thoughts is {self.thoughts}, through which no gradient "
+                "goes to an earlier pass: leave it at null"
+            )
+        elif n is not None and n > most:
+            yield f"coconut.gradient_passes is {n} but there are at most {most} thoughts: lower it, or null for all"
 
 
 class Coconut(Method):
@@ -172,10 +189,13 @@ class Coconut(Method):
         return Extent(context, n_latents, written + self.has_markers)
 
     def thought_source(self) -> ThoughtSource | None:
-        from multicoco.latent.controls import another_rows, without_gradient
+        from multicoco.latent.controls import another_rows
 
-        sources = {"detached": without_gradient, "borrowed": another_rows}
-        return sources.get(self.keys.thoughts, super().thought_source()) if self._recurs else None
+        return another_rows if self.borrows else super().thought_source() if self._recurs else None
+
+    @property
+    def gradient_passes(self) -> int | None:
+        return 0 if self.keys.thoughts == "detached" else self.keys.gradient_passes
 
     def fixed_thoughts(self, model: PreTrainedModel) -> GaussianThoughts | None:
         from multicoco.latent.controls import GaussianThoughts

@@ -120,6 +120,12 @@ class Method:
 
         return hidden_state
 
+    @property
+    def gradient_passes(self) -> int | None:
+        """Through how many of an example's last passes the gradient goes, from a thought to the pass that made it;
+        None: through all."""
+        return None
+
     def fixed_thoughts(self, model: PreTrainedModel) -> GaussianThoughts | None:
         """What latent columns hold that wait for no pass; None: the embedding of their token.
 

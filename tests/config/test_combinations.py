@@ -31,6 +31,14 @@ ALL_FROZEN = [f"freeze.{part}=true" for part in ("vision_tower", "projector", "l
             ["mode=train", "method=no_markers", "coconut.enabled=true", "coconut.thoughts=noise", "num_epochs=2"],
             ["coconut.thoughts is noise but method is no_markers, which has none"],
         ),
+        (
+            [*COCONUT, "coconut.gradient_passes=1", "coconut.thoughts=pause"],
+            ["coconut.gradient_passes is 1 but coconut.thoughts is pause", "leave it at null"],
+        ),
+        (
+            [*COCONUT, "coconut.gradient_passes=3", "coconut.c_thought=2"],
+            ["coconut.gradient_passes is 3 but there are at most 2 thoughts"],
+        ),
         ([*COCONUT[:2], "coconut.first_stage=3"], ["coconut.first_stage is 3", "the last stage is 2"]),
         (["bf16=true", "fp16=true"], ["bf16 and fp16 are both true"]),
         (["coconut.uniform_prob=0.1"], ["coconut.uniform_prob is 0.1", "mode is cot_train"]),
@@ -86,6 +94,7 @@ def test_what_would_never_do_anything(run, error, overrides, expected):
         [*COCONUT[:2], "load_model_path=cot"],  # starts at stage 1
         [*COCONUT[:2], "coconut.uniform_prob=0.1"],  # thoughts are drawn in stage 0 too
         [*COCONUT, "coconut.c_thought=0"],
+        [*COCONUT, "coconut.gradient_passes=2", "coconut.c_thought=2"],
         [*COCONUT[:2], "coconut.first_stage=2"],
         ["mode=train", "method=no_thoughts", *COCONUT[1:], "val_path=v", "eval_config.coconut=true"],
         [*COCONUT[:2], "num_epochs=6", "coconut.epochs_per_stage=5"],
