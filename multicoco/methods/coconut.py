@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from multicoco.config import RunConfig
     from multicoco.latent.controls import GaussianThoughts
-    from multicoco.latent.thoughts import ThoughtSource
+    from multicoco.latent.thoughts import Projection, ThoughtSource
 
 
 class CoconutKeys(MethodKeys):
@@ -29,6 +29,15 @@ class CoconutKeys(MethodKeys):
         "hidden",
         description="what latent positions are fed: hidden states; these without gradient; one learned embedding; "
         "Gaussian vectors; another example's hidden states ([controls](controls.md))",
+    )
+    projection: Literal["none", "linear", "mlp"] = Field(
+        "none",
+        description="what a thought goes through before it is fed, trained with the model: nothing; a linear layer and "
+        "a LayerNorm; two layers and a LayerNorm ([methods](methods.md#projection-and-norm-of-thoughts))",
+    )
+    norm: Literal["none", "embedding"] = Field(
+        "none",
+        description="embedding: a thought is fed with the mean norm of the embeddings that training started from",
     )
     gradient_passes: NonNegativeInt | None = Field(
         None,
@@ -72,7 +81,7 @@ class CoconutKeys(MethodKeys):
             why = f"{named}, which has none" if self.c_thought else "coconut.c_thought is 0"
             yield f"coconut.thoughts is {self.thoughts} but {why}: leave it at hidden"
         if is_own:
-            yield from self._truncation_problems(method(config).schedule)
+            yield from self._thought_problems(method(config).schedule)
         if self.first_stage is not None and self.first_stage > self.max_latent_stage + 1:
             yield (
                 f"coconut.first_stage is {self.first_stage} but coconut.max_latent_stage {self.max_latent_stage}: the "
@@ -87,8 +96,13 @@ class CoconutKeys(MethodKeys):
                     f"{last}, its last, there are no thoughts yet; raise num_epochs, or set coconut.first_stage to 1"
                 )
 
-    def _truncation_problems(self, schedule: StageSchedule) -> Iterator[str]:
-        n, most = self.gradient_passes, schedule.max_latent_stage * schedule.c_thought
+    def _thought_problems(self, schedule: StageSchedule) -> Iterator[str]:
+        most = schedule.max_latent_stage * schedule.c_thought
+        for key, value in {"projection": self.projection, "norm": self.norm}.items():
+            if value != "none" and (self.thoughts in ("pause", "noise") or not most):
+                why = "there are no thoughts" if not most else f"coconut.thoughts is {self.thoughts}, no hidden state"
+                yield f"coconut.{key} is {value} but {why}: leave it at none"
+        n = self.gradient_passes
         if n is not None and self.thoughts in ("detached", "pause", "noise"):
             yield (
                 f"coconut.gradient_passes is {n} but coconut.thoughts is {self.thoughts}, through which no gradient "
@@ -192,6 +206,13 @@ class Coconut(Method):
         from multicoco.latent.controls import another_rows
 
         return another_rows if self.borrows else super().thought_source() if self._recurs else None
+
+    def projection(self, model: PreTrainedModel) -> Projection | None:
+        from multicoco.latent.thoughts import Projection
+
+        kind, norm = self.keys.projection, self.keys.norm
+        is_wanted = (kind, norm) != ("none", "none")
+        return Projection(model, kind, norm == "embedding", self.config.seed) if is_wanted else None
 
     @property
     def gradient_passes(self) -> int | None:

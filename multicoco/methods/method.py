@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from multicoco.data.prompt import Asked
     from multicoco.latent.controls import GaussianThoughts
     from multicoco.latent.reasoner import LatentOutput
-    from multicoco.latent.thoughts import ThoughtSource
+    from multicoco.latent.thoughts import Projection, ThoughtSource
 
 
 class Extent(NamedTuple):
@@ -119,6 +119,10 @@ class Method:
         from multicoco.latent.thoughts import hidden_state
 
         return hidden_state
+
+    def projection(self, model: PreTrainedModel) -> Projection | None:
+        """What is made of a thought before it is fed; it is trained and saved with the model. None: nothing."""
+        return None
 
     @property
     def gradient_passes(self) -> int | None:

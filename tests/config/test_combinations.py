@@ -39,6 +39,14 @@ ALL_FROZEN = [f"freeze.{part}=true" for part in ("vision_tower", "projector", "l
             [*COCONUT, "coconut.gradient_passes=3", "coconut.c_thought=2"],
             ["coconut.gradient_passes is 3 but there are at most 2 thoughts"],
         ),
+        (
+            [*COCONUT, "coconut.projection=mlp", "coconut.thoughts=noise"],
+            ["coconut.projection is mlp but coconut.thoughts is noise, no hidden state", "leave it at none"],
+        ),
+        (
+            ["mode=train", "method=no_thoughts", *COCONUT[1:], "coconut.norm=embedding"],
+            ["coconut.norm is embedding but there are no thoughts"],
+        ),
         ([*COCONUT[:2], "coconut.first_stage=3"], ["coconut.first_stage is 3", "the last stage is 2"]),
         (["bf16=true", "fp16=true"], ["bf16 and fp16 are both true"]),
         (["coconut.uniform_prob=0.1"], ["coconut.uniform_prob is 0.1", "mode is cot_train"]),
@@ -95,6 +103,7 @@ def test_what_would_never_do_anything(run, error, overrides, expected):
         [*COCONUT[:2], "coconut.uniform_prob=0.1"],  # thoughts are drawn in stage 0 too
         [*COCONUT, "coconut.c_thought=0"],
         [*COCONUT, "coconut.gradient_passes=2", "coconut.c_thought=2"],
+        [*COCONUT, "coconut.projection=linear", "coconut.norm=embedding", "coconut.thoughts=borrowed"],
         [*COCONUT[:2], "coconut.first_stage=2"],
         ["mode=train", "method=no_thoughts", *COCONUT[1:], "val_path=v", "eval_config.coconut=true"],
         [*COCONUT[:2], "num_epochs=6", "coconut.epochs_per_stage=5"],

@@ -1,0 +1,80 @@
+"""Methods from a run config to their evaluation: alike on one rank and on two that share every weight, and going on."""
+
+import json
+from pathlib import Path
+
+import pytest
+from homes import make_home
+
+pytestmark = pytest.mark.distributed
+CONFIG = """mode: train
+num_epochs: 2
+generation: {max_new_tokens: 3}
+eval_config: {likelihoods: true}
+coconut: {enabled: true, c_thought: 2, max_latent_stage: 1, first_stage: 1}
+"""
+SHARDED = '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
+METHODS = {
+    "projected": ("method=coconut", "coconut.projection=mlp", "coconut.norm=embedding", "coconut.gradient_passes=1"),
+}
+PREEMPTED = """
+import os, signal
+from multicoco.training.loss_window import LossWindow
+
+read, steps = LossWindow.read, []
+
+def read_and_signal(window):
+    steps.append(1)
+    if len(steps) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return read(window)
+
+LossWindow.read = read_and_signal
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    home = make_home(tmp_path_factory.mktemp("methods"), 8, 3, CONFIG)
+    (home / "zero3.json").write_text(SHARDED)
+    return home
+
+
+@pytest.fixture(scope="module")
+def whole(home, run_server) -> dict[str, Path]:
+    """The run folder of each method that has been trained on one rank."""
+    folders = {}
+    for name, settings in METHODS.items():
+        ended = run_server.run(home / "run.yaml", *settings, "batch_size=4", f"name={name}")
+        assert ended.codes == [0], ended.said
+        folders[name] = home / "runs" / name
+    return folders
+
+
+def losses(run: Path) -> list[float]:
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [entry["train/loss"] for entry in entries if "train/loss" in entry]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_under_zero3_train_as_one_process_does(home, run_server, whole, name):
+    settings = (*METHODS[name], "batch_size=2", f"name={name}_2", "deepspeed=zero3.json")
+    ended = run_server.run(home / "run.yaml", *settings, ranks=2)
+    assert ended.codes == [0, 0], ended.said
+    assert len(losses(whole[name])) == 4
+    assert losses(home / "runs" / f"{name}_2") == pytest.approx(losses(whole[name]), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["projected"])
+def test_what_is_trained_beside_the_model_goes_on_bit_for_bit_and_is_evaluated(home, run_server, whole, name):
+    settings = (*METHODS[name], "batch_size=4", f"name={name}_preempted")
+    ended = run_server.run(home / "run.yaml", *settings, patch=PREEMPTED)
+    assert ended.codes == [143], ended.said
+    ended = run_server.run(home / "run.yaml", *settings)
+    assert ended.codes == [0] and "going on from" in ended.said[0], ended.said
+    assert losses(home / "runs" / f"{name}_preempted") == losses(whole[name])
+    evaluation = ("mode=eval_only", f"load_model_path=runs/{name}/checkpoints/epoch_0002", "name=evaluated")
+    ended = run_server.run(home / "run.yaml", *METHODS[name][:1], *evaluation)  # its keys are the checkpoint's
+    assert ended.codes == [0] and 'coconut.projection: "none" -> "mlp"' in ended.said[0], ended.said
+    samples = (home / "runs" / "evaluated" / "samples" / "final_coconut.jsonl").read_text()
+    assert "logprob" in samples and samples == (whole[name] / "samples" / "epoch_0002_coconut.jsonl").read_text()
