@@ -8,7 +8,7 @@ step goes and max_latent_stage * c_thought latent tokens stand for them.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 
 IGNORE_INDEX = -100  # label of a position that carries no loss, PyTorch's and transformers' convention
 
@@ -91,11 +91,47 @@ class LatentTokens:
 
 @dataclass(frozen=True)
 class ExampleTokens:
-    """A tokenized example: prompt (chat template, image tokens, question), written steps, answer with end of turn."""
+    """A tokenized example: prompt (chat template, image tokens, question), written steps, answer with end of turn.
+
+    Attributes:
+        answer_prefix: tokens of the answer that say that it comes.
+    """
 
     prompt: list[int]
     steps: list[list[int]] = field(default_factory=list)
     answer: list[int] = field(default_factory=list)
+    answer_prefix: int = 0
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What a method's loss asks of a training row beside its labels.
+
+    Attributes:
+        stretches: of each of its thoughts, the tokens of the written reasoning that it stands for.
+        teacher: input_ids and labels of the same example laid out otherwise, for a row of its own in the batch.
+        answer: tokens at the row's end, and at its teacher's, that come after the answer has been announced.
+    """
+
+    stretches: Sequence[Sequence[int]] = ()
+    teacher: tuple[list[int], list[int]] | None = None
+    answer: int = 0
+
+
+def stretches(steps: Sequence[Sequence[int]], n_latent_steps: int, c_thought: int) -> list[list[int]]:
+    """What each of n_latent_steps * c_thought thoughts stands for: tokens of the steps that they replace.
+
+    Latent step j stands for step j, the last one for all steps from there on; a latent step past the steps for none.
+    Its thoughts share its tokens in their order, as evenly as whole tokens allow; a token of a step that has fewer of
+    them than thoughts is that of several.
+    """
+    of_latent_steps = [*steps[: n_latent_steps - 1], [*chain.from_iterable(steps[n_latent_steps - 1 :])]]
+    shared: list[list[int]] = []
+    for j in range(n_latent_steps):
+        tokens = list(of_latent_steps[j]) if j < len(of_latent_steps) else []
+        bounds = [i * len(tokens) // c_thought for i in range(c_thought + 1)]
+        shared += [tokens[start : max(end, start + 1)] for start, end in pairwise(bounds)]
+    return shared
 
 
 def layout(tokens: ExampleTokens, n_replaced: int, latent_block: Sequence[int]) -> tuple[list[int], list[int]]:

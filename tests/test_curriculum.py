@@ -1,10 +1,10 @@
 from collections import Counter
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicoco.curriculum import IGNORE_INDEX, ExampleTokens, LatentTokens, StageSchedule, layout
+from multicoco.curriculum import IGNORE_INDEX, ExampleTokens, LatentTokens, StageSchedule, layout, stretches
 
 LATENT = LatentTokens(start=900, latent=901, end=902)
 
@@ -106,3 +106,23 @@ def test_layout_keeps_order_and_labels_what_is_written(prompt, steps, answer, n_
     assert input_ids == prompt + list(block) + written
     assert labels == [IGNORE_INDEX] * (len(prompt) + len(block)) + written
     assert input_ids.count(LATENT.latent) == (n_latents or 0)
+
+
+@given(
+    steps=st.lists(st.lists(st.integers(0, 90), min_size=1, max_size=7), max_size=5),
+    n_latent_steps=st.integers(0, 5),
+    c_thought=st.integers(1, 4),
+)
+def test_thoughts_share_the_tokens_that_they_stand_for(steps, n_latent_steps, c_thought):
+    shared = stretches(steps, n_latent_steps, c_thought)
+    assert len(shared) == n_latent_steps * c_thought
+    for j in range(n_latent_steps):
+        runs = shared[j * c_thought : (j + 1) * c_thought]
+        is_last = j == n_latent_steps - 1
+        tokens = [*chain.from_iterable(steps[j:] if is_last else steps[j : j + 1])]
+        if len(tokens) >= c_thought:
+            assert [*chain.from_iterable(runs)] == tokens
+            assert max(map(len, runs)) - min(map(len, runs)) <= 1
+        else:
+            assert [len(run) for run in runs] == [bool(tokens)] * c_thought
+            assert {token for run in runs for token in run} == set(tokens)

@@ -166,4 +166,12 @@ def _thinking(config: RunConfig, method: Method, model: PreTrainedModel, latent_
         return LatentReasoner(model, None, config.kernel, fixed_thoughts=method.fixed_thoughts(model))
     if (projection := method.projection(model)) is not None:
         thoughts = Projected(thoughts, projection)
-    return LatentReasoner(model, latent_token_id, config.kernel, thoughts, gradient_passes=method.gradient_passes)
+    objective = None if config.mode == "eval_only" else method.objective(model)
+    return LatentReasoner(
+        model,
+        latent_token_id,
+        config.kernel,
+        thoughts,
+        gradient_passes=method.gradient_passes,
+        objective=objective,
+    )

@@ -26,6 +26,8 @@ class Passes:
         cache: keys and values.
         visible: (B, T) the columns that may be attended to by what follows.
         position_ids: (B, T), or with further axes in front.
+        layers: (B, M, D) the hidden states of the M layers in a column of each row, if they were asked for; the last
+            layer's after the model's last norm.
     """
 
     hidden: Tensor
@@ -34,6 +36,7 @@ class Passes:
     cache: StaticKVCache
     visible: Tensor
     position_ids: Tensor
+    layers: Tensor | None = None
 
 
 def generate_after(

@@ -17,6 +17,12 @@ def hidden_state(hidden: Tensor, k: int) -> Tensor:
     return hidden
 
 
+def put(embeds: Tensor, is_latent: Tensor, contents: Tensor) -> Tensor:
+    """embeds (B, T, D) with the latent positions (B, T) of each row holding its contents (B, K, D), in their order."""
+    order = (is_latent.cumsum(-1) - 1).clamp(0, contents.shape[1] - 1)[..., None].expand_as(embeds)
+    return torch.where(is_latent[..., None], contents.gather(1, order), embeds)
+
+
 class Projection(nn.Module):
     """What is made of a thought before it is fed: a projection, then a norm, either of which may be left out.
 

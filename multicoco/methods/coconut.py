@@ -173,10 +173,14 @@ class Coconut(Method):
         return rates[min(stage - self.schedule.first_stage, len(rates) - 1)]
 
     def train_row(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> tuple[list[int], list[int]]:
+        n_replaced, n_latents = self.train_counts(tokens, stage, epoch, example_id)
+        return layout(tokens, n_replaced, self._block(n_latents))
+
+    def train_counts(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> tuple[int, int]:
+        """(written steps that are replaced, thoughts in their place) of a `train_row`."""
         n_steps = len(tokens.steps)
         drawn = self.schedule.example_stage(stage, epoch, example_id, n_steps)
-        n_replaced, n_latents = self.schedule.train_counts(drawn, n_steps)
-        return layout(tokens, n_replaced, self._block(n_latents))
+        return self.schedule.train_counts(drawn, n_steps)
 
     def prompt_row(self, tokens: ExampleTokens, stage: int) -> list[int]:
         asked = self._asked_thoughts
@@ -191,14 +195,15 @@ class Coconut(Method):
 
     def prompt_passes(self, stage: int) -> int:
         asked = self._asked_thoughts
-        return self.passes(stage) if asked is None or not self._recurs else asked + 1
+        most = self.schedule.max_latents(stage) if asked is None else asked
+        return most + 1 if self._recurs else 1
 
     def extent(self, tokens: ExampleTokens, stage: int) -> Extent:
         # an example that draws its stage may write all of its steps
         replaced = 0 if self.schedule.uniform_prob else self.schedule.train_counts(stage, len(tokens.steps))[0]
         written = sum(map(len, tokens.steps[replaced:])) + len(tokens.answer)
         context, n_latents = len(tokens.prompt) + self.has_markers, self.schedule.max_latents(stage)
-        if not self._recurs:
+        if self.passes(stage) == 1:
             context, n_latents = context + n_latents, 0
         return Extent(context, n_latents, written + self.has_markers)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from multicoco.config.section import MethodKeys
-from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, layout
+from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, Supervision, layout
 from multicoco.registry import load
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from multicoco.config import RunConfig
     from multicoco.data.prompt import Asked
     from multicoco.latent.controls import GaussianThoughts
+    from multicoco.latent.objective import Objective
     from multicoco.latent.reasoner import LatentOutput
     from multicoco.latent.thoughts import Projection, ThoughtSource
 
@@ -46,6 +47,7 @@ class Method:
 
     Attributes:
         section, Keys: name and keys of its section of the run config; several methods may share one.
+        own_section, OwnKeys: of a second one, of a method that shares the first.
         has_thoughts: whether the latent tokens must be in the vocabulary.
         asked: what the prompt asks the model for.
         schedule: from epochs to stages.
@@ -53,6 +55,8 @@ class Method:
 
     section: ClassVar[str | None] = None
     Keys: ClassVar[type[MethodKeys] | None] = None
+    own_section: ClassVar[str | None] = None
+    OwnKeys: ClassVar[type[MethodKeys] | None] = None
     has_thoughts: ClassVar[bool] = False
     asked: ClassVar[Asked] = "reasoning"
 
@@ -60,6 +64,12 @@ class Method:
         self.config = config
         self.latent_tokens = latent_tokens
         self.schedule = self._schedule()
+
+    @classmethod
+    def sections(cls) -> dict[str, type[MethodKeys]]:
+        """Its sections of the run config."""
+        both = ((cls.section, cls.Keys), (cls.own_section, cls.OwnKeys))
+        return {name: keys for name, keys in both if name is not None and keys is not None}
 
     def _schedule(self) -> StageSchedule:
         """One stage, 0, for the whole run."""
@@ -100,6 +110,10 @@ class Method:
         """
         raise NotImplementedError
 
+    def supervision(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> Supervision | None:
+        """What its loss asks of a `train_row` beside the labels."""
+        return None
+
     def passes(self, stage: int) -> int:
         """Passes over the language model in a training step: of the stage alone, as ZeRO-3 needs."""
         return 1
@@ -138,8 +152,16 @@ class Method:
         """
         return None
 
+    def objective(self, model: PreTrainedModel) -> Objective | None:
+        """What is minimised, where `supervision` gives more than labels; None: the language model's loss."""
+        return None
+
+    def counts(self, batch: dict[str, Any]) -> list[int]:
+        """Of a collated batch, what the parts of the objective are divided by, once summed over the global batch."""
+        return []
+
     def loss(self, output: LatentOutput) -> Tensor:
-        """What is minimised, from the output of the passes, whose loss is the language model's: a scalar."""
+        """What is minimised, from the output of the passes, whose loss is the objective's: a scalar."""
         assert output.loss is not None  # the engine always passes labels
         return output.loss
 

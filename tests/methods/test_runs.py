@@ -16,6 +16,7 @@ coconut: {enabled: true, c_thought: 2, max_latent_stage: 1, first_stage: 1}
 SHARDED = '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
 METHODS = {
     "projected": ("method=coconut", "coconut.projection=mlp", "coconut.norm=embedding", "coconut.gradient_passes=1"),
+    "c_mtp": ("method=c_mtp", "coconut.projection=linear"),
 }
 PREEMPTED = """
 import os, signal
