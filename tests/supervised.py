@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from multicoco.config import RunConfig
@@ -57,7 +57,8 @@ def make_rows(method: Method, model_name: str, stage: int, filler: int | None = 
 
 def make_reasoner(method: Method, model: PreTrainedModel) -> LatentReasoner:
     thoughts, projection = method.thought_source(), method.projection(model)
-    assert thoughts is not None
+    if thoughts is None:
+        return LatentReasoner(model, None, objective=method.objective(model))
     return LatentReasoner(
         model,
         LATENT,
@@ -100,8 +101,3 @@ def layers_of(model: PreTrainedModel, embeds: Sequence[Tensor]) -> list[Tensor]:
     for hook in hooks:
         hook.remove()
     return [*seen[:-1], last]
-
-
-def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """Copies that take gradients of their own."""
-    return {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}

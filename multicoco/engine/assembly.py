@@ -161,12 +161,13 @@ def _load(config: RunConfig, weights: Weights, n_rows: int | None) -> tuple[Back
 
 def _thinking(config: RunConfig, method: Method, model: PreTrainedModel, latent_token_id: int) -> LatentReasoner:
     """Raises: ValueError, as `LatentReasoner`."""
+    objective = None if config.mode == "eval_only" else method.objective(model)
     thoughts = method.thought_source()
     if thoughts is None:
-        return LatentReasoner(model, None, config.kernel, fixed_thoughts=method.fixed_thoughts(model))
+        fixed = method.fixed_thoughts(model)
+        return LatentReasoner(model, None, config.kernel, fixed_thoughts=fixed, objective=objective)
     if (projection := method.projection(model)) is not None:
         thoughts = Projected(thoughts, projection)
-    objective = None if config.mode == "eval_only" else method.objective(model)
     return LatentReasoner(
         model,
         latent_token_id,

@@ -28,6 +28,10 @@ class Objective(nn.Module):
         """(B,): a column of each row of which the hidden states of every layer are wanted."""
         return None
 
+    def weights_of_others(self) -> dict[nn.Module, nn.Module]:
+        """Its modules that compute with the parameters of others: by the former, the latter. ZeRO-3 must know them."""
+        return {}
+
     def forward(
         self,
         reasoner: LatentReasoner,

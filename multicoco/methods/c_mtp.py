@@ -50,6 +50,7 @@ class CMTP(Coconut):
 
     own_section = "c_mtp"
     OwnKeys: ClassVar[type[MethodKeys]] = CMTPKeys
+    needs_steps = True
 
     def train_counts(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> tuple[int, int]:
         n_replaced, n_latents = super().train_counts(tokens, stage, epoch, example_id)

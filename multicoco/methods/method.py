@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from multicoco.config.section import MethodKeys
 from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, Supervision, layout
@@ -49,6 +49,7 @@ class Method:
         section, Keys: name and keys of its section of the run config; several methods may share one.
         own_section, OwnKeys: of a second one, of a method that shares the first.
         has_thoughts: whether the latent tokens must be in the vocabulary.
+        needs_steps: whether it learns from written steps, so that data without any are refused.
         asked: what the prompt asks the model for.
         schedule: from epochs to stages.
     """
@@ -58,6 +59,7 @@ class Method:
     own_section: ClassVar[str | None] = None
     OwnKeys: ClassVar[type[MethodKeys] | None] = None
     has_thoughts: ClassVar[bool] = False
+    needs_steps: ClassVar[bool] = False
     asked: ClassVar[Asked] = "reasoning"
 
     def __init__(self, config: RunConfig, latent_tokens: LatentTokens | None = None):
@@ -114,6 +116,10 @@ class Method:
         """What its loss asks of a `train_row` beside the labels."""
         return None
 
+    def rows(self, stage: int) -> int:
+        """Rows that an example takes in a training batch: its own, and its donor's or its teacher's."""
+        return 2 if self.borrows and self.passes(stage) > 1 else 1
+
     def passes(self, stage: int) -> int:
         """Passes over the language model in a training step: of the stage alone, as ZeRO-3 needs."""
         return 1
@@ -154,6 +160,11 @@ class Method:
 
     def objective(self, model: PreTrainedModel) -> Objective | None:
         """What is minimised, where `supervision` gives more than labels; None: the language model's loss."""
+        return None
+
+    @property
+    def model_copy(self) -> Literal["trained", "frozen"] | None:
+        """Whether training holds a copy of the language model besides, and whether it is trained."""
         return None
 
     def counts(self, batch: dict[str, Any]) -> list[int]:

@@ -58,7 +58,7 @@ def _workload(method: Method, stage: int, examples: Sequence[ExampleTokens], til
     contexts, thoughts, written = (
         max(part) for part in zip(*(method.extent(tokens, stage) for tokens in examples), strict=True)
     )
-    return Workload(tiles, contexts, thoughts, written, rows=2 if thoughts and method.borrows else 1)
+    return Workload(tiles, contexts, thoughts, written, rows=method.rows(stage))
 
 
 def _measure(config: RunConfig, model: ModelGeometry, tiles: int, method: Method) -> list[ExampleTokens]:

@@ -40,7 +40,7 @@ class TrainingBatches:
             method.asked,
             partial(_train_row, method=method, stage=stage, epoch=epoch),
             draws=f"{config.seed}/{epoch}",
-            arrange_donor=method.donor_row if method.borrows and method.passes(stage) > 1 else None,
+            arrange_donor=method.donor_row if method.borrows and method.rows(stage) > 1 else None,
             supervise=partial(_supervision, method=method, stage=stage, epoch=epoch),
         )
         batches = RankBatches(

@@ -11,7 +11,7 @@ from transformers import set_seed
 from multicoco.config import RunConfig
 from multicoco.data.example import Example
 from multicoco.data.loader import check_donors
-from multicoco.data.sources import require_answers
+from multicoco.data.sources import require_answers, require_steps
 from multicoco.engine.assembly import Assembly, assemble, load_records, prompt_date, weights_of
 from multicoco.engine.checkpoint import Checkpoints
 from multicoco.engine.deepspeed import build_engine, model_shape
@@ -107,6 +107,8 @@ class Trainer:
     def _check_purpose(self, examples: Sequence[Example], assembly: Assembly) -> None:
         """What would make the run pointless, or break it in its middle, is said before it starts."""
         config, limit = self.config, longest_sequence(assembly.backbone.model)
+        if self.method.needs_steps:
+            require_steps(examples, Path(config.data_dir, str(config.train_path)), config.trained_method)
         if self.method.borrows:
             check_donors(len(examples), "train_path")
         if config.save_only_improve and all(is_correct(None, question) is None for question in self.questions):

@@ -30,7 +30,11 @@ coconut_keys = st.fixed_dictionaries(
 )
 
 
-DEMANDS = {"c_mtp": {"thoughts": "hidden", "pad_latent_to_max": False}}  # where any other value is refused
+DEMANDS = {  # where any other value is refused
+    "c_mtp": {"thoughts": "hidden", "pad_latent_to_max": False},
+    "sim_cot": {"thoughts": "hidden"},
+    "codi": {"thoughts": "hidden", "uniform_prob": 0.0},
+}
 
 
 def method(name: str, coconut: dict):

@@ -16,6 +16,8 @@ coconut: {enabled: true, c_thought: 2, max_latent_stage: 1, first_stage: 1}
 SHARDED = '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
 METHODS = {
     "projected": ("method=coconut", "coconut.projection=mlp", "coconut.norm=embedding", "coconut.gradient_passes=1"),
+    "codi": ("method=codi", "coconut.projection=mlp", "codi.distillation_weight=2", "coconut.first_stage=null"),
+    "sim_cot": ("method=sim_cot", "sim_cot.weight=0.5", "activation_checkpointing=true"),
     "c_mtp": ("method=c_mtp", "coconut.projection=linear"),
 }
 PREEMPTED = """
@@ -66,7 +68,7 @@ def test_two_ranks_under_zero3_train_as_one_process_does(home, run_server, whole
     assert losses(home / "runs" / f"{name}_2") == pytest.approx(losses(whole[name]), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["projected"])
+@pytest.mark.parametrize("name", ["projected", "sim_cot"])
 def test_what_is_trained_beside_the_model_goes_on_bit_for_bit_and_is_evaluated(home, run_server, whole, name):
     settings = (*METHODS[name], "batch_size=4", f"name={name}_preempted")
     ended = run_server.run(home / "run.yaml", *settings, patch=PREEMPTED)
@@ -74,8 +76,10 @@ def test_what_is_trained_beside_the_model_goes_on_bit_for_bit_and_is_evaluated(h
     ended = run_server.run(home / "run.yaml", *settings)
     assert ended.codes == [0] and "going on from" in ended.said[0], ended.said
     assert losses(home / "runs" / f"{name}_preempted") == losses(whole[name])
-    evaluation = ("mode=eval_only", f"load_model_path=runs/{name}/checkpoints/epoch_0002", "name=evaluated")
+    weights = f"load_model_path=runs/{name}/checkpoints/epoch_0002"
+    evaluation = ("mode=eval_only", weights, f"name={name}_evaluated")
     ended = run_server.run(home / "run.yaml", *METHODS[name][:1], *evaluation)  # its keys are the checkpoint's
-    assert ended.codes == [0] and 'coconut.projection: "none" -> "mlp"' in ended.said[0], ended.said
-    samples = (home / "runs" / "evaluated" / "samples" / "final_coconut.jsonl").read_text()
-    assert "logprob" in samples and samples == (whole[name] / "samples" / "epoch_0002_coconut.jsonl").read_text()
+    assert ended.codes == [0] and "as the checkpoint was trained" in ended.said[0], ended.said
+    [evaluated] = (home / "runs" / f"{name}_evaluated" / "samples").glob("final_*.jsonl")
+    [trained] = (whole[name] / "samples").glob("epoch_0002_*.jsonl")
+    assert "logprob" in trained.read_text() and evaluated.read_text() == trained.read_text()

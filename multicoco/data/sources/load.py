@@ -120,6 +120,19 @@ def require_answers(examples: Sequence[Example], path: Path) -> None:
         )
 
 
+def require_steps(examples: Sequence[Example], path: Path, method: str) -> None:
+    """Refuses data without any written step, for a method that learns from them.
+
+    Raises:
+        UserError: names the file and the method.
+    """
+    if not any(example.steps for example in examples):
+        raise UserError(
+            f"{path}: none of {len(examples)} records has written steps, from which {method} learns: name a file with "
+            "steps, or another method"
+        )
+
+
 def _parse(record: Any, record_id: str | UserError, sources: dict[str, Source], answer_type: Judge | None) -> Example:
     """One record as an example; UserError with the reason alone where it is bad."""
     if isinstance(record, UserError):
