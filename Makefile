@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check bench lint clean
+.PHONY: demo study test check bench lint clean
 
 $(READY): constraints.txt setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,19 @@ demo: $(READY)
 	$(BIN)/multicoco summarize --out $(DEMO)/summary.json \
 		--vanilla $(DEMO)/vanilla_eval --cot $(DEMO)/cot_eval --coconut $(DEMO)/coconut_eval \
 		--trained $(DEMO)/cot $(DEMO)/coconut $(DEMO)/vanilla
+
+# Do the thoughts reason? Five ways of training, two seeds, questions like those trained on and unlike them.
+STUDY := runs/studies
+SCENES := $(BIN)/multicoco prepare scenes --kinds tile --out $(STUDY)/data
+UNLIKE := --train 0 --test 0 --apart-from $(STUDY)/data/scenes
+
+study: $(READY)
+	$(SCENES)/scenes
+	$(SCENES)/hops_4 --hops 4 $(UNLIKE)
+	$(SCENES)/distractors --distractors 4 $(UNLIKE)
+	test -d $(STUDY)/data/model || \
+		$(BIN)/multicoco prepare model --data $(STUDY)/data/scenes/aokvqa_v1p0_train.json --out $(STUDY)/data/model
+	$(BIN)/multicoco study args/studies/scenes.yaml --launcher "$(LAUNCH:train.py=)"
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -76,6 +76,13 @@ class StageSchedule:
         reachable = self.max_latent_stage if self.uniform_prob > 0 else min(stage, self.max_latent_stage)
         return reachable * self.c_thought
 
+    def step_of(self, thought: int) -> int:
+        """The written step that a thought stands for, both counted from 0: c_thought thoughts for each, in order.
+
+        An example may have fewer steps: thoughts beyond them stand for none.
+        """
+        return thought // self.c_thought
+
 
 @dataclass(frozen=True)
 class LatentTokens:

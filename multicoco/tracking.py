@@ -1,15 +1,17 @@
 """What a run leaves to read: metrics.jsonl, samples, evaluations, its config and environment, W&B, a progress bar.
 
 <run folder>/config.yaml            resolved; an earlier, different one is kept as config.1.yaml, ...
-<run folder>/environment.json       git revision, versions, host, command
+<run folder>/environment.json       git revision, versions, hardware, host, command
 <run folder>/metrics.jsonl          one object a line; a value that is not finite is null
 <run folder>/samples/<name>.jsonl   one generated answer a line
+<run folder>/thoughts/<name>.safetensors  what is in the thoughts of these, if that is asked for
 <run folder>/evaluation/<mode>.json summary of the newest evaluation in a mode
 """
 
 import json
 import logging
 import math
+import os
 import platform
 import shlex
 import subprocess
@@ -38,16 +40,27 @@ _WANDB_SECONDS = 60  # that a run waits, at its start and at its end, for a W&B 
 
 
 def environment() -> dict[str, Any]:
-    """Revision of the source, versions, host and command of this process."""
+    """Revision of the source, versions, hardware, host and command of this process."""
     return {
         "git": _git_revision(Path(__file__)),
         "python": platform.python_version(),
         **{package: _version(package) for package in _PACKAGES},
         "multicoco": __version__,  # known in a checkout that is not installed, too
+        **_hardware(),
         "host": platform.node(),
         "command": shlex.join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _hardware() -> dict[str, Any]:
+    import torch  # who only reads what runs have left needs none
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    found = {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count()}
+    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -57,9 +70,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """As `write_json`, for text."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_json`, for the content of any file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)
 
 
@@ -109,9 +127,11 @@ class Tracker:
     def log_evaluation(
         self, name: str, mode: str, summary: dict[str, Any], samples: list[dict[str, Any]], step: int
     ) -> None:
-        """An evaluation's summary and samples; `name` tells the samples of a run's evaluations apart."""
+        """An evaluation's summary and samples; `name` tells the samples of a run's evaluations apart. Thoughts that
+        belonged to earlier samples of the name are gone."""
         if not self.enabled:
             return
+        self._write("thoughts", lambda: self._thoughts(name, mode).unlink(missing_ok=True))
         lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
         self._write("samples", lambda: write_text(self.run_dir / "samples" / f"{name}_{mode}.jsonl", lines))
         self._write("evaluation", lambda: write_json(self.run_dir / "evaluation" / f"{mode}.json", summary))
@@ -120,6 +140,14 @@ class Tracker:
         self.log({f"eval/{mode}/{key}": value for key, value in numbers.items()}, step)
         accuracy = "unknown" if summary["accuracy"] is None else f"{summary['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
         tqdm.write(f"{name} {mode}: accuracy {accuracy}, n {summary['n']}, {summary['seconds']:.0f} s")
+
+    def log_thoughts(self, name: str, mode: str, content: bytes) -> None:
+        """A file of an evaluation's thoughts, under the name of its samples."""
+        if self.enabled:
+            self._write("thoughts", lambda: write_bytes(self._thoughts(name, mode), content))
+
+    def _thoughts(self, name: str, mode: str) -> Path:
+        return self.run_dir / "thoughts" / f"{name}_{mode}.safetensors"
 
     def progress(self, total: int, description: str) -> "tqdm[NoReturn]":
         """A progress bar with the time left; in a file a line now and then, on other ranks nothing."""

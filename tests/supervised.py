@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens, LatentTokens
 from multicoco.data.collate import Collator, Row
-from multicoco.latent.reasoner import LatentReasoner
+from multicoco.latent.reasoner import LatentOutput, LatentReasoner
 from multicoco.latent.thoughts import Projected
 from multicoco.methods import Method, method_class
 
@@ -70,6 +70,10 @@ def make_reasoner(method: Method, model: PreTrainedModel) -> LatentReasoner:
 
 def training_loss(method: Method, reasoner: LatentReasoner, rows: Sequence[Row], stage: int) -> Tensor:
     """As of an optimizer step over these rows alone."""
+    return training_output(method, reasoner, rows, stage).loss
+
+
+def training_output(method: Method, reasoner: LatentReasoner, rows: Sequence[Row], stage: int) -> LatentOutput:
     batch = Collator(PAD, LATENT, reasoner.family.batch, min_length=method.passes(stage))(rows)
     labelled = int((batch["labels"][:, 1:] != -100).sum())
     return reasoner(
@@ -78,7 +82,7 @@ def training_loss(method: Method, reasoner: LatentReasoner, rows: Sequence[Row],
         n_passes=method.passes(stage),
         loss_divisor=labelled,
         supervision=batch["supervision"] | {"divisors": torch.tensor(method.counts(batch)).clamp(min=1)},
-    ).loss
+    )
 
 
 def embedded(model: PreTrainedModel, ids: Sequence[int], inputs: dict[str, Tensor]) -> list[Tensor]:

@@ -23,6 +23,14 @@ stages = st.integers(0, 7)
 
 
 @given(schedule=schedules, stage=stages, n_steps=n_steps_range)
+def test_each_step_is_stood_for_by_c_thought_thoughts_in_its_order(schedule, stage, n_steps):
+    _, latents = schedule.train_counts(stage, n_steps)
+    steps = [schedule.step_of(thought) for thought in range(latents)]
+    assert steps == sorted(steps)
+    assert Counter(steps) == {step: schedule.c_thought for step in range(latents // schedule.c_thought)}
+
+
+@given(schedule=schedules, stage=stages, n_steps=n_steps_range)
 def test_counts_of_a_stage(schedule, stage, n_steps):
     replaced, latents = schedule.train_counts(stage, n_steps)
     assert latents <= schedule.max_latents(stage) <= schedule.max_latent_stage * schedule.c_thought

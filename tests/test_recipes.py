@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 from homes import REPO
-from transformers import LlamaConfig
+from transformers import GPT2Config, LlamaConfig
 
 from multicoco.cli import main
 from multicoco.config import load_config
 from multicoco.methods import method_class
+from multicoco.study.spec import load_study
 
 RECIPES = sorted(
     path for path in (REPO / "args").rglob("*.yaml") if path.name != "base.yaml" and "studies" not in path.parts
@@ -54,10 +55,30 @@ def test_the_papers_course(name, stages, latents):
     assert config.lr == (1e-5 if "llama" in name else 1e-4)
 
 
-def test_llama_fits_four_gpus(tmp_path, capsys):
+@pytest.mark.parametrize("file", sorted((REPO / "args" / "studies").glob("*[!nt].yaml")), ids=lambda path: path.stem)
+def test_arms_of_a_study_train_for_as_long_from_the_same_weights(file):
+    study = load_study(file)
+    chains = {arm: [study.training_config(link) for link in study.chain(arm)] for arm in study.spec.arms}
+    steps = {arm: sum(config.num_epochs for config in chain) for arm, chain in chains.items() if arm != "start"}
+    assert set(steps.values()) == {6}
+    assert {(chain[-1].model_id, chain[-1].load_model_path) for chain in chains.values()} == {
+        ("runs/studies/data/model", None)
+    }
+    assert {study.spec.role(arm) for arm in steps} >= {"hidden", "cot", "direct", "no_thoughts", "pause"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model", "parameters"),
+    [
+        ("gsm8k_llama_coconut", LLAMA_1B, "1.24 billion"),
+        ("gsm8k_coconut", GPT2Config(), "0.12 billion"),
+        ("prosqa_coconut", GPT2Config(), "0.12 billion"),
+    ],
+)
+def test_the_papers_models_fit_four_gpus(tmp_path, capsys, recipe, model, parameters):
     """Planned from the model's config.json alone."""
-    LLAMA_1B.save_pretrained(tmp_path)
-    recipe = str(REPO / "args" / "gsm8k_llama_coconut.yaml")
-    assert main(["plan", recipe, "--gpus", "4", "--set", f"model_id={tmp_path}"]) == 0
+    model.save_pretrained(tmp_path)
+    file = str(REPO / "args" / f"{recipe}.yaml")
+    assert main(["plan", file, "--gpus", "4", "--set", f"model_id={tmp_path}"]) == 0
     printed = capsys.readouterr().out
-    assert "1.24 billion" in printed and "Chosen, as the fastest that fits" in printed
+    assert parameters in printed and "Chosen, as the fastest that fits" in printed

@@ -61,6 +61,19 @@ def test_an_evaluation_leaves_summary_samples_and_metrics(tmp_path):
     assert line["eval/cot/accuracy"] == 0.5 and line["step"] == 7
 
 
+def test_thoughts_are_whole_and_belong_to_the_samples_of_their_name(tmp_path, monkeypatch, caplog):
+    tracker, path = Tracker(tmp_path, run_config()), tmp_path / "thoughts" / "final_cot.safetensors"
+    tracker.log_evaluation("final", "cot", SUMMARY, [], step=1)
+    tracker.log_thoughts("final", "cot", b"seen")
+    assert path.read_bytes() == b"seen" and [*path.parent.iterdir()] == [path]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        tracker.log_thoughts("final", "cot", b"half of")
+    assert path.read_bytes() == b"seen" and "thoughts of" in caplog.text and "No space left" in caplog.text
+    tracker.log_evaluation("final", "cot", SUMMARY, [], step=2)
+    assert not path.exists()
+
+
 def test_environment_names_versions_and_revision(tmp_path):
     Tracker(tmp_path, run_config())
     saved = json.loads((tmp_path / "environment.json").read_text())
@@ -69,7 +82,7 @@ def test_environment_names_versions_and_revision(tmp_path):
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert (saved["git"] or {}).get("commit", "") == head.stdout.strip()
     assert saved["multicoco"] == multicoco.__version__
-    assert environment()["command"]
+    assert environment()["command"] and saved["cpu"] and saved["cores"] == os.cpu_count()
 
 
 def test_the_revision_is_that_of_the_source_and_tells_changes(tmp_path, monkeypatch):
@@ -102,6 +115,7 @@ def test_other_ranks_write_nothing(tmp_path):
     tracker = Tracker(tmp_path / "run", run_config(wandb=Wandb(mode="online")), enabled=False)
     tracker.log({"a": 1}, step=1)
     tracker.log_evaluation("e", "cot", SUMMARY, [], step=1)
+    tracker.log_thoughts("e", "cot", b"seen")
     with tracker.progress(3, "x") as progress:
         progress.update()
     tracker.close()

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from homes import make_home
@@ -24,6 +25,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2Config
 from multicoco.engine.deepspeed import free_port
 from multicoco.engine.manifest import damage
 from multicoco.engine.trainer_state import read_state
+from multicoco.evaluation.thoughts import Thoughts, read_thoughts
 from multicoco.models.tiny import build_tokenizer
 
 REPO = Path(__file__).parents[1]
@@ -97,6 +99,16 @@ def assert_same_samples(found: list[dict], expected: list[dict]) -> None:
         assert a["choice_logprobs"] == pytest.approx(b["choice_logprobs"], rel=1e-4)
 
 
+def assert_same_thoughts(found: Thoughts, expected: Thoughts) -> None:
+    """Up to the last digits, which depend on the size of the batch."""
+    assert (found.questions, found.words) == (expected.questions, expected.words)
+    assert found.embedding.mean == pytest.approx(expected.embedding.mean)
+    for name in ("first", "step", "gold_first", "gold_ids", "n", "top_ids", "gold_ranks"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+    for name in ("norm", "top_probabilities", "cosines", "effective_rank", "mean_similarity"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-5, err_msg=name)
+
+
 def summary(run: Path, mode: str) -> dict:
     return json.loads((run / "evaluation" / f"{mode}.json").read_text())
 
@@ -137,6 +149,7 @@ def cot_run(home) -> Path:
 
 
 INTERVENTIONS = "eval_config.interventions=[mean, only(2, noise), mask, extend(5), other_input(blank)]"
+THOUGHTS = "eval_config.thoughts=true"
 INTERVENED = ["coconut.mean", "coconut.only-2-noise", "coconut.mask", "coconut.extend-5", "coconut.other_input-blank"]
 
 
@@ -144,7 +157,7 @@ INTERVENED = ["coconut.mean", "coconut.only-2-noise", "coconut.mask", "coconut.e
 def coconut_run(home, cot_run) -> Path:
     """From it, Coconut over its stages, on two ranks with ZeRO-3, accumulation and checkpointing."""
     weights = f"load_model_path={cot_run}"
-    launch(home, *COCONUT, *zero3(), "name=coconut", weights, INTERVENTIONS, launcher="deepspeed")
+    launch(home, *COCONUT, *zero3(), "name=coconut", weights, INTERVENTIONS, THOUGHTS, launcher="deepspeed")
     return home / "runs" / "coconut"
 
 
@@ -221,6 +234,8 @@ class TestCoconut:
         rates = metrics(coconut_run, "train/lr")
         assert rates[steps : 2 * steps] == rates[2 * steps :] == pytest.approx([rate / 2 for rate in rates[:steps]])
         assert rates[0] > rates[steps - 1]
+        for key in ("thoughts/norm", "thoughts/effective_rank"):
+            assert len(metrics(coconut_run, key)) == 3 * steps and min(metrics(coconut_run, key)) > 0
 
     def test_a_stage_goes_on_as_a_new_optimizer_on_its_weights_would(self, home, train, coconut_run):
         """A second run starts at stage 2 from the first one's weights, so its AdamW is new by construction."""
@@ -247,7 +262,12 @@ class TestCoconut:
         found = {}
         for ranks, batch in ((1, 11), (2, 2)):
             weights = f"load_model_path={coconut_run}/checkpoints/epoch_0003"
-            modes = ("eval_config={vanilla: true, cot: true, coconut: true}", INTERVENTIONS, "coconut.enabled=true")
+            modes = (
+                "eval_config={vanilla: true, cot: true, coconut: true}",
+                INTERVENTIONS,
+                "coconut.enabled=true",
+                THOUGHTS,
+            )
             said = train(
                 f"name=eval_{ranks}", "mode=eval_only", *modes, weights, f"eval_batch_size={batch}", ranks=ranks
             ).said
@@ -262,6 +282,12 @@ class TestCoconut:
         # and as the training run saw it, under ZeRO-3
         for mode in ("coconut", *INTERVENED):
             assert_same_samples(samples(coconut_run, f"epoch_0003_{mode}"), found[1][mode])
+            alone = read_thoughts(home / "runs" / "eval_1" / "thoughts" / f"final_{mode}.safetensors")
+            assert_same_thoughts(
+                read_thoughts(home / "runs" / "eval_2" / "thoughts" / f"final_{mode}.safetensors"), alone
+            )
+            assert_same_thoughts(read_thoughts(coconut_run / "thoughts" / f"epoch_0003_{mode}.safetensors"), alone)
+            assert [*alone.questions] == [sample["id"] for sample in found[1][mode]]
         assert summary(coconut_run, "coconut.extend-5")["mean_latent_passes"] == 5
 
     def test_latent_tokens_can_be_counted_by_hand(self, home, train, coconut_run):

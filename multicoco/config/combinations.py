@@ -59,6 +59,8 @@ def pointless(config: RunConfig) -> Iterator[str]:
             yield f"eval_config.{name} is true but val_path is null: set it to false, or name the records to evaluate"
         if config.eval_config.interventions:
             yield "eval_config.interventions are set but val_path is null: leave them out, or name the records"
+        if config.eval_config.thoughts:
+            yield "eval_config.thoughts is true but val_path is null: set it to false, or name the records to evaluate"
     if training and config.lora.rank is None and config.lora != type(config.lora)():
         yield "lora.rank is null, so all other keys of lora do nothing: set the rank, or leave them out"
     if training and all(config.freeze.model_dump().values()):

@@ -113,6 +113,12 @@ class EvalConfig(Section):
     answer_by: Literal["generation", "likelihood"] = Field(
         "generation", description="the answer is read out of generated text, or is the likeliest choice"
     )
+    thoughts: bool = Field(
+        False,
+        description="also write what is in the thoughts: norms, the words that the head reads in them, cosines, and "
+        "how much they differ between questions (docs/lens.md)",
+    )
+    thoughts_top_k: PositiveInt = Field(10, description="words written for each thought")
 
     @property
     def measures_likelihoods(self) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import resource
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from multicoco.config import RunConfig
 from multicoco.engine.builds import prepare_builds
 from multicoco.engine.ds_config import ModelShape
 from multicoco.engine.optimizer import build_optimizer, reset_optimizer_state
+from multicoco.engine.ranks import gather
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.checkpointing import checkpoint_activations
@@ -158,6 +160,16 @@ def forget_trace(engine: DeepSpeedEngine) -> None:
 
 def device() -> torch.device:
     return torch.device(get_accelerator().current_device_name())
+
+
+def peak_memory() -> int:
+    """Bytes, of the rank that has taken the most since it started: allocated on an accelerator, resident on CPUs.
+    Collective."""
+    if device().type == "cpu":
+        here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    else:
+        here = get_accelerator().max_memory_allocated()
+    return max(gather(here))
 
 
 def whole_state_dict(model: nn.Module) -> dict[str, torch.Tensor] | None:

@@ -28,6 +28,8 @@ class TrainerState:
         prompt_date: what a chat template that writes the date was given.
         versions: of the software that wrote it.
         evaluated: whether there was an evaluation after its last epoch.
+        tokens, passes, peak_memory: what the run has cost so far: tokens trained on, of all ranks; forward passes of
+            the language model, on each rank; bytes of the rank that has taken the most.
     """
 
     epoch: int
@@ -45,6 +47,9 @@ class TrainerState:
     prompt_date: str | None = None
     versions: dict[str, Any] = field(default_factory=dict)
     evaluated: bool = False
+    tokens: int = 0
+    passes: int = 0
+    peak_memory: int = 0
 
     @property
     def name(self) -> str:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from multicoco.engine.assembly import Assembly
 from multicoco.engine.ranks import gather, rank, world_size
 from multicoco.evaluation.answers import extract_answer, is_correct
 from multicoco.evaluation.interventions import thinks_itself
+from multicoco.evaluation.lens import Lens, Seen
 from multicoco.evaluation.likelihood import Likelihoods, likeliest, sample_fields
 from multicoco.interventions import Intervention, resize_thoughts
 from multicoco.latent.generate import Passes, generate_after
@@ -69,6 +71,20 @@ class Asking:
         return ids, ids
 
 
+class Answers(NamedTuple):
+    """To all questions, or to those of a rank.
+
+    Attributes:
+        samples: by the question's place among the examples.
+        thoughts: (K, D) likewise, of an asking without intervention if there are to be some.
+        seen: what was seen in them likewise, if that is asked for and there are any.
+    """
+
+    samples: dict[int, Sample]
+    thoughts: dict[int, Tensor]
+    seen: dict[int, Seen]
+
+
 class Respondent:
     """The model, answering.
 
@@ -95,23 +111,18 @@ class Respondent:
         self.sharded_weights = sharded_weights
         self.between_batches = between_batches
 
-    def ask(self, asking: Asking) -> tuple[list[Sample], dict[int, Tensor]]:
-        """All samples in the order of the examples and, of an asking without intervention if there are to be some, all
-        thoughts: (K, D) by the example's place. The same on all ranks. Collective."""
+    def ask(self, asking: Asking) -> Answers:
+        """Of all questions, in their order; the same on all ranks. Collective."""
         was_training = self.reasoner.training
         self.reasoner.eval()
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(self.config.seed + rank())
             own = self._answer(asking)
         self.reasoner.train(was_training)
-        samples: dict[int, Sample] = {}
-        thoughts: dict[int, Tensor] = {}
-        for samples_of_rank, thoughts_of_rank in gather(own):
-            samples |= samples_of_rank
-            thoughts |= thoughts_of_rank
-        return [samples[place] for place in sorted(samples)], thoughts
+        of_all_ranks = zip(*gather(own), strict=True)
+        return Answers(*(dict(sorted(chain.from_iterable(part.items() for part in of))) for of in of_all_ranks))
 
-    def _answer(self, asking: Asking) -> tuple[dict[int, Sample], dict[int, Tensor]]:
+    def _answer(self, asking: Asking) -> Answers:
         """This rank's share."""
         method, evaluated = asking.method, self.config.eval_config
         borrows = method.borrows and asking.passes > 1
@@ -131,8 +142,8 @@ class Respondent:
         if evaluated.measures_likelihoods:
             likelihoods = Likelihoods(self.reasoner, self.encoder, method.asked, self.examples)
         records = bool(evaluated.interventions) and thinks_itself(method) and asking.intervention is None
-        samples: dict[int, Sample] = {}
-        thoughts: dict[int, Tensor] = {}
+        lens = self._lens(asking)
+        answers = Answers({}, {}, {})
         with self.tracker.progress(len(batches), f"evaluating {asking.name}") as progress:
             for batch in make_loader(dataset, batches, collator, self.config.num_workers):
                 self.between_batches()
@@ -148,7 +159,10 @@ class Respondent:
                 counted = [row for row, counts in enumerate(batch["counted"]) if counts]
                 if records:
                     recorded = recorder.rows(len(places))
-                    thoughts |= {places[row]: recorded[row] for row in counted}
+                    answers.thoughts.update((places[row], recorded[row]) for row in counted)
+                if lens:
+                    seen = lens.look(places, batch["input_ids"], passes.embeds)
+                    answers.seen.update((places[row], seen[row]) for row in counted)
                 if not asking.thinks_only:
                     examples = [self.examples[place] for place in places]
                     measured = likelihoods.measure(passes, examples) if likelihoods else None
@@ -161,9 +175,17 @@ class Respondent:
                             "latent_tokens": prompt.count(method.latent_tokens.latent) if method.latent_tokens else 0,
                             "latent_passes": 0 if latent is None else prompt.count(latent),  # a pass of its own each
                         }
-                        samples[places[row]] = _sample(examples[row], said, cost, logprobs)
+                        answers.samples[places[row]] = _sample(examples[row], said, cost, logprobs)
                 progress.update()
-        return samples, thoughts
+        return answers
+
+    def _lens(self, asking: Asking) -> Lens | None:
+        """None also where no question has a thought."""
+        if not self.config.eval_config.thoughts or asking.thinks_only or asking.method.latent_tokens is None:
+            return None
+        top_k = self.config.eval_config.thoughts_top_k
+        lens = Lens(self.reasoner.model, self.encoder, asking.method, asking.row, self.examples, top_k)
+        return lens if lens.most else None
 
     def _generate(self, passes: Passes) -> list[list[int]]:
         """By the config's `generation`, whatever the model was published with."""

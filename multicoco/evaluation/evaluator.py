@@ -15,8 +15,9 @@ from multicoco.data.example import Example
 from multicoco.data.loader import check_donors
 from multicoco.engine.assembly import Assembly
 from multicoco.engine.ranks import rank
-from multicoco.evaluation.asking import Asking, Respondent, Sample
+from multicoco.evaluation.asking import Answers, Asking, Respondent, Sample
 from multicoco.evaluation.interventions import Interventions, Material, compare, donor_fields, thinks_itself
+from multicoco.evaluation.lens import collect, embedding_scale
 from multicoco.evaluation.likelihood import summarize_likelihoods
 from multicoco.evaluation.metrics import summarize
 from multicoco.interventions import Intervention
@@ -47,7 +48,7 @@ class Evaluator:
     ):
         self.config = config
         self.backbone, self.encoder = assembly.backbone, assembly.encoder
-        self.decoder = assembly.reasoner.decoder
+        self.model, self.decoder = assembly.reasoner.model, assembly.reasoner.decoder
         self.examples = examples
         self.tracker = tracker
         self.respondent = Respondent(config, assembly, examples, tracker, sharded_weights, between_batches)
@@ -81,21 +82,22 @@ class Evaluator:
         Returns: the accuracy of the trained method, or else of the first one: what checkpoints are ranked by.
         """
         accuracies: dict[str, float | None] = {}
+        if self.config.eval_config.thoughts:
+            self.embedding = embedding_scale(self.model, self.backbone.tokenizer)
         for mode, method in self.methods.items():
             asking = Asking(mode, method, stage, self.examples)
             started = time.time()
-            samples, thoughts = self.respondent.ask(asking)
-            accuracies[mode] = self._log(name, asking, samples, {}, started, step)
+            answers = self.respondent.ask(asking)
+            accuracies[mode] = self._log(name, asking, answers, {}, started, step)
             if thinks_itself(method) and self.config.eval_config.interventions:
                 plan = Interventions(self.config, method, stage, self.examples, self.encoder)
                 if plan.most:  # a stage may be without thoughts still
-                    self._intervene(
-                        name, asking, samples, Material(plan, thoughts, self.decoder.config.hidden_size), step
-                    )
+                    material = Material(plan, answers.thoughts, self.decoder.config.hidden_size)
+                    self._intervene(name, asking, answers.samples, material, step)
         return accuracies.get(self.config.trained_method, next(iter(accuracies.values())))
 
     def _intervene(
-        self, name: str, untouched: Asking, untouched_samples: Sequence[Sample], material: Material, step: int
+        self, name: str, untouched: Asking, untouched_samples: Mapping[int, Sample], material: Material, step: int
     ) -> None:
         """All questions again under each intervention."""
         plan = material.plan
@@ -107,16 +109,17 @@ class Evaluator:
                 questions = plan.questions(fed.variant)
             if fed.kind == "other_input" and fed.variant != "reverse":
                 thinking = replace(untouched, questions=questions, thinks_only=True)
-                from_other_input, questions = self.respondent.ask(thinking)[1], self.examples
+                from_other_input, questions = self.respondent.ask(thinking).thoughts, self.examples
             intervened = partial(self._intervened, intervention, material, from_other_input)
             asking = replace(untouched, questions=questions, intervention=intervention, intervened=intervened)
-            samples, _ = self.respondent.ask(asking)
+            answers = self.respondent.ask(asking)
+            samples = [*answers.samples.values()]
             if fed.kind == "transplant":
                 for sample, example, donor in zip(samples, self.examples, plan.donors, strict=True):
                     if donor is not None:
                         sample |= donor_fields(example, self.examples[donor], sample["extracted"])
-            found = {"intervention": str(intervention), **compare(samples, untouched_samples)}
-            self._log(name, asking, samples, found, started, step)
+            found = {"intervention": str(intervention), **compare(samples, [*untouched_samples.values()])}
+            self._log(name, asking, answers, found, started, step)
 
     def _intervened(
         self,
@@ -135,19 +138,35 @@ class Evaluator:
         self,
         name: str,
         asking: Asking,
-        samples: list[Sample],
+        answers: Answers,
         found: dict[str, Any],
         started: float,
         step: int,
     ) -> float | None:
         """Returns the accuracy."""
+        samples = [*answers.samples.values()]
         summary = {"mode": asking.mode, "stage": asking.stage, **self.about, **summarize(samples)}
         if self.config.eval_config.measures_likelihoods:
             summary |= summarize_likelihoods(samples)
         summary |= {**found, "seconds": time.time() - started}
         self.tracker.log_evaluation(name, asking.name, summary, samples, step)
+        if answers.seen and rank() == 0:
+            self._log_thoughts(name, asking, answers)
         accuracy: float | None = summary["accuracy"]
         return accuracy
+
+    def _log_thoughts(self, name: str, asking: Asking, answers: Answers) -> None:
+        """What was seen in them; on rank 0."""
+        about = {
+            "mode": asking.mode,
+            "stage": asking.stage,
+            "intervention": None if asking.intervention is None else str(asking.intervention),
+            "c_thought": asking.method.schedule.c_thought,
+            **self.about,
+        }
+        seen, tokenizer = [*answers.seen.values()], self.backbone.tokenizer
+        thoughts = collect(seen, self.examples, asking.method, self.embedding, tokenizer, about)
+        self.tracker.log_thoughts(name, asking.name, thoughts.to_bytes())
 
 
 def evaluation_methods(config: RunConfig, latent_tokens: LatentTokens | None) -> dict[str, Method]:

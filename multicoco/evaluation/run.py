@@ -1,5 +1,7 @@
 """A run that only evaluates (`mode: eval_only`)."""
 
+from functools import partial
+
 from transformers import set_seed
 
 from multicoco.config import RunConfig
@@ -11,6 +13,7 @@ from multicoco.engine.resume import config_changes, lock_run_folder
 from multicoco.engine.weights import Weights
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
 from multicoco.evaluation.interventions import check_interventions, extended_to
+from multicoco.evaluation.lens import check_lens
 from multicoco.latent.kinds import longest_sequence
 from multicoco.methods import evaluated_methods, method_class, thinking_method
 from multicoco.registry import names
@@ -36,7 +39,8 @@ class EvaluationRun:
             print("as the checkpoint was trained:", *changes, sep="\n  ", flush=True)
         assembly = assemble(config, weights, prompt_date(config, weights.state), questions)
         methods = evaluation_methods(config, assembly.backbone.latent_tokens)
-        agree(lambda: check_interventions(config, methods, self.stage, questions, assembly.encoder), only_rank_0=True)
+        for check in (check_interventions, check_lens):
+            agree(partial(check, config, methods, self.stage, questions, assembly.encoder), only_rank_0=True)
         if (limit := longest_sequence(assembly.backbone.model)) is not None:
             room = (config.generation.max_new_tokens, extended_to(config))
             agree(

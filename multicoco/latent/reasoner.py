@@ -288,6 +288,8 @@ class LatentReasoner(nn.Module):
                 if tapped is not None:
                     layers = tap(layers, out.hidden_states[1:], tapped - start)
         stacked = torch.stack(thoughts, dim=1) if thoughts else embeds[:, :0]
+        if given is not None:
+            stacked = embeds.masked_fill(~known[..., None], 0)[:, known.any(0)]
         visible = attention_mask.masked_fill(is_latent, 0) if intervened.hides else attention_mask
         return Passes(torch.cat(hidden, dim=1), torch.cat(fed, dim=1), stacked, cache, visible, position_ids, layers)
 

@@ -86,15 +86,11 @@ class ModelGeometry:
         self.trace = Tracer(config, dtype, freezing)
         model = meta_model(config, dtype, freezing)
         decoder = model.get_decoder()
-        if not hasattr(decoder, "layers"):
-            raise UserError(
-                f"a {config.model_type} model cannot be planned for: its decoder names its layers otherwise"
-            )
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         self.is_tied = head.weight is embedding.weight
         self.embedding = _part(embedding)
         self.head = Part(0, 0, 0) if self.is_tied else _part(head)
-        self.decoder_layer = _part(decoder.layers[0], len(decoder.layers))
+        self.decoder_layer = _part(self._layers(decoder)[0], self.text.num_hidden_layers)
         family = family_of(config)
         self.tile = family.tile
         self.vision_layer = self.projector = Part(0, 0, 0, 0)
@@ -109,6 +105,17 @@ class ModelGeometry:
             self.parameters += copied
             self.trainable += copied if copy == "trained" else 0
 
+    def _layers(self, decoder: nn.Module) -> nn.ModuleList:
+        """Whatever they are called: `layers`, or `h` in GPT-2."""
+        n_layers = self.text.num_hidden_layers
+        lists = [part for part in decoder.children() if isinstance(part, nn.ModuleList) and len(part) == n_layers]
+        if len(lists) != 1:
+            raise UserError(
+                f"a {self.config.model_type} model cannot be planned for: its decoder has {len(lists)} lists of "
+                f"{n_layers} layers, where one is expected"
+            )
+        return lists[0]
+
     @property
     def width(self) -> int:
         """Bytes of a parameter."""
@@ -118,7 +125,8 @@ class ModelGeometry:
     def cache_numbers(self) -> int:
         """Numbers in the keys, or the values, of one column of all layers."""
         head_dim = getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads
-        numbers: int = self.decoder_layer.copies * self.text.num_key_value_heads * head_dim
+        heads = getattr(self.text, "num_key_value_heads", None) or self.text.num_attention_heads
+        numbers: int = self.decoder_layer.copies * heads * head_dim
         return numbers
 
     @property

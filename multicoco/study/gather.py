@@ -1,6 +1,7 @@
 """What the runs of a study that are done have left: their answers, side by side, and what they were trained on."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,20 +14,28 @@ from multicoco.study.samples import Evaluation, read_evaluations, shared_questio
 from multicoco.study.schema import UNTOUCHED, RunResult
 from multicoco.study.spec import Job, Study
 
+_OF_ONE_START = ("host", "command", "started")  # of what a run notes of its environment
+
 
 @dataclass(frozen=True)
 class Trained:
     """What must be the same for two arms of a seed to be compared.
 
     Attributes:
-        steps: optimizer steps, with those of the arms it started from.
+        steps, tokens, passes: of its training, with those of the arms it started from.
+        peak_memory: bytes, of this arm alone.
         data: SHA-256 of all training files.
         weights: what the first of these arms started from.
+        environment: revision, versions and hardware of this arm's training.
     """
 
     steps: int
+    tokens: int
+    passes: int
+    peak_memory: int
     data: frozenset[str]
     weights: str
+    environment: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -97,8 +106,12 @@ def _trained(study: Study, arm: str, seed: int) -> Trained:
     first = study.training_config(study.chain(arm)[-1])
     return Trained(
         sum(state.step for state in states),
+        sum(state.tokens for state in states),
+        sum(state.passes for state in states),
+        states[0].peak_memory,
         frozenset(state.data.get("train_path", "unknown") for state in states),
         first.load_model_path or first.model_id,
+        {key: value for key, value in states[0].versions.items() if key not in _OF_ONE_START},
     )
 
 
@@ -109,7 +122,7 @@ def _run_result(study: Study, job: Job, name: str, evaluation: Evaluation, train
         "seed": job.seed,
         "test": job.test,
         "intervention": name,
-        "steps": trained.steps,
+        **{key: getattr(trained, key) for key in ("steps", "tokens", "passes", "peak_memory")},
         "train_seconds": seconds(study.training_folder(job.arm, job.seed)),
         "evaluation_seconds": summary.get("seconds"),
     }

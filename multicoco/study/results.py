@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -57,6 +57,7 @@ def write_results(study: Study) -> StudyResult:
         file=str(study.file),
         arms=list(study.spec.arms),
         spec=study.spec.model_dump(mode="json"),
+        environments=_environments(found),
         runs=found.runs,
         pairs=pairs,
         refused=notes,
@@ -65,6 +66,15 @@ def write_results(study: Study) -> StudyResult:
     )
     write_json(study.folder / "study.json", result.model_dump(mode="json"))
     return result
+
+
+def _environments(found: Gathered) -> list[dict[str, Any]]:
+    """Each once."""
+    different: list[dict[str, Any]] = []
+    for trained in found.trained.values():
+        if trained.environment not in different:
+            different.append(trained.environment)
+    return different
 
 
 def _differences(study: Study, found: Gathered, first: str, second: str) -> dict[Part, str]:

@@ -23,6 +23,9 @@ class RunResult(Section):
     mean_new_tokens: float | None
     mean_latent_passes: float | None
     steps: int = Field(description="optimizer steps, with those of the arms it started from")
+    tokens: int = Field(description="trained on, all ranks, with those of the arms it started from")
+    passes: int = Field(description="of the language model in training, forward, on each rank, with theirs")
+    peak_memory: int = Field(description="bytes of the rank that took the most, in training this arm")
     train_seconds: float = Field(description="of this arm alone, start and evaluations included")
     evaluation_seconds: float
 
@@ -52,6 +55,7 @@ class StudyResult(Section):
     file: str = Field(description="the study's YAML")
     arms: list[str]
     spec: dict[str, Any] = Field(description="its content, defaults filled in")
+    environments: list[dict[str, Any]] = Field(description="versions and hardware, of every training that had its own")
     runs: list[RunResult]
     pairs: list[PairResult]
     refused: list[str] = Field(description="what was not compared, or not read by the rule, and why")

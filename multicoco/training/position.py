@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 
 @dataclass
 class Position:
@@ -14,6 +16,9 @@ class Position:
         stage: the one trained last; None before the first.
         best_accuracy: of this stage's evaluations so far; those of other stages do not compare.
         evaluated: whether the evaluation after the last finished epoch has been, if one is due.
+        tokens: trained on so far, of all ranks and without padding; on the device between two saves.
+        passes: of the language model so far, forward, on each rank.
+        peak_memory: bytes, of the rank that has taken the most, in earlier starts.
     """
 
     epoch: int = 0
@@ -22,6 +27,9 @@ class Position:
     stage: int | None = None
     best_accuracy: float | None = None
     evaluated: bool = True
+    tokens: int | Tensor = 0
+    passes: int = 0
+    peak_memory: int = 0
 
     def note_accuracy(self, accuracy: float | None) -> bool:
         """Of an evaluation; whether it is the best of the stage so far."""

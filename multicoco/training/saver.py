@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from multicoco.config import RunConfig
 from multicoco.engine.checkpoint import Checkpoints
+from multicoco.engine.deepspeed import peak_memory
 from multicoco.engine.ranks import rank
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.errors import UserError
@@ -57,6 +58,7 @@ class Saver:
             UserError: this one or the one before could not be written, and `on_save_error` is to stop.
         """
         self.finish()
+        self.at.peak_memory = max(self.at.peak_memory, peak_memory())
         state = self._state()
         self._started = monotonic()
         with self._errors():
@@ -105,6 +107,9 @@ class Saver:
             step=at.step,
             epoch_step=at.epoch_step,
             best_accuracy=at.best_accuracy,
+            tokens=int(at.tokens),
+            passes=at.passes,
+            peak_memory=at.peak_memory,
         )
 
     @contextmanager

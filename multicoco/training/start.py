@@ -107,6 +107,14 @@ class Start:
         agree(lambda: self.checkpoints.load(engine, path, state))
         is_evaluated = state.evaluated or state.accuracy is not None or state.epoch_step > 0
         position = Position(
-            state.epoch, state.epoch_step, state.step, state.stage, state.best_accuracy, evaluated=is_evaluated
+            epoch=state.epoch,
+            epoch_step=state.epoch_step,
+            step=state.step,
+            stage=state.stage,
+            best_accuracy=state.best_accuracy,
+            evaluated=is_evaluated,
+            tokens=state.tokens,
+            passes=state.passes,
+            peak_memory=state.peak_memory,
         )
         return position, state.wandb_id

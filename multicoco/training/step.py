@@ -1,6 +1,6 @@
 """One optimizer step."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,15 +12,26 @@ from multicoco.engine.ranks import world_size
 from multicoco.methods import Method
 
 
+class Stepped(NamedTuple):
+    """What a step leaves to look at.
+
+    Attributes:
+        losses: (micro-batches,) this rank's shares of the mean loss; those of all ranks add up to it.
+        counts: (2,) of labelled and of all tokens, over all ranks.
+        thoughts: (B, C, D) what was fed to the C latent columns of each micro-batch.
+    """
+
+    losses: Tensor
+    counts: Tensor
+    thoughts: list[Tensor]
+
+
 def train_step(
     engine: DeepSpeedEngine, method: Method, micro_batches: list[dict[str, Any]], n_passes: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+) -> Stepped:
     """One optimizer step. The loss is the mean over the labelled tokens of the global batch, however it is cut up.
 
     What else a method's loss is divided by (`Method.counts`) is summed over the global batch as well.
-
-    Returns: this rank's shares of that mean, one per micro-batch (those of all ranks add up to it), and the global
-    counts of labelled and of all tokens.
     """
     labelled = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in micro_batches)
     total = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
@@ -29,14 +40,16 @@ def train_step(
     dist.all_reduce(counts)
     # DeepSpeed divides by the ranks and by the accumulation steps, whatever each of them holds
     pieces = world_size() * len(micro_batches)
-    shares = []
+    shares, thoughts = [], []
     for batch in micro_batches:
         tensors = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")} | batch["inputs"]
         inputs: dict[str, Any] = {key: tensor.to(device, non_blocking=True) for key, tensor in tensors.items()}
         if supervision := {key: tensor.to(device, non_blocking=True) for key, tensor in batch["supervision"].items()}:
             inputs["supervision"] = supervision | {"divisors": counts[2:].clamp(min=1) / pieces}
-        loss = method.loss(engine(**inputs, n_passes=n_passes, loss_divisor=counts[0] / pieces, seeds=batch["seeds"]))
+        output = engine(**inputs, n_passes=n_passes, loss_divisor=counts[0] / pieces, seeds=batch["seeds"])
+        loss = method.loss(output)
         engine.backward(loss)
         engine.step()
         shares.append(loss.detach() / pieces)
-    return torch.stack(shares), counts
+        thoughts.append(output.thoughts.detach().clone())  # where there are none, no view of all embeddings
+    return Stepped(torch.stack(shares), counts[:2], thoughts)

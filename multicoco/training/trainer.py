@@ -27,6 +27,7 @@ from multicoco.errors import UserError
 from multicoco.evaluation.answers import is_correct
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
 from multicoco.evaluation.interventions import check_interventions, extended_to
+from multicoco.evaluation.lens import check_lens
 from multicoco.latent.kinds import longest_sequence
 from multicoco.methods import Part, method_class
 from multicoco.tracking import Tracker
@@ -38,6 +39,7 @@ from multicoco.training.skip_limit import SkipLimit
 from multicoco.training.stages import Stages
 from multicoco.training.start import Start
 from multicoco.training.step import train_step
+from multicoco.training.thought_window import ThoughtWindow
 
 
 class Trainer:
@@ -96,6 +98,9 @@ class Trainer:
         self.saver = Saver(config, checkpoints, self.engine, assembly.backbone, self.tracker, origin, self.at)
         self.look_around = Lookout(self.saver, group.device)
         self.skip_limit = SkipLimit(config.max_skipped_steps, self.batches)
+        self.thoughts = ThoughtWindow(
+            assembly.reasoner.latent_token_id, config.batch_size, config.gradient_accumulation_steps
+        )
         sharded = self.engine.zero_optimization_stage() == 3
         self.evaluator = Evaluator(config, assembly, self.questions, self.tracker, sharded, self.look_around)
 
@@ -117,7 +122,8 @@ class Trainer:
                 "and nothing be saved. Set it to false, or name records with answers"
             )
         methods = evaluation_methods(config, assembly.backbone.latent_tokens)
-        check_interventions(config, methods, max(self._stages), self.questions, assembly.encoder)
+        for check in (check_interventions, check_lens):
+            check(config, methods, max(self._stages), self.questions, assembly.encoder)
         if limit is None:
             return
         check_training_lengths(limit, examples, assembly.encoder, self.method, self._stages)
@@ -171,17 +177,19 @@ class Trainer:
         progress.set_description(f"stage {part.stage} epoch {epoch + 1}/{config.num_epochs}")
         for micro_batches in self.batches.steps(part, epoch, at.epoch_step):
             skipped_before = self.engine.skipped_steps
-            losses, counts = train_step(self.engine, self.method, micro_batches, n_passes, self.group.device)
+            losses, counts, thoughts = train_step(self.engine, self.method, micro_batches, n_passes, self.group.device)
             at.step, at.epoch_step = at.step + 1, at.epoch_step + 1
+            at.tokens, at.passes = at.tokens + counts[1], at.passes + n_passes * len(micro_batches)
             skipped = self.engine.skipped_steps > skipped_before
             window.add(losses.sum(), counts, skipped)
+            self.thoughts.add(micro_batches, thoughts, skipped)
             if self.skip_limit.add(skipped):
                 self.saver.finish()
                 self.skip_limit.give_up(micro_batches, losses, at)
             progress.update()
             is_last = at.epoch_step == self.batches.steps_per_epoch
             if at.step % config.log_every_steps == 0 or is_last:
-                self._log(window.read(), epoch, progress)
+                self._log(window.read() | self.thoughts.read(), epoch, progress)
             self.look_around()
             if config.save_every_steps and at.step % config.save_every_steps == 0 and not is_last:
                 self.saver.save()

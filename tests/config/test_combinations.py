@@ -67,6 +67,7 @@ def test_contradictions(run, error, overrides, expected):
         (["save_only_improve=true"], "save_only_improve is true but val_path is null"),
         (["eval_config.vanilla=true"], "eval_config.vanilla is true but val_path is null"),
         (["eval_config.interventions=[zero]"], "eval_config.interventions are set but val_path is null"),
+        (["eval_config.thoughts=true"], "eval_config.thoughts is true but val_path is null"),
         (["resume=1"], "resume is 1 but num_epochs is 1"),
         (["resume=7", "num_epochs=5"], "resume is 7 but num_epochs is 5"),
         ([*EVALUATION, "resume=true"], "resume is True but mode is eval_only"),

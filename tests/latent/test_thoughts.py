@@ -39,7 +39,7 @@ def truncated(batch: dict[str, Tensor], n: int) -> Callable[[Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["internvl", "qwen2"])
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
 def test_gradients_go_through_the_last_passes_of_each_row_alone(name, n, checkpointing):
     batch, expected, model = mixed_batch(name), MODELS[name]().double(), MODELS[name]().double()

@@ -9,7 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference import LATENT, MODELS, assert_same_gradients, gradients
-from supervised import embedded, layers_of, make_examples, make_method, make_reasoner, make_rows, training_loss
+from supervised import (
+    embedded,
+    layers_of,
+    make_examples,
+    make_method,
+    make_reasoner,
+    make_rows,
+    training_loss,
+    training_output,
+)
 from torch import Tensor
 
 from multicoco.curriculum import ExampleTokens
@@ -90,6 +99,14 @@ def test_a_batch_without_thoughts_has_the_language_models_loss():
     logits = model.lm_head(model.get_decoder()(plain).last_hidden_state)[0, :-1]
     torch.testing.assert_close(loss, F.cross_entropy(logits, torch.tensor(rows[0].labels[1:])), rtol=1e-6, atol=0)
     assert all(p.grad is not None and not p.grad.any() for p in reasoner.thought_source.parameters())
+
+
+def test_what_the_thoughts_were_fed_is_told():
+    method, model = make_method("c_mtp"), MODELS["llama"]().double()
+    thoughts = training_output(method, make_reasoner(method, model), make_rows(method, "llama", 3), 3).thoughts
+    steps, table = make_examples("llama")[0].steps, model.get_input_embeddings().weight
+    assert thoughts.shape == (4, 4, 32) and not thoughts[1, 2:].any() and not thoughts[2].any()
+    torch.testing.assert_close(thoughts[0, 1], table[steps[0][1:]].mean(0))
 
 
 def test_thoughts_are_generated_at_inference():

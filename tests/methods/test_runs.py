@@ -10,7 +10,7 @@ pytestmark = pytest.mark.distributed
 CONFIG = """mode: train
 num_epochs: 2
 generation: {max_new_tokens: 3}
-eval_config: {likelihoods: true}
+eval_config: {interventions: [noise]}
 coconut: {enabled: true, c_thought: 2, max_latent_stage: 1, first_stage: 1}
 """
 SHARDED = '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
@@ -80,6 +80,9 @@ def test_what_is_trained_beside_the_model_goes_on_bit_for_bit_and_is_evaluated(h
     evaluation = ("mode=eval_only", weights, f"name={name}_evaluated")
     ended = run_server.run(home / "run.yaml", *METHODS[name][:1], *evaluation)  # its keys are the checkpoint's
     assert ended.codes == [0] and "as the checkpoint was trained" in ended.said[0], ended.said
-    [evaluated] = (home / "runs" / f"{name}_evaluated" / "samples").glob("final_*.jsonl")
-    [trained] = (whole[name] / "samples").glob("epoch_0002_*.jsonl")
-    assert "logprob" in trained.read_text() and evaluated.read_text() == trained.read_text()
+    folders = (whole[name] / "samples", home / "runs" / f"{name}_evaluated" / "samples")
+    trained, evaluated = (
+        [path.read_text() for path in sorted(folder.glob(f"{when}_*.jsonl"))]
+        for folder, when in zip(folders, ("epoch_0002", "final"), strict=True)
+    )
+    assert len(trained) == 2 and "logprob" in trained[0] and evaluated == trained  # as trained, and with noise

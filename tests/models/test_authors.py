@@ -1,5 +1,8 @@
+import json
+
 import pytest
 import torch
+from homes import REPO
 
 from multicoco.errors import UserError
 from multicoco.models.authors import AUTHORS_TOKENS, load_authors_weights
@@ -77,3 +80,30 @@ def test_other_files_are_refused_with_all_that_does_not_fit(text_model, tmp_path
     for message in [*messages, str(path)]:
         assert message in str(caught.value)
     assert "burgled" not in capsys.readouterr().out
+
+
+@pytest.mark.distributed
+def test_weights_of_the_authors_code_are_evaluated_with_and_without_interventions(text_model, tmp_path, run_server):
+    authors_checkpoint(text_model, tmp_path / "model", tmp_path / "checkpoint_1", tied=False, vocab_size=400)
+    questions = [{"question": f"Is {i}?", "steps": ["It is."] * 2, "answer": f"{i}"} for i in range(3)]
+    (tmp_path / "val.json").write_text(json.dumps(questions))
+    (tmp_path / "run.yaml").write_text(f"""
+mode: eval_only
+name: theirs
+output_dir: {tmp_path}
+model_id: {tmp_path}/model
+load_model_path: {tmp_path}/checkpoint_1
+data_dir: {tmp_path}
+val_path: val.json
+num_workers: 0
+deepspeed: {REPO}/ds_configs/zero2.json
+coconut: {{enabled: true, c_thought: 1, max_latent_stage: 2}}
+generation: {{max_new_tokens: 2}}
+eval_config: {{coconut: true, interventions: [zero, transplant]}}
+""")
+    ended = run_server.run(tmp_path / "run.yaml")
+    assert ended.codes == [0], ended.said
+    found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "theirs" / "evaluation").iterdir()}
+    assert sorted(found) == ["coconut", "coconut.transplant", "coconut.zero"]
+    assert {summary["mean_latent_passes"] for summary in found.values()} == {2}
+    assert found["coconut"]["mean_gold_logprob"] != found["coconut.zero"]["mean_gold_logprob"]

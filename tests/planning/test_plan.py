@@ -6,7 +6,7 @@ import pytest
 import torch
 from homes import make_home
 from reference import internvl
-from transformers import GPT2Config, T5Config
+from transformers import T5Config, XLMConfig
 
 from multicoco.cli import main
 from multicoco.config import RunConfig, load_config
@@ -130,7 +130,7 @@ def test_lengths_are_those_of_the_options_or_of_the_data(run_config, tmp_path, c
         (["--gpu-memory", "0.0001"], "nothing fits 4 GPUs of 0.0001 GiB"),
         (["--set", "model_id={tmp}"], "model_id '{tmp}'"),
         (["--set", "model_id={tmp}/t5"], "a t5 model is of no family that is supported"),
-        (["--set", "model_id={tmp}/gpt2"], "a gpt2 model cannot be planned for"),
+        (["--set", "model_id={tmp}/xlm"], "a xlm model cannot be planned for"),
         (["--set", "mode=eval_only", "--set", "val_path=x", "--set", "eval_config.cot=true"], "mode is eval_only"),
         (["--set", "lora.rank=8"], "lora.rank is 8: adapters are not planned for"),
         (["--write", "{tmp}/there.json"], "{tmp}/there.json exists"),
@@ -141,7 +141,7 @@ def test_lengths_are_those_of_the_options_or_of_the_data(run_config, tmp_path, c
 )
 def test_mistakes_get_one_message_and_write_nothing(run_config, tmp_path, capsys, arguments, expected):
     T5Config().save_pretrained(tmp_path / "t5")
-    GPT2Config().save_pretrained(tmp_path / "gpt2")
+    XLMConfig(n_layers=2).save_pretrained(tmp_path / "xlm")
     (tmp_path / "there.json").write_text("mine")
     (tmp_path / "noted.md").write_text("mine")
     before = sorted(tmp_path.iterdir())

@@ -36,5 +36,8 @@ else:
     checkpoint = config.run_dir / "checkpoints" / "epoch_0001"
     checkpoint.mkdir(parents=True)
     about = {"evaluated": True, "data": {"train_path": config.train_path}}
-    state = {"epoch": config.num_epochs, "stage": 0, "step": 10 * config.num_epochs, **about}
+    about |= {"versions": {"torch": "2.13", "started": str(config.run_dir)}}
+    cost = {"step": 10, "tokens": 700, "passes": 20}
+    cost = {key: value * config.num_epochs for key, value in cost.items()} | {"peak_memory": config.num_epochs}
+    state = {"epoch": config.num_epochs, "stage": 0, **cost, **about}
     (checkpoint / "trainer.json").write_text(json.dumps(state))

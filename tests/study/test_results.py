@@ -23,10 +23,12 @@ def test_study_json_has_runs_pairs_and_the_verdict(written, study):
     assert accuracies == {
         (arm, seed): a for arm, a in (("direct", 0.2), ("start", 0.3), ("hidden", 0.9)) for seed in (0, 1)
     }
-    assert {run.arm: run.steps for run in found.runs} == {"direct": 30, "start": 10, "hidden": 30}
+    costs = {run.arm: (run.steps, run.tokens, run.passes, run.peak_memory) for run in found.runs}
+    assert costs == {"direct": (30, 2100, 60, 3), "start": (10, 700, 20, 1), "hidden": (30, 2100, 60, 2)}
     pairs = {(pair.first, pair.second): pair for pair in found.pairs}
     assert pairs["direct", "hidden"].difference == pytest.approx(-0.7) and not found.refused
     assert pairs["direct", "hidden"].by_seed == pytest.approx([-0.7, -0.7])
+    assert found.environments == [{"torch": "2.13"}]
     assert found.verdict["finding"] is False
     assert found.verdict["besides"]["hidden against direct"]["relation"] == "better"
     assert found.text.splitlines()[0].startswith("test set")

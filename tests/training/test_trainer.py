@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from homes import make_home
 
+from multicoco.engine.trainer_state import read_state
+
 pytestmark = pytest.mark.distributed
 CONFIG = """mode: train
 num_epochs: 2
@@ -20,9 +22,16 @@ def home(tmp_path_factory) -> Path:
     return make_home(tmp_path_factory.mktemp("controls"), 14, 3, CONFIG)
 
 
-def losses(run: Path) -> list[float]:
+def losses(run: Path, key: str = "train/loss") -> list[float]:
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [entry["train/loss"] for entry in entries if "train/loss" in entry]
+    return [entry[key] for entry in entries if key in entry]
+
+
+def cost(run: Path) -> tuple[int, int]:
+    """Tokens and passes of a whole training."""
+    state = read_state(run / "checkpoints" / "epoch_0002")
+    assert 2**26 < state.peak_memory < 2**36
+    return state.tokens, state.passes
 
 
 @pytest.mark.parametrize(
@@ -41,6 +50,11 @@ def test_a_control_trains_alike_on_any_number_of_ranks(home, run_server, name, l
         assert ended.codes == [0] * ranks, ended.said
         found.append(losses(home / "runs" / f"{name}_{ranks}"))
     assert len(found[0]) == 8 and found[0] == pytest.approx(found[1], rel=1e-4)
+    for key in ("thoughts/norm", "thoughts/effective_rank"):  # of those that come from a pass
+        logged = [losses(home / "runs" / f"{name}_{ranks}", key) for ranks in (1, 2)]
+        assert len(logged[0]) == 8 * (passes > 0) and logged[0] == pytest.approx(logged[1], rel=1e-3)
+    tokens, _ = cost(home / "runs" / f"{name}_1")
+    assert cost(home / "runs" / f"{name}_2") == (tokens, 8 * (passes + 1)) and tokens > 2 * 14
     [file] = (home / "runs" / f"{name}_1" / "samples").glob("epoch_0002_*")
     samples = [json.loads(line) for line in file.read_text().splitlines()]
     assert {(sample["latent_tokens"], sample["latent_passes"]) for sample in samples} == {(latents, passes)}
@@ -70,3 +84,4 @@ LossWindow.read = read_and_signal
     assert ended.codes == [0] and "going on from" in ended.said[0], ended.said
     assert run_server.run(home / "run.yaml", *ICOT, "batch_size=4", f"name=whole_{step}").codes == [0]
     assert losses(home / "runs" / name) == losses(home / "runs" / f"whole_{step}")
+    assert cost(home / "runs" / name) == cost(home / "runs" / f"whole_{step}")
