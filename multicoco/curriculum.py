@@ -25,6 +25,8 @@ class StageSchedule:
         uniform_prob: probability that an example draws its stage uniformly from 0 .. its number of steps.
         first_stage: the stage of epoch 0.
         seed: of the draws.
+        ends_early: whether a stage that is learned ends before its epochs are over.
+        ended_early: the numbers of finished epochs after which one has.
     """
 
     c_thought: int = 1
@@ -34,19 +36,24 @@ class StageSchedule:
     uniform_prob: float = 0.0
     first_stage: int = 0
     seed: int = 0
+    ends_early: bool = False
+    ended_early: tuple[int, ...] = ()
 
     def stage(self, epoch: int) -> int:
         """The scheduled stage of an epoch, both counted from 0; the stage past max_latent_stage has no next one."""
         lengths = [self.epochs_per_stage] if isinstance(self.epochs_per_stage, int) else self.epochs_per_stage
-        stage = self.first_stage
-        for length in lengths[:-1]:
-            if epoch < length:
-                break
-            epoch -= length
-            stage += 1
-        else:
-            stage += epoch // lengths[-1]
-        return min(stage, self.max_latent_stage + 1)
+        number, in_stage = 0, 0
+        for finished in range(1, epoch + 1):
+            in_stage += 1
+            if finished in self.ended_early or in_stage == lengths[min(number, len(lengths) - 1)]:
+                number, in_stage = number + 1, 0
+        return min(self.first_stage + number, self.max_latent_stage + 1)
+
+    def reachable(self, n_epochs: int) -> set[int]:
+        """The stages that so many epochs can come to."""
+        first = self.stage(0)
+        last = min(first + n_epochs - 1, self.max_latent_stage + 1) if self.ends_early else self.stage(n_epochs - 1)
+        return {*range(first, last + 1)}
 
     def example_stage(self, stage: int, epoch: int, example_id: str, n_steps: int) -> int:
         """The stage one example is trained at: the scheduled one or, with `uniform_prob`, another.

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import chain, pairwise
 
 from hypothesis import given
@@ -63,6 +64,23 @@ def test_stages_follow_each_other_for_their_epochs(schedule):
         if stage <= schedule.max_latent_stage:
             index = stage - schedule.first_stage
             assert count == (lengths if isinstance(lengths, int) else lengths[min(index, len(lengths) - 1)])
+
+
+@given(schedule=schedules, n_epochs=st.integers(1, 12), ended=st.sets(st.integers(1, 12)))
+def test_a_stage_that_ends_early_leaves_its_epochs_to_the_others(schedule, n_epochs, ended):
+    stages = [schedule.stage(epoch) for epoch in range(n_epochs)]
+    assert schedule.reachable(n_epochs) == set(stages)
+    schedule = replace(schedule, ends_early=True, ended_early=tuple(ended))
+    early = [schedule.stage(epoch) for epoch in range(n_epochs)]
+    assert set(early) <= schedule.reachable(n_epochs) and schedule.reachable(n_epochs) >= set(stages)
+    assert all(b - a in (0, 1) for a, b in pairwise(early)) and early[0] == stages[0]
+    for finished in range(1, n_epochs):
+        is_last = early[finished - 1] == schedule.max_latent_stage + 1
+        assert is_last or finished not in ended or early[finished] == early[finished - 1] + 1
+    run, longest = 0, schedule.epochs_per_stage if isinstance(schedule.epochs_per_stage, int) else 4
+    for before, stage in pairwise([None, *early]):
+        run = run + 1 if stage == before else 1
+        assert run <= longest or stage == schedule.max_latent_stage + 1
 
 
 @given(

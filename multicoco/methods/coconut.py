@@ -10,7 +10,7 @@ from pydantic import Field
 
 from multicoco.config.section import MethodKeys, NonNegativeInt, OptionalStr, PositiveInt
 from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, layout
-from multicoco.methods.method import Extent, Method, method_class
+from multicoco.methods.method import Extent, Method, evaluated_methods, method_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,6 +47,13 @@ class CoconutKeys(MethodKeys):
     epochs_per_stage: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] = Field(
         1, description="epochs of a stage; a list gives each stage its own from the first on, the last one repeats"
     )
+    advance_when_accuracy: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="a stage ends after an epoch whose evaluation is that accurate, epochs_per_stage being the most; "
+        "null: stages have all of their epochs",
+    )
     max_latent_stage: PositiveInt = Field(1, description="last stage that adds latent tokens")
     pad_latent_to_max: bool = Field(False, description="give examples with fewer steps max_latent_stage latents too")
     uniform_prob: float = Field(0.0, ge=0, le=1, description="probability that an example draws its stage uniformly")
@@ -80,6 +87,8 @@ class CoconutKeys(MethodKeys):
         if is_own and self.thoughts != "hidden" and not method(config).schedule.c_thought:
             why = f"{named}, which has none" if self.c_thought else "coconut.c_thought is 0"
             yield f"coconut.thoughts is {self.thoughts} but {why}: leave it at hidden"
+        if is_own and self.advance_when_accuracy is not None and trains:
+            yield from self._advance_problems(config)
         if is_own:
             yield from self._thought_problems(method(config).schedule)
         if self.first_stage is not None and self.first_stage > self.max_latent_stage + 1:
@@ -89,12 +98,19 @@ class CoconutKeys(MethodKeys):
             )
         if is_own and self.enabled and trains:
             schedule = method(config).schedule
-            last = schedule.stage(config.num_epochs - 1)
+            last = max(schedule.reachable(config.num_epochs))
             if last == 0 and not schedule.uniform_prob:
                 yield (
                     f"num_epochs is {config.num_epochs} and coconut.first_stage {schedule.first_stage}: in stage "
                     f"{last}, its last, there are no thoughts yet; raise num_epochs, or set coconut.first_stage to 1"
                 )
+
+    def _advance_problems(self, config: RunConfig) -> Iterator[str]:
+        told = f"coconut.advance_when_accuracy is {self.advance_when_accuracy} but"
+        if not config.val_path:
+            yield f"{told} val_path is null: leave it at null, or name the records to evaluate"
+        if config.trained_method not in evaluated_methods(config):
+            yield f"{told} {config.trained_method} is trained and not evaluated: add it to eval_config"
 
     def _thought_problems(self, schedule: StageSchedule) -> Iterator[str]:
         most = schedule.max_latent_stage * schedule.c_thought
@@ -135,7 +151,12 @@ class Coconut(Method):
             uniform_prob=keys.uniform_prob,
             first_stage=default_first if keys.first_stage is None else keys.first_stage,
             seed=self.config.seed,
+            ends_early=keys.advance_when_accuracy is not None,
         )
+
+    def is_learned(self, stage: int, accuracy: float | None) -> bool:
+        enough, is_last = self.keys.advance_when_accuracy, stage > self.schedule.max_latent_stage
+        return enough is not None and accuracy is not None and accuracy >= enough and not is_last
 
     @property
     def keys(self) -> CoconutKeys:

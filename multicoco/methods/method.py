@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from multicoco.config.section import MethodKeys
@@ -80,6 +81,14 @@ class Method:
     def parts(self, epoch: int, steps_per_epoch: int) -> Sequence[Part]:
         """An epoch's stages in their order, which together are all of its steps."""
         return [Part(self.schedule.stage(epoch), 0, steps_per_epoch)]
+
+    def is_learned(self, stage: int, accuracy: float | None) -> bool:
+        """Whether a stage is over because of an evaluation at the end of an epoch."""
+        return False
+
+    def end_stages_after(self, epochs: Sequence[int]) -> None:
+        """Has stages end early, after so many finished epochs each: all that have, of the run."""
+        self.schedule = replace(self.schedule, ended_early=tuple(epochs))
 
     @property
     def latent_init_token(self) -> str | None:

@@ -39,7 +39,7 @@ def stage_workloads(
     Returns: the workloads, and in words where the lengths are from.
     """
     method = method_class(config.trained_method)(config)
-    stages = {method.schedule.stage(epoch) for epoch in range(config.num_epochs)}
+    stages = method.schedule.reachable(config.num_epochs)
     deepest = min(stages, key=lambda stage: (-method.passes(stage), stage))
     tiles = tiles if model.tile else 0
     measured = None if assumed else _measure(config, model, tiles, method)

@@ -106,8 +106,9 @@ class Trainer:
 
     @property
     def _stages(self) -> set[int]:
-        steps, epochs = self.batches.steps_per_epoch, range(self.config.num_epochs)
-        return {part.stage for epoch in epochs for part in self.method.parts(epoch, steps)}
+        steps, epochs = self.batches.steps_per_epoch, self.config.num_epochs
+        scheduled = {part.stage for epoch in range(epochs) for part in self.method.parts(epoch, steps)}
+        return scheduled | self.method.schedule.reachable(epochs)
 
     def _check_purpose(self, examples: Sequence[Example], assembly: Assembly) -> None:
         """What would make the run pointless, or break it in its middle, is said before it starts."""
@@ -212,6 +213,7 @@ class Trainer:
         accuracy = self.evaluator.run(f"epoch_{epochs:04d}", self.at.stage, self.at.step)
         improved = self.at.note_accuracy(accuracy)
         self.saver.note_evaluation(accuracy, keep=improved or not self.config.save_only_improve)
+        self.stages.note_accuracy(accuracy, self.at)
 
     def _evaluation_is_due(self, epochs: int) -> bool:
         is_last = epochs == self.config.num_epochs

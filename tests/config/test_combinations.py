@@ -68,6 +68,11 @@ def test_contradictions(run, error, overrides, expected):
         (["eval_config.vanilla=true"], "eval_config.vanilla is true but val_path is null"),
         (["eval_config.interventions=[zero]"], "eval_config.interventions are set but val_path is null"),
         (["eval_config.thoughts=true"], "eval_config.thoughts is true but val_path is null"),
+        ([*COCONUT, "coconut.advance_when_accuracy=0.9"], "advance_when_accuracy is 0.9 but val_path is null"),
+        (
+            [*COCONUT, "coconut.advance_when_accuracy=0.9", "val_path=v", "eval_config.cot=true"],
+            "advance_when_accuracy is 0.9 but coconut is trained and not evaluated",
+        ),
         (["resume=1"], "resume is 1 but num_epochs is 1"),
         (["resume=7", "num_epochs=5"], "resume is 7 but num_epochs is 5"),
         ([*EVALUATION, "resume=true"], "resume is True but mode is eval_only"),
@@ -103,6 +108,7 @@ def test_what_would_never_do_anything(run, error, overrides, expected):
         [*COCONUT[:2], "load_model_path=cot"],  # starts at stage 1
         [*COCONUT[:2], "coconut.uniform_prob=0.1"],  # thoughts are drawn in stage 0 too
         [*COCONUT, "coconut.c_thought=0"],
+        [*COCONUT, "coconut.advance_when_accuracy=0.9", "val_path=v"],
         [*COCONUT, "coconut.gradient_passes=2", "coconut.c_thought=2"],
         [*COCONUT, "coconut.projection=linear", "coconut.norm=embedding", "coconut.thoughts=borrowed"],
         [*COCONUT[:2], "coconut.first_stage=2"],
