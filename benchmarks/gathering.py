@@ -60,7 +60,7 @@ def gathered(folder: Path, side: dict, latents: int) -> dict:
     gathers = Gathers()
     for _ in range(STEPS):
         bytes_before, calls_before = gathers.bytes, gathers.calls
-        output = engine(ids, torch.ones_like(ids), labels, pixels, n_passes=latents + 1)
+        output = engine(ids, torch.ones_like(ids), labels, pixel_values=pixels, n_passes=latents + 1)
         engine.backward(output.loss)
         engine.step()
     return {

@@ -183,27 +183,30 @@ def measure(case: Case, threads: int, *options: str, frees: bool = True) -> dict
     return in_new_process("-m", *launcher, __file__, *arguments, frees=frees)
 
 
-def batch(case: Case) -> dict[str, torch.Tensor | None]:
+def batch(case: Case) -> dict[str, torch.Tensor]:
     work, rows = case.workload, case.micro_batch
     ids = torch.randint(IMAGE + 1, case.vocabulary, (rows, work.length))
     ids[:, : work.tiles * TILE_TOKENS] = IMAGE
     ids[:, work.prompt : work.prompt + work.latents] = LATENT
     labels = ids.clone()
     labels[:, : work.length - work.written] = -100
-    pixels = torch.randn(rows, 3, TILE_SIZE, TILE_SIZE) if case.images else None
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "pixel_values": pixels}
+    images = {"pixel_values": torch.randn(rows, 3, TILE_SIZE, TILE_SIZE)} if case.images else {}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, **images}
+
+
+def build_reasoner(case: Case) -> LatentReasoner:
+    auto = {"qwen2": "Qwen2ForCausalLM", "internvl": "InternVLForConditionalGeneration"}
+    model = getattr(transformers, auto[case.model_config.model_type])._from_config(
+        case.model_config, dtype=model_dtype(case.config)
+    )
+    freeze(model.train(), **case.config.freeze.model_dump())
+    return LatentReasoner(model, LATENT)
 
 
 def build(case: Case) -> DeepSpeedEngine:
     """In this process, one of case.ranks."""
     _, world_size = init_distributed()
-    config = case.config
-    auto = {"qwen2": "Qwen2ForCausalLM", "internvl": "InternVLForConditionalGeneration"}
-    model = getattr(transformers, auto[case.model_config.model_type])._from_config(
-        case.model_config, dtype=model_dtype(config)
-    )
-    freeze(model.train(), **config.freeze.model_dump())
-    reasoner = LatentReasoner(model, LATENT)
+    config, reasoner = case.config, build_reasoner(case)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "ds_config.json")
         path.write_text(json.dumps(ds_config(case.setting)))
@@ -211,7 +214,7 @@ def build(case: Case) -> DeepSpeedEngine:
     return build_engine(reasoner, config, resolved)
 
 
-def train(case: Case, engine: DeepSpeedEngine, inputs: dict[str, torch.Tensor | None]) -> None:
+def train(case: Case, engine: DeepSpeedEngine, inputs: dict[str, torch.Tensor]) -> None:
     """One optimizer step."""
     for _ in range(case.accumulation):
         loss = engine(**inputs, n_passes=case.latents + 1).loss

@@ -1,6 +1,7 @@
 """The `multicoco` command: prepare data and the offline model, compare evaluations."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -38,19 +39,22 @@ def prepare_gsm8k(args: argparse.Namespace) -> None:
 
 def prepare_model(args: argparse.Namespace) -> None:
     from multicoco.data.sources import load_examples
-    from multicoco.models.tiny import build_tiny_internvl, build_tiny_text
+    from multicoco.models.tiny import TINY
+    from multicoco.registry import load
 
+    if args.family not in TINY:
+        raise UserError(f"--family {args.family}: there are tiny models of {', '.join(TINY)}")
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"{args.out} is not empty: give another --out or remove it")
     examples = load_examples(args.data, args.data.parent, verify_images=False)
-    if args.text and (shown := [example.id for example in examples if example.images]):
+    sees_images = load("families", args.family).sees_images
+    if not sees_images and (shown := [example.id for example in examples if example.images]):
         raise UserError(f"{args.data}: record {shown[0]!r:.60} has an image, which a text model does not see")
     texts = []
     for e in examples:
         asked = [f"The choices are {', '.join(e.choices)}."] if e.choices else [e.answer or ""]
         texts.append("\n".join([e.question, *asked, *e.steps]))
-    build, name = (build_tiny_text, "Qwen2") if args.text else (build_tiny_internvl, "InternVL")
-    print(f"{build(texts, args.out, args.seed)}: tiny {name}, random weights")
+    print(f"{TINY[args.family](texts, args.out, args.seed)}: a tiny model of the family {args.family}, random weights")
 
 
 def summarize(args: argparse.Namespace) -> None:
@@ -101,6 +105,15 @@ def doctor(args: argparse.Namespace) -> None:
         raise UserError(f"{failed} checks failed, see above")
 
 
+def show_data(args: argparse.Namespace) -> None:
+    from multicoco.config import load_config
+    from multicoco.preview import preview
+
+    colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for line in preview(load_config(args.config, args.overrides), args.examples, colours):
+        print(line)
+
+
 def make_plan(args: argparse.Namespace) -> None:
     from multicoco.config import load_config
     from multicoco.methods import method_class
@@ -111,14 +124,12 @@ def make_plan(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.overrides)
     peak = args.tflops or (989 if config.bf16 or config.fp16 else 67)
     cluster = Cluster(args.nodes, args.gpus, args.gpu_memory, args.intra_node, args.inter_node, peak)
-    # a cut image comes with a thumbnail of the whole
-    tiles = args.image_tiles or config.max_image_tiles + (config.max_image_tiles > 1)
     given = {"prompt": args.prompt_tokens, "answer": args.answer_tokens}
     assumed = {key: value for key, value in given.items() if value is not None}
     if args.step_tokens is not None:
         method = method_class(config.trained_method)(config)
         assumed["steps"] = (args.step_tokens,) * method.schedule.max_latent_stage
-    print(plan(config, cluster, tiles, Lengths(**assumed) if assumed else None, args.write))
+    print(plan(config, cluster, args.image_tiles, Lengths(**assumed) if assumed else None, args.write))
 
 
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -191,6 +202,16 @@ def parser() -> argparse.ArgumentParser:
     checkup.add_argument("--timeout", type=int, default=120, help="seconds for the all_reduce (default 120)")
     checkup.set_defaults(run=doctor)
 
+    data = commands.add_parser(
+        "data", help="what a run will be trained and asked on: counts, lengths, and each stage's row"
+    )
+    data.add_argument("config", type=path, help="run config of the run to be; its model's weights are not needed")
+    data.add_argument(
+        "--examples", type=positive(int), default=1000, metavar="N", help="whose tokens are counted (default 1000)"
+    )
+    data.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
+    data.set_defaults(run=show_data)
+
     planner = commands.add_parser("plan", help="choose a ds_config for a cluster, without a GPU and without weights")
     planner.add_argument("config", type=path, help="run config of the run to be; config.json of its model suffices")
     planner.add_argument("--gpus", type=positive(int), required=True, help="GPUs of a node")
@@ -251,11 +272,12 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     gsm8k.add_argument("--out", type=path, required=True, help="JSON file to write")
     gsm8k.set_defaults(run=prepare_gsm8k)
 
-    model = prepare.add_parser("model", help="write a tiny InternVL with random weights and a tokenizer for the data")
+    model = prepare.add_parser("model", help="write a tiny model with random weights and a tokenizer for the data")
     model.add_argument("--data", type=path, required=True, help="JSON file that the tokenizer is trained on")
     model.add_argument("--out", type=path, required=True)
     model.add_argument("--seed", type=int, default=0)
-    model.add_argument("--text", action="store_true", help="a tiny Qwen2 for text alone instead")
+    model.add_argument("--family", default="internvl", metavar="NAME", help="docs/models.md (default internvl)")
+    model.add_argument("--text", action="store_const", const="text", dest="family", help="the same as --family text")
     model.set_defaults(run=prepare_model)
 
 

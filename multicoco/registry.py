@@ -1,4 +1,5 @@
-"""The names of what there is more than one of: training methods, model families, sources of examples.
+"""The names of what there is more than one of: training methods, model families, sources of examples,
+official scores.
 
 A name leads to a class by its place, "module:Class". So nothing is imported before it is used, and this file, which all
 others may import, imports none of them. Another package adds its own with entry points of the same form:
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 from multicoco.errors import UserError
 
-Kind = Literal["methods", "families", "sources"]
+Kind = Literal["methods", "families", "sources", "metrics"]
 
 # a family or a source that is asked first stands first: the first one that takes a model or a record has it
 _BUILT_IN: dict[Kind, dict[str, str]] = {
@@ -31,13 +32,24 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
     },
     "families": {
         "internvl": "multicoco.models.families.internvl:InternVL",
+        "idefics3": "multicoco.models.families.idefics3:Idefics3",
+        "qwen2_vl": "multicoco.models.families.qwen2_vl:Qwen2VL",
+        "qwen2_5_vl": "multicoco.models.families.qwen2_5_vl:Qwen25VL",
+        "qwen3_vl": "multicoco.models.families.qwen3_vl:Qwen3VL",
         "text": "multicoco.models.families.text:Text",
     },
     "sources": {
+        "m3cot": "multicoco.data.sources.m3cot:M3CoT",
         "aokvqa": "multicoco.data.sources.aokvqa:AOKVQA",
         "gsm8k": "multicoco.data.sources.gsm8k:GSM8K",
         "scienceqa": "multicoco.data.sources.scienceqa:ScienceQA",
+        "messages": "multicoco.data.sources.messages:Messages",
         "records": "multicoco.data.sources.records:Records",
+    },
+    "metrics": {
+        "aokvqa": "multicoco.evaluation.metrics.aokvqa:AOKVQA",
+        "gsm8k": "multicoco.evaluation.metrics.gsm8k:GSM8K",
+        "scienceqa": "multicoco.evaluation.metrics.scienceqa:ScienceQA",
     },
 }
 

@@ -6,6 +6,7 @@
 <run folder>/samples/<name>.jsonl   one generated answer a line
 <run folder>/thoughts/<name>.safetensors  what is in the thoughts of these, if that is asked for
 <run folder>/evaluation/<mode>.json summary of the newest evaluation in a mode
+<run folder>/predictions/<name>_<mode>.<data set>.json  as the data set's own evaluation reads them
 """
 
 import json
@@ -140,6 +141,14 @@ class Tracker:
         self.log({f"eval/{mode}/{key}": value for key, value in numbers.items()}, step)
         accuracy = "unknown" if summary["accuracy"] is None else f"{summary['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
         tqdm.write(f"{name} {mode}: accuracy {accuracy}, n {summary['n']}, {summary['seconds']:.0f} s")
+        if official := [f"{key} {value:.3f}" for key, value in summary.items() if "/" in key and f"{key}_n" in summary]:
+            tqdm.write(f"  official: {', '.join(official)}")
+
+    def write_predictions(self, name: str, mode: str, data_set: str, predictions: dict[str, Any]) -> None:
+        """What a data set's own evaluation reads."""
+        if self.enabled:
+            path = self.run_dir / "predictions" / f"{name}_{mode}.{data_set}.json"
+            self._write("predictions", lambda: write_json(path, predictions))
 
     def log_thoughts(self, name: str, mode: str, content: bytes) -> None:
         """A file of an evaluation's thoughts, under the name of its samples."""

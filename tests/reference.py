@@ -1,18 +1,28 @@
 """Small random models, and Coconut's forward pass in its plainest form: the whole sequence again for every latent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 LATENT, IMAGE, EOS, PAD = 63, 60, 62, 61  # ids in every model's vocabulary of 64; words are below 60
@@ -76,6 +86,122 @@ def llama(seed: int = 0) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(tie_word_embeddings=True, **_TEXT))
 
 
+_MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+WINDOWS: dict[str, dict] = {  # of 6 columns in some of three layers; Gemma 3's turn otherwise in those
+    "mistral": {"sliding_window": 6},
+    "qwen2": {"sliding_window": 6, "use_sliding_window": True, "layer_types": _MIXED},
+    "gemma3_text": {"sliding_window": 6, "layer_types": _MIXED, "head_dim": 8},
+}
+
+
+def windowed(kind: str, **changed) -> PreTrainedModel:
+    """A model of WINDOWS."""
+    torch.manual_seed(0)
+    sizes = {**_TEXT, "initializer_range": 0.2, "tie_word_embeddings": True}
+    config: PreTrainedConfig = AutoConfig.for_model(kind, **{**sizes, **WINDOWS[kind], **changed})
+    return AutoModelForCausalLM.from_config(config)
+
+
+_PATCHES = {
+    "hidden_size": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "intermediate_size": 48,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "out_hidden_size": 32,
+}
+_THREE_AXES = {**_TEXT, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}}
+SPREAD = 0.2  # of weights, at which a wrong position or a lost feature shows
+
+
+def qwen2_vl(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> Qwen2VLForConditionalGeneration:
+    torch.manual_seed(seed)
+    vision = {key: _PATCHES[key] for key in ("depth", "num_heads", "patch_size")}
+    config = Qwen2VLConfig(
+        text_config={**_THREE_AXES, "initializer_range": spread},
+        vision_config={**vision, "embed_dim": 32, "hidden_size": 32, "initializer_range": spread},
+        image_token_id=IMAGE,
+        video_token_id=59,
+        tie_word_embeddings=tied,
+    )
+    return Qwen2VLForConditionalGeneration(config)
+
+
+def qwen2_5_vl(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> Qwen2_5_VLForConditionalGeneration:
+    """Windows of 2 x 2 image tokens in the first layer of its vision tower."""
+    torch.manual_seed(seed)
+    vision = {**_PATCHES, "window_size": 56, "fullatt_block_indexes": [1], "initializer_range": spread}
+    config = Qwen2_5_VLConfig(
+        text_config={**_THREE_AXES, "initializer_range": spread},
+        vision_config=vision,
+        image_token_id=IMAGE,
+        video_token_id=59,
+        tie_word_embeddings=tied,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def qwen3_vl(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> Qwen3VLForConditionalGeneration:
+    """Features of both layers of its vision tower enter after the first two layers of three."""
+    torch.manual_seed(seed)
+    vision = {
+        **_PATCHES,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 1],
+        "initializer_range": spread,
+    }
+    config = Qwen3VLConfig(
+        text_config={**_THREE_AXES, "head_dim": 8, "initializer_range": spread},
+        vision_config=vision,
+        image_token_id=IMAGE,
+        video_token_id=59,
+        tie_word_embeddings=tied,
+    )
+    return Qwen3VLForConditionalGeneration(config)
+
+
+def _tiles(kind: str, seed: int, tied: bool, spread: float) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    vision = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "image_size": 56,
+        "patch_size": 14,
+        "initializer_range": spread,
+    }
+    text = {"model_type": "llama", **_TEXT, "initializer_range": spread}
+    config = AutoConfig.for_model(
+        kind,
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE,
+        scale_factor=2,
+        pad_token_id=PAD,
+        tie_word_embeddings=tied,
+    )
+    return AutoModelForImageTextToText.from_config(config)
+
+
+def idefics3(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> PreTrainedModel:
+    return _tiles("idefics3", seed, tied, spread)
+
+
+def smolvlm(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> PreTrainedModel:
+    return _tiles("smolvlm", seed, tied, spread)
+
+
+SIGHTED = {
+    "idefics3": idefics3,
+    "internvl": internvl,
+    "smolvlm": smolvlm,
+    "qwen2_vl": qwen2_vl,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+}
 MODELS = {"internvl": internvl, "qwen2": qwen2, "llama": llama}
 
 
@@ -136,6 +262,40 @@ def coconut_loss(model, input_ids, attention_mask, labels, pixel_values=None, **
     logits = coconut_logits(model, input_ids, attention_mask, pixel_values, **how)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+
+
+def own_logits(model: PreTrainedModel, row: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """(1, T, V) of one row without padding, (1, T): the whole of transformers' own forward again for every latent, with
+    what it took for the ones before put into the output of its embeddings.
+
+    Args:
+        inputs: what the forward takes beside tokens.
+    """
+    filled: dict[int, Tensor] = {}
+
+    def fill(module, args, embeds: Tensor) -> Tensor:
+        for column, thought in filled.items():
+            embeds = torch.cat([embeds[:, :column], thought[:, None], embeds[:, column + 1 :]], dim=1)
+        return embeds
+
+    handle = model.get_input_embeddings().register_forward_hook(fill)
+    try:
+        for column in (row[0] == LATENT).nonzero()[:, 0].tolist():
+            filled[column] = model.model(row, use_cache=False, **inputs).last_hidden_state[:, column - 1]
+        return model(row, use_cache=False, **inputs).logits
+    finally:
+        handle.remove()
+
+
+def own_loss(model: PreTrainedModel, rows: Sequence[tuple[Tensor, Tensor, dict[str, Tensor]]]) -> Tensor:
+    """Mean cross-entropy over all labelled positions of rows: (T,) tokens and labels, and inputs as of `own_logits`."""
+    summed, count = torch.zeros(()), 0
+    for ids, labels, inputs in rows:
+        logits = own_logits(model, ids[None], inputs)[0, :-1]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        summed = summed + F.cross_entropy(logits, labels[1:], ignore_index=-100, reduction="sum")
+        count += int((labels[1:] != -100).sum())
+    return summed / count
 
 
 def gradients(model: PreTrainedModel) -> dict[str, Tensor]:

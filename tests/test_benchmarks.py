@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from measuring import Report, Timing
 
+from multicoco.models.tiny import build_tiny_internvl
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"layers": 2, "hidden": 32, "intermediate": 48, "heads": 4, "vocabulary": 50, "batch": 2, "prefix": 9}
 
@@ -103,3 +105,18 @@ def test_checkpointing(tmp_path):
     rows = run("checkpointing", tmp_path, geometry={"hidden_size": 32, "text_layers": 1})["rows"]
     assert [row["way"] for row in rows] == ["deepspeed alone", "multicoco", "multicoco, asynchronous"]
     assert rows[1]["mib"] > rows[0]["mib"] > 0  # the weights once more
+
+
+@pytest.mark.distributed
+def test_gathering_counts_a_step(tmp_path):
+    """One of its sides."""
+    build_tiny_internvl(["start at red"], tmp_path / "model", hidden_size=32, text_layers=2)
+    side = json.dumps({"checkpointing": True, "live": "half"})
+    script, environment = ROOT / "benchmarks" / "gathering.py", os.environ | {"OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command = [*launcher, str(script), "--side", side, "--out", str(tmp_path), "--latents", "2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    measured = json.loads(done.stdout.splitlines()[-1])
+    assert measured["gathers"] > 0 and 1 <= measured["gathered_of_model"] < 8

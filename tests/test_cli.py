@@ -49,12 +49,16 @@ def test_text_tasks_and_their_model_are_made_by_commands(tmp_path, capsys):
     assert tokenizer.decode(tokenizer.encode(question)) == question
 
 
-def test_a_text_model_is_not_made_for_pictures(tmp_path, capsys):
+def test_a_model_is_made_of_the_family_that_is_named_if_it_sees_the_pictures(tmp_path, capsys):
     scenes = tmp_path / "scenes"
     assert main(["prepare", "scenes", "--out", str(scenes), "--train", "2", "--val", "1", "--test", "0"]) == 0
     data = str(scenes / "aokvqa_v1p0_train.json")
     assert main(["prepare", "model", "--text", "--data", data, "--out", str(tmp_path / "model")]) == 1
     assert "has an image" in capsys.readouterr().err
+    assert main(["prepare", "model", "--family", "llava", "--data", data, "--out", str(tmp_path / "model")]) == 1
+    assert "--family llava: there are tiny models of internvl" in capsys.readouterr().err
+    assert main(["prepare", "model", "--family", "qwen3_vl", "--data", data, "--out", str(tmp_path / "model")]) == 0
+    assert load_backbone(str(tmp_path / "model")).model.config.model_type == "qwen3_vl"
 
 
 def test_lines_of_gsm8k_become_records(tmp_path, capsys):

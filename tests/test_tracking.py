@@ -61,6 +61,19 @@ def test_an_evaluation_leaves_summary_samples_and_metrics(tmp_path):
     assert line["eval/cot/accuracy"] == 0.5 and line["step"] == 7
 
 
+def test_official_scores_are_logged_and_shown_and_predictions_written(tmp_path, capsys):
+    for enabled in (False, True):
+        tracker = Tracker(tmp_path, run_config(), enabled=enabled)
+        scores = {"aokvqa/multiple_choice": 0.25, "aokvqa/multiple_choice_n": 8}
+        tracker.log_evaluation("final", "cot", SUMMARY | scores, [], step=7)
+        tracker.write_predictions("final", "cot", "aokvqa", {"q": {"multiple_choice": "ü"}})
+        assert (tmp_path / "predictions").exists() == enabled
+    predictions = json.loads((tmp_path / "predictions" / "final_cot.aokvqa.json").read_text())
+    assert predictions == {"q": {"multiple_choice": "ü"}}
+    assert lines(tmp_path / "metrics.jsonl")[-1]["eval/cot/aokvqa/multiple_choice"] == 0.25
+    assert "official: aokvqa/multiple_choice 0.250\n" in capsys.readouterr().out
+
+
 def test_thoughts_are_whole_and_belong_to_the_samples_of_their_name(tmp_path, monkeypatch, caplog):
     tracker, path = Tracker(tmp_path, run_config()), tmp_path / "thoughts" / "final_cot.safetensors"
     tracker.log_evaluation("final", "cot", SUMMARY, [], step=1)

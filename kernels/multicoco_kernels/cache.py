@@ -36,10 +36,12 @@ class KeyMask:
 
     Args:
         valid: (B, L) bool, False at padding.
+        window: how many columns a query sees up to its own, which only `visible` and `segment_bias` know of; None: all.
     """
 
-    def __init__(self, valid: Tensor):
+    def __init__(self, valid: Tensor, window: int | None = None):
         self.valid = valid
+        self.window = window
         self._biases: dict[torch.dtype, Tensor] = {}
         self._visible: dict[tuple[int, int], Tensor] = {}
         self._segment_biases: dict[tuple[int, int, torch.dtype], Tensor] = {}
@@ -53,10 +55,13 @@ class KeyMask:
         return self._biases[dtype]
 
     def visible(self, start: int, end: int) -> Tensor:
-        """(B, 1, end - start, end) bool: the keys at or before each column of a segment."""
+        """(B, 1, end - start, end) bool: the keys at or before each column of a segment, and within its window."""
         if (start, end) not in self._visible:
             columns = torch.arange(end, device=self.valid.device)
-            self._visible[start, end] = self.valid[:, None, None, :end] & (columns <= columns[start:, None])
+            seen = columns <= columns[start:, None]
+            if self.window is not None:
+                seen &= columns > columns[start:, None] - self.window
+            self._visible[start, end] = self.valid[:, None, None, :end] & seen
         return self._visible[start, end]
 
     def segment_bias(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
@@ -93,7 +98,7 @@ class LayerCache:
     Once the first segment's backward is done, or the cache is gone, its buffers go back to the pool.
 
     Attributes:
-        mask: which columns are keys. Shared by all layers.
+        mask: which columns are keys. Shared by all layers of a window.
         keys, values: (B, H_kv, L, D), in the model's dtype.
         grad_keys, grad_values: (B, H_kv, L, D), at least fp32; None before the first backward.
     """

@@ -49,7 +49,7 @@ def _dense(q: Tensor, cache: LayerCache, start: int) -> tuple[Tensor, Tensor, di
     """Keys and values up to the segment's end, and what may be seen of them, as PyTorch's CPU kernel takes it."""
     length, dtype = q.shape[2], torch.promote_types(q.dtype, torch.float32)
     end = start + length
-    if start == 0:  # the kernel skips half of the work
+    if start == 0 and cache.mask.window is None:  # the kernel skips half of the work
         bias = cache.mask.bias(dtype)[:, None, None, :end].expand(-1, 1, length, -1)
         mask = {"is_causal": True, "attn_mask": bias}
     else:

@@ -49,8 +49,8 @@ def cached_attention(
 ) -> tuple[Tensor, Tensor]:
     """Writes a segment's keys and values into the cache and attends from it to everything up to its end.
 
-    Causal, with padded keys (`cache.mask`) left out; softmax in at least fp32. A query that sees no key gets 0; what
-    a query that is padding itself gets is finite and up to the kernel.
+    Causal, with padded keys and those before a query's window (`cache.mask`) left out; softmax in at least fp32. A
+    query that sees no key gets 0; what a query that is padding itself gets is finite and up to the kernel.
     Backward may run once, in the reverse order of the segments, which the handles enforce.
 
     Args:
@@ -95,12 +95,14 @@ def cached_attention(
             f"stale handle: of {whose} cache, for a segment that starts at column {next_start}; this one is "
             f"[{start}, {start + length}), q {tuple(q.shape)}"
         )
-    out, handle = _CachedAttention.apply(q, k, v, handle, cache, start, scale, implementation(kernel, q.device))
+    chosen = implementation(kernel, q.device, is_windowed=cache.mask.window is not None)
+    out, handle = _CachedAttention.apply(q, k, v, handle, cache, start, scale, chosen)
     return out, _mark(handle, cache, start + length)
 
 
-def implementation(kernel: str, device: torch.device) -> ModuleType:
-    """The module that computes a kernel on a device.
+def implementation(kernel: str, device: torch.device, is_windowed: bool = False) -> ModuleType:
+    """The module that computes a kernel on a device. Windows are left to PyTorch, as other kernels do not know of them:
+    on CPUs to its flash kernel, on GPUs to the reference.
 
     Raises:
         ValueError: there is no such kernel, or this machine cannot run it there.
@@ -112,6 +114,8 @@ def implementation(kernel: str, device: torch.device) -> ModuleType:
         kernel = "cpu" if on_cpu else "triton" if _triton() else "flash"
     if kernel == "cpu" and not on_cpu:
         raise ValueError(f"kernel 'cpu' cannot run on {device}: use 'auto'")
+    if is_windowed:
+        return flash if on_cpu and kernel != "reference" else reference
     if kernel != "triton":
         return {"reference": reference, "cpu": cpu, "flash": flash}[kernel]
     triton = _triton()

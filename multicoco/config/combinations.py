@@ -29,6 +29,15 @@ def contradictions(config: RunConfig) -> Iterator[str]:
             "mode is eval_only but none of eval_config.cot, .coconut and .vanilla is true: set one to true, or "
             "name a method"
         )
+    if (inputs := config.eval_config.inputs) != "all":
+        if training:
+            yield (
+                f"eval_config.inputs is {inputs} but mode is {config.mode}, whose evaluations choose checkpoints: ask "
+                "one of them so, by a run of mode eval_only"
+            )
+        for key in ("interventions", "thoughts"):
+            if getattr(config.eval_config, key):
+                yield f"eval_config.inputs is {inputs} but eval_config.{key} is set: each needs a run of its own"
     if config.bf16 and config.fp16:
         yield "bf16 and fp16 are both true: set one of them to false"
     if training and config.lora.rank is not None and config.freeze.language_model:

@@ -68,6 +68,20 @@ def _known_interventions(specs: list[str]) -> list[str]:
     return parsed
 
 
+class Columns(Section):
+    id: OptionalStr = Field(None, description="column of the ids")
+    question: OptionalStr = Field(None, description="column of the questions")
+    choices: OptionalStr = Field(None, description="column of the lists of choices")
+    steps: OptionalStr = Field(None, description="column of the reasoning: a list of steps, or a text (`steps_from`)")
+    answer: OptionalStr = Field(None, description="column of the answers: a text, a number, a choice or its index")
+    images: OptionalStr = Field(None, description="column of the images, one or a list")
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What of a record is under which name."""
+        return {key: column for key, column in self.model_dump().items() if column is not None}
+
+
 class Freeze(Section):
     vision_tower: bool = Field(False, description="keep the vision tower as it is")
     projector: bool = Field(False, description="keep the multi-modal projector as it is")
@@ -95,6 +109,9 @@ class Generation(Section):
     num_beams: PositiveInt = Field(1, description="beams of beam search; 1: none")
 
 
+Inputs = Literal["all", "question_only", "choices_only", "other_image"]
+
+
 class EvalConfig(Section):
     cot: bool = Field(False, description="evaluate with written reasoning")
     coconut: bool = Field(False, description="evaluate with latent reasoning")
@@ -109,6 +126,11 @@ class EvalConfig(Section):
     likelihoods: bool = Field(
         False,
         description="also measure how likely the right answer and each choice are; always done with interventions",
+    )
+    inputs: Inputs = Field(
+        "all",
+        description="what of a question is asked: all; no images; the choices alone; with another question's images "
+        "(docs/evaluation.md)",
     )
     answer_by: Literal["generation", "likelihood"] = Field(
         "generation", description="the answer is read out of generated text, or is the likeliest choice"
@@ -173,19 +195,30 @@ class _First(Section):
 
     data_dir: PathStr = Field(".", description="folder that train_path and val_path are relative to")
     image_dir: OptionalPath = Field(None, description="folder of the images; null: data_dir")
-    train_path: OptionalPath = Field(None, description="JSON file of the training records")
-    val_path: OptionalPath = Field(None, description="JSON file of the validation records")
+    train_path: OptionalPath = Field(
+        None,
+        description="training records: a file of JSON, JSON Lines, parquet or Arrow, `folder?split=train`, or "
+        "`hf://owner/name?split=train&revision=...`, or a mixture (YAML) of these ([data](data.md))",
+    )
+    val_path: OptionalPath = Field(None, description="validation records, as train_path")
     source: Annotated[OptionalStr, AfterValidator(partial(_registered, "sources"))] = Field(
         None, description="format of the records by its registered name; null: told by each record's keys"
     )
-    steps_from: Literal["sentences", "rationales"] = Field(
-        "sentences", description="steps are the sentences of the first rationale, or the rationales"
+    columns: Columns = Columns()
+    steps_from: Literal["sentences", "rationales", "lines", "list", "tag"] = Field(
+        "sentences",
+        description="what of a written reasoning is a step: a sentence or line of it, an item of a list in it, what is "
+        "in a tag (`<step>...</step>`); of several rationales the first is taken, or rationales: each is a step",
     )
     answer_format: Literal["letter", "index", "text"] = Field("letter", description="how an answer names its choice")
     answer_type: Literal["text", "number"] | None = Field(
         None,
         description="how open answers are compared: as texts, or as numbers: 18 = 18.0 = $18; null: as the records' "
         "source says",
+    )
+    direct_answers: bool = Field(
+        False,
+        description="ask questions that have annotators' answers without their choices, as A-OKVQA's second setting is",
     )
     prompt_date: Annotated[str | None, BeforeValidator(_day)] = Field(
         None,
@@ -200,7 +233,11 @@ class _First(Section):
     max_train_samples: PositiveInt | None = Field(None, description="use only the first training records")
     max_val_samples: PositiveInt | None = Field(None, description="use only the first validation records")
     num_workers: NonNegativeInt = Field(2, description="processes per rank that load data")
-    max_image_tiles: PositiveInt = Field(12, description="most tiles an image is cut into, the thumbnail not counted")
+    max_image_tiles: PositiveInt = Field(
+        12,
+        description="most tiles an image is cut into, the thumbnail not counted; of a model that takes images at their "
+        "own resolution, the most squares of 448 x 448 pixels that an image's area may be (docs/models.md)",
+    )
 
     self_check: bool = Field(
         True,

@@ -1,9 +1,10 @@
 """One example of a data set, whatever file it came from, and its images."""
 
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -28,6 +29,17 @@ _UPRIGHT = {
 }
 
 
+class StoredImage(Protocol):
+    """An image that lies in a file of records, and is read from there when it is wanted. Its text says where it is."""
+
+    def read(self) -> bytes:
+        """The whole image file."""
+        ...
+
+
+ImageSource = Path | bytes | StoredImage
+
+
 @dataclass(frozen=True)
 class Example:
     """A question, the written reasoning and the answer.
@@ -35,47 +47,55 @@ class Example:
     Attributes:
         id: different for every example of a file.
         question: without the choices.
-        images: paths of the images, or whole image files as bytes; () in a text-only example, for which None may
-            be given.
+        images: paths of the images, whole image files as bytes, or where these are stored; () in a text-only example,
+            for which None may be given.
         choices: their texts, () for an open question; a text may be empty, or stand twice.
         steps: the written reasoning, step by step; may be ().
         answer: the right choice's text, or a free-text answer; None in a test record.
         answer_index: index into `choices`, None without choices or without an answer.
         direct_answers: free-text answers of several annotators; may be ().
         judge: how an answer to an open question is compared with the right one.
+        image_places: of each image, the character of the question that it stands in front of; () for all images in
+            front of the question.
+        metric: the name of the data set's own evaluation (`multicoco.registry`), if it has one.
+        groups: what that tells questions apart by, such as {"subject": "natural science"}.
     """
 
     id: str
     question: str
-    images: tuple[Path | bytes, ...]
+    images: tuple[ImageSource, ...]
     choices: tuple[str, ...]
     steps: tuple[str, ...]
     answer: str | None
     answer_index: int | None
     direct_answers: tuple[str, ...] = ()
     judge: Judge = "text"
+    image_places: tuple[int, ...] = ()
+    metric: str | None = None
+    groups: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", tuple(self.images or ()))
 
     @property
-    def image(self) -> Path | bytes | None:
+    def image(self) -> ImageSource | None:
         """The first image."""
         return self.images[0] if self.images else None
 
 
-def load_image(source: Path | bytes) -> Image.Image:
+def load_image(source: ImageSource) -> Image.Image:
     """The first frame of an image file as 8-bit RGB, upright, transparency on white.
 
     Whatever is wrong with its metadata is no matter, as long as all pixels are there.
 
     Args:
-        source: the file's path, or its content.
+        source: the file's path, its content, or where that is stored.
 
     Raises:
         UserError: the file is missing, broken, far too large or in none of IMAGE_FORMATS.
     """
-    name = "an image" if isinstance(source, bytes) else source
+    name = "an image" if isinstance(source, bytes) else str(source)
+    source = source if isinstance(source, bytes | Path) else source.read()
     try:
         return _decode(io.BytesIO(source) if isinstance(source, bytes) else source)
     except Exception as error:  # on broken data, decoders raise nearly anything

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import chain, islice
 from typing import Any, Literal, Protocol, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -32,7 +33,7 @@ class ImageTokens(Protocol):
     def content(self, text: str, n_images: int) -> str | list[dict[str, str]]:
         """A user's turn for the chat template."""
 
-    def place_images(self, ids: list[int], tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def place_images(self, ids: list[int], tokens: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The template's ids with every image's tokens in place."""
 
 
@@ -42,13 +43,22 @@ class _NoImages:
     def content(self, text: str, n_images: int) -> str:
         return text
 
-    def place_images(self, ids: list[int], tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def place_images(self, ids: list[int], tokens: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return ids
 
 
 def choice_label(index: int, answer_format: AnswerFormat) -> str:
     """What stands for a choice: "B" (letter) or "1" (index)."""
     return chr(ord("A") + index) if answer_format == "letter" else str(index)
+
+
+def _interleaved(text: str, places: Sequence[int], n_images: int) -> tuple[list[str], tuple[int, ...]]:
+    """A text in pieces with images between them; how many images are in front of each piece, and behind the last."""
+    if len(places) != n_images:  # images that are another example's have no places in this text
+        return [text], (n_images, 0)
+    cuts = sorted(set(places) - {0})
+    pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    return pieces, (*(places.count(start) for start in [0, *cuts]), 0)
 
 
 class PromptBuilder:
@@ -80,19 +90,18 @@ class PromptBuilder:
         self.direct_instruction = direct_instruction
         self.reasoning_instruction = reasoning_instruction
         self.date = date
-        self._templates: dict[int, tuple[list[int], list[int]]] = {}  # by the number of images
+        self._templates: dict[tuple[int, ...], list[list[int]]] = {}  # by the numbers of images around the texts
 
-    def __call__(self, example: Example, asked: Asked = "reasoning", image_tokens: Sequence[int] = ()) -> ExampleTokens:
-        """Tokens of one example whose images take so many tokens each.
+    def __call__(self, example: Example, asked: Asked = "reasoning", image_tokens: Sequence[Any] = ()) -> ExampleTokens:
+        """Tokens of one example whose images are written in so many tokens each, or as their family says otherwise.
 
         If only the answer is asked for, the prompt ends with the answer's prefix: the model can do nothing but answer.
         """
-        before, after = self._template(len(image_tokens))
-        prompt = [
-            *self.images.place_images(before, image_tokens, self.tokenizer),
-            *self._encode(self._question(example, asked)),
-            *after,
-        ]
+        texts, n_images = _interleaved(self._question(example, asked), example.image_places, len(image_tokens))
+        tokens = iter(image_tokens)
+        prompt: list[int] = []
+        for part, n, text in zip(self._template(n_images), n_images, [*texts, ""], strict=True):
+            prompt += self.images.place_images(part, list(islice(tokens, n)), self.tokenizer) + self._encode(text)
         prefix, steps = self._encode(ANSWER_PREFIX), [self._encode(f"{step}\n") for step in example.steps]
         if asked == "answer":
             prompt, prefix, steps = [*prompt, *prefix], [], []
@@ -105,30 +114,39 @@ class PromptBuilder:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
 
-    def _template(self, n_images: int) -> tuple[list[int], list[int]]:
-        """The token ids before and after the user's text, up to the assistant's turn."""
+    def _template(self, n_images: tuple[int, ...]) -> list[list[int]]:
+        """The token ids around the texts of the user's turn, up to the assistant's: one more than texts.
+
+        Args:
+            n_images: in front of each text, and behind the last one.
+        """
         if n_images not in self._templates:
             self._templates[n_images] = self._render(n_images)
         return self._templates[n_images]
 
-    def _render(self, n_images: int) -> tuple[list[int], list[int]]:
+    def _render(self, n_images: tuple[int, ...]) -> list[list[int]]:
+        n_texts = len(n_images) - 1
         if self.tokenizer.chat_template is None:
-            return self._beginning_of_text(), self._encode("\n")
-        turn: dict[str, Any] = {"role": "user", "content": self.images.content(_USER_TEXT, n_images)}
+            return [self._beginning_of_text(), *([] for _ in n_images[2:]), self._encode("\n")]
+        content: str | list[dict[str, str]] = self.images.content(_USER_TEXT, n_images[0])
+        if any(n_images[1:]):  # among the texts
+            pieces = [[{"type": "image"}] * n + [{"type": "text", "text": _USER_TEXT}] for n in n_images]
+            content = list(chain.from_iterable(pieces))[:-1]
+        turn: dict[str, Any] = {"role": "user", "content": content}
         rendered = self.tokenizer.apply_chat_template(
             [turn],
             chat_template=self._dated(self.tokenizer.get_chat_template()),
             tokenize=False,  # into a text
             add_generation_prompt=True,
         )
-        before, *rest = cast(str, rendered).split(_USER_TEXT)
-        if len(rest) != 1:
+        parts = cast(str, rendered).split(_USER_TEXT)
+        if len(parts) != n_texts + 1:
+            expected = "once" if n_texts == 1 else f"{n_texts} times, in its pieces"
             raise UserError(
-                f"the model's chat template shows a question {len(rest)} times, not once: give the model's folder "
-                "(chat_template.jinja or tokenizer_config.json) a template for chats"
+                f"the model's chat template shows a question {len(parts) - 1} times, not {expected}: give the model's "
+                "folder (chat_template.jinja or tokenizer_config.json) a template for chats"
             )
-        encode = self.tokenizer.encode
-        return encode(before, add_special_tokens=False), encode(rest[0], add_special_tokens=False)
+        return [self.tokenizer.encode(part, add_special_tokens=False) for part in parts]
 
     def _beginning_of_text(self) -> list[int]:
         """What the tokenizer itself puts in front of a text: base models have never seen one without."""
@@ -156,7 +174,7 @@ class PromptBuilder:
         return dated
 
     def _question(self, example: Example, asked: Asked) -> str:
-        lines = [example.question, *self._choice_lines(example.choices)]
+        lines = [*filter(None, [example.question]), *self._choice_lines(example.choices)]
         instruction = self.direct_instruction if asked == "answer" else self.reasoning_instruction
         return "\n".join([*lines, instruction] if instruction else lines)
 

@@ -20,8 +20,9 @@ from deepspeed.accelerator import get_accelerator
 
 import multicoco
 from multicoco.config import RunConfig, load_config
+from multicoco.data.sources.location import locate
 from multicoco.engine.deepspeed import free_port
-from multicoco.engine.resume import file_hash
+from multicoco.engine.resume import data_hash
 from multicoco.errors import UserError
 from multicoco.process import end_process
 from multicoco.tracking import environment
@@ -57,14 +58,14 @@ def address() -> str | None:
 
 def read_inputs(config: RunConfig) -> dict[str, Any]:
     """SHA-256 of the config and of every file it names, or why a file cannot be read; and whether its folders exist."""
-    data = Path(config.data_dir)
     named = {"train_path": config.train_path, "val_path": config.val_path}
-    paths = {"deepspeed": Path(config.deepspeed)} | {key: data / path for key, path in named.items() if path}
+    files = {"deepspeed": locate("", config.deepspeed)}
+    files |= {key: locate(config.data_dir, path) for key, path in named.items() if path}
     hashes = {"config": hashlib.sha256(config.to_yaml().encode()).hexdigest()}
     unreadable = {}
-    for key, path in paths.items():
+    for key, location in files.items():
         try:
-            hashes[key] = file_hash(path)
+            hashes[key] = data_hash(location)
         except UserError as error:
             unreadable[key] = str(error)
     folders = {key: getattr(config, key) for key in ("image_dir", "model_id", "load_model_path")}

@@ -15,7 +15,8 @@ from multicoco.curriculum import layout
 from multicoco.data.example import Example
 from multicoco.data.loader import Encoder
 from multicoco.data.prompt import PromptBuilder
-from multicoco.data.sources import load_examples
+from multicoco.data.sources import load_of_run
+from multicoco.data.sources.tables import open_stored
 from multicoco.engine.deepspeed import device
 from multicoco.engine.ranks import agree, rank
 from multicoco.engine.thought_weights import load_thoughts
@@ -30,6 +31,7 @@ from multicoco.models.authors import load_authors_weights
 from multicoco.models.backbone import Backbone, load_backbone
 from multicoco.models.freezing import freeze
 from multicoco.models.lora import add_lora
+from multicoco.models.reader import Reader
 from multicoco.models.vocabulary import add_latent_tokens
 from multicoco_kernels import implementation
 
@@ -53,20 +55,9 @@ def load_records(config: RunConfig, path: str | None, limit: int | None) -> list
     """
     if path is None:
         return []
-    root = Path(config.data_dir)
-    image_dir = Path(config.image_dir) if config.image_dir else root
-    return agree(
-        lambda: load_examples(
-            root / path,
-            image_dir,
-            config.steps_from,
-            config.on_bad_record,
-            limit,
-            source=config.source,
-            answer_type=config.answer_type,
-        ),
-        only_rank_0=True,
-    )
+    examples: list[Example] = agree(lambda: load_of_run(config, path, limit), only_rank_0=True)
+    agree(lambda: open_stored(examples))  # once a rank, not in each of its workers
+    return examples
 
 
 def weights_of(config: RunConfig) -> Weights:
@@ -94,19 +85,23 @@ def assemble(
         UserError: the model cannot be loaded, or is of a kind that latent passes do not reproduce; on all ranks.
     """
     backbone, reasoner = agree(lambda: _load(config, weights, n_rows))
+    encoder = encoder_of(config, backbone, date)
+    if config.self_check:
+        agree(lambda: self_check(reasoner, _short_and_long(examples, encoder)), only_rank_0=True)
+    return Assembly(backbone, reasoner, encoder)
+
+
+def encoder_of(config: RunConfig, reader: Backbone | Reader, date: str) -> Encoder:
+    """An encoder of examples as the run's config wants them to be asked."""
     prompt = PromptBuilder(
-        backbone.tokenizer,
+        reader.tokenizer,
         config.answer_format,
-        backbone.family,
+        reader.family,
         config.direct_instruction,
         config.reasoning_instruction,
         date,
     )
-    read_images = partial(backbone.family.read_images, image_processor=backbone.image_processor)
-    encoder = Encoder(prompt, read_images)
-    if config.self_check:
-        agree(lambda: self_check(reasoner, _short_and_long(examples, encoder)), only_rank_0=True)
-    return Assembly(backbone, reasoner, encoder)
+    return Encoder(prompt, partial(reader.family.read_images, image_processor=reader.image_processor))
 
 
 def _short_and_long(examples: Sequence[Example], encoder: Encoder) -> list[dict[str, Tensor]]:

@@ -14,7 +14,7 @@ def check_training_lengths(
     """Every example in every stage, at its longest.
 
     Args:
-        limit: columns, of `latent.kinds.longest_sequence`.
+        limit: columns, of `models.checks.position_limit`.
 
     Raises:
         UserError: names the longest one.
@@ -46,7 +46,7 @@ def check_prompt_lengths(
     """Every question in every stage, with room for its answer.
 
     Args:
-        limit: columns, of `latent.kinds.longest_sequence`.
+        limit: columns, of `models.checks.position_limit`.
         extended_to: so many thoughts are asked for, too, where there are any.
 
     Raises:

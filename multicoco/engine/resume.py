@@ -1,6 +1,7 @@
 """What must be the same when a run goes on: its config, its data, its global batch."""
 
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -13,6 +14,9 @@ import yaml
 
 from multicoco.config import RunConfig
 from multicoco.config.combinations import PUBLISHED_MODES
+from multicoco.data.sources.location import Location
+from multicoco.data.sources.mixture import read_parts
+from multicoco.data.sources.tables import revision_of
 from multicoco.engine.manifest import sha256
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.errors import UserError
@@ -116,6 +120,28 @@ def file_hash(path: Path) -> str:
         return sha256(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def data_hash(location: Location) -> str:
+    """SHA-256 of the records at a `train_path` or `val_path`: of a file, of all files of a folder or of a pattern, by
+    their names too; of a mixture, with all that it lists; on the hub, of what names the content.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    place = Path(location.place)
+    if location.is_mixture:
+        parts = [data_hash(part.location(place.parent)) for part in read_parts(location)]
+        return hashlib.sha256("\n".join([file_hash(place), *parts]).encode()).hexdigest()
+    if not location.is_table or place.is_file():
+        return file_hash(place)
+    if location.on_hub:
+        return hashlib.sha256(f"{location.place} {location.split} {revision_of(location)}".encode()).hexdigest()
+    if not location.files:
+        raise UserError(f"{location} cannot be read: there is no such file")
+    below = place if place.is_dir() else place.parent
+    named = [f"{file.relative_to(below)} {file_hash(file)}" for file in location.files]
+    return hashlib.sha256("\n".join([str(location.split), *named]).encode()).hexdigest()
 
 
 def lock_run_folder(run_dir: Path) -> IO[str]:

@@ -69,9 +69,7 @@ def extract_answer(
     Returns:
         A choice's index, or for an open question the normalised words or the number; None if unclear.
     """
-    segments = _marked(text, _NUMBER_MARKERS if judge == "number" else _MARKERS)
-    if segments is None:
-        segments = [] if truncated else text.strip().splitlines()[-1:]
+    segments = _segments(text, truncated, judge)
     if not segments:
         return None
 
@@ -80,7 +78,7 @@ def extract_answer(
             return _read_choice(line, choices, answer_format, cut_off)
         return None if cut_off or not line else _read_open(line, judge)
 
-    *earlier, last = (next(iter(segment.strip().splitlines()), "") for segment in segments)
+    *earlier, last = map(_first_line, segments)
     answer = read(last, cut_off=truncated and "\n" not in segments[-1].lstrip())
     for line in filter(None, earlier):
         other = read(line)
@@ -90,10 +88,15 @@ def extract_answer(
     return answer
 
 
+def answer_line(text: str, *, truncated: bool = False, judge: Judge = "text") -> str:
+    """The line that `extract_answer` reads the answer from, as it is written; "" without one."""
+    return next(map(_first_line, reversed(_segments(text, truncated, judge))), "")
+
+
 def is_correct(extracted: int | str | None, example: Example) -> bool | None:
     """Whether an extracted answer is right; None where the right answer is not known.
 
-    A choice is right by its text, should two be the same. An open question with annotators' answers only is right with
+    A choice is right by its text, should two be the same. An open question with annotators' answers is right with
     an answer that at least three of them gave.
     """
     if example.choices:
@@ -101,15 +104,15 @@ def is_correct(extracted: int | str | None, example: Example) -> bool | None:
             return None
         right = _flat(example.choices[example.answer_index])
         return isinstance(extracted, int) and _flat(example.choices[extracted]) == right
+    if example.direct_answers:
+        given = [normalise(answer) for answer in example.direct_answers]
+        return sum(answer == extracted for answer in given) >= _DIRECT_ANSWERS_FOR_FULL_CREDIT
     if example.answer is not None:
         if example.judge == "number" and (number := single_number(example.answer)) is not None:
             said = None if extracted is None else single_number(str(extracted))
             return said is not None and said.equals(number)
         return extracted == normalise(example.answer)
-    if not example.direct_answers:
-        return None
-    given = [normalise(answer) for answer in example.direct_answers]
-    return sum(answer == extracted for answer in given) >= _DIRECT_ANSWERS_FOR_FULL_CREDIT
+    return None
 
 
 def _flat(text: str) -> str:
@@ -119,6 +122,18 @@ def _flat(text: str) -> str:
 def _marked(text: str, markers: Sequence[re.Pattern[str]]) -> list[str] | None:
     """What follows each mark, up to the next; None without any."""
     return next((segments for marker in markers if (segments := marker.split(text)[1:])), None)
+
+
+def _segments(text: str, truncated: bool, judge: Judge) -> list[str]:
+    """What may hold the answer: all that is marked as it, else the last line, if the text ended by itself."""
+    marked = _marked(text, _NUMBER_MARKERS if judge == "number" else _MARKERS)
+    if marked is not None:
+        return marked
+    return [] if truncated else text.strip().splitlines()[-1:]
+
+
+def _first_line(segment: str) -> str:
+    return next(iter(segment.strip().splitlines()), "")
 
 
 def _read_open(line: str, judge: Judge) -> str | None:

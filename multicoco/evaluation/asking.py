@@ -17,7 +17,7 @@ from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader
 from multicoco.data.prompt import ANSWER_PREFIX
 from multicoco.engine.assembly import Assembly
 from multicoco.engine.ranks import gather, rank, world_size
-from multicoco.evaluation.answers import extract_answer, is_correct
+from multicoco.evaluation.answers import answer_line, extract_answer, is_correct
 from multicoco.evaluation.interventions import thinks_itself
 from multicoco.evaluation.lens import Lens, Seen
 from multicoco.evaluation.likelihood import Likelihoods, likeliest, sample_fields
@@ -206,10 +206,16 @@ class Respondent:
         new_ids = new_ids[: ends[0] + 1] if ends else new_ids
         text = str(self.backbone.tokenizer.decode(new_ids, skip_special_tokens=True))
         response = f"{ANSWER_PREFIX} {text}" if method.asked == "answer" else text  # its prompt ends with the prefix
-        extracted = extract_answer(
-            response, example.choices, self.config.answer_format, truncated=not ends, judge=example.judge
-        )
-        return {"generated": text, "extracted": extracted, "truncated": not ends, "new_tokens": len(new_ids)}
+        ended: dict[str, Any] = {"truncated": not ends, "judge": example.judge}
+        extracted = extract_answer(response, example.choices, self.config.answer_format, **ended)
+        said = None if extracted is None else answer_line(response, **ended).strip()
+        return {
+            "generated": text,
+            "said": said,
+            "extracted": extracted,
+            "truncated": not ends,
+            "new_tokens": len(new_ids),
+        }
 
 
 def _sample(example: Example, said: Sample, cost: dict[str, int], measured: Sequence[float] | None) -> Sample:
@@ -219,6 +225,7 @@ def _sample(example: Example, said: Sample, cost: dict[str, int], measured: Sequ
         "question": example.question,
         "choices": list(example.choices),
         "generated": said["generated"],
+        "said": said["said"],
         "extracted": said["extracted"],
         "gold": example.answer if example.answer_index is None else example.answer_index,
         "correct": is_correct(said["extracted"], example),
@@ -231,4 +238,4 @@ def _sample(example: Example, said: Sample, cost: dict[str, int], measured: Sequ
 
 def _likeliest(measured: Sequence[float]) -> Sample:
     """What is said by a question's likeliest choice, without a text."""
-    return {"generated": "", "extracted": likeliest(measured), "truncated": False, "new_tokens": 0}
+    return {"generated": "", "said": None, "extracted": likeliest(measured), "truncated": False, "new_tokens": 0}

@@ -19,7 +19,8 @@ from multicoco.evaluation.asking import Answers, Asking, Respondent, Sample
 from multicoco.evaluation.interventions import Interventions, Material, compare, donor_fields, thinks_itself
 from multicoco.evaluation.lens import collect, embedding_scale
 from multicoco.evaluation.likelihood import summarize_likelihoods
-from multicoco.evaluation.metrics import summarize
+from multicoco.evaluation.metrics import official_predictions, official_scores, summarize
+from multicoco.evaluation.priors import asked_with
 from multicoco.interventions import Intervention
 from multicoco.latent.interventions import Intervened, replacement
 from multicoco.methods import Method, evaluated_methods, method_class
@@ -50,9 +51,11 @@ class Evaluator:
         self.backbone, self.encoder = assembly.backbone, assembly.encoder
         self.model, self.decoder = assembly.reasoner.model, assembly.reasoner.decoder
         self.examples = examples
+        self.questions = asked_with(config.eval_config.inputs, examples, config.seed)
         self.tracker = tracker
         self.respondent = Respondent(config, assembly, examples, tracker, sharded_weights, between_batches)
-        self.about = about or {}
+        inputs = config.eval_config.inputs
+        self.about = (about or {}) | ({} if inputs == "all" else {"inputs": inputs})
         self.methods = evaluation_methods(config, self.backbone.latent_tokens)
         if any(method.borrows for method in self.methods.values()):
             check_donors(len(examples), "val_path")
@@ -85,7 +88,7 @@ class Evaluator:
         if self.config.eval_config.thoughts:
             self.embedding = embedding_scale(self.model, self.backbone.tokenizer)
         for mode, method in self.methods.items():
-            asking = Asking(mode, method, stage, self.examples)
+            asking = Asking(mode, method, stage, self.questions)
             started = time.time()
             answers = self.respondent.ask(asking)
             accuracies[mode] = self._log(name, asking, answers, {}, started, step)
@@ -148,8 +151,11 @@ class Evaluator:
         summary = {"mode": asking.mode, "stage": asking.stage, **self.about, **summarize(samples)}
         if self.config.eval_config.measures_likelihoods:
             summary |= summarize_likelihoods(samples)
+        summary |= official_scores(samples, self.examples)
         summary |= {**found, "seconds": time.time() - started}
         self.tracker.log_evaluation(name, asking.name, summary, samples, step)
+        for data_set, predictions in official_predictions(samples, self.examples).items():
+            self.tracker.write_predictions(name, asking.name, data_set, predictions)
         if answers.seen and rank() == 0:
             self._log_thoughts(name, asking, answers)
         accuracy: float | None = summary["accuracy"]

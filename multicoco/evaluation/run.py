@@ -14,8 +14,9 @@ from multicoco.engine.weights import Weights
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
 from multicoco.evaluation.interventions import check_interventions, extended_to
 from multicoco.evaluation.lens import check_lens
-from multicoco.latent.kinds import longest_sequence
+from multicoco.evaluation.priors import asked_with
 from multicoco.methods import evaluated_methods, method_class, thinking_method
+from multicoco.models.checks import position_limit
 from multicoco.registry import names
 from multicoco.tracking import Tracker
 
@@ -41,10 +42,11 @@ class EvaluationRun:
         methods = evaluation_methods(config, assembly.backbone.latent_tokens)
         for check in (check_interventions, check_lens):
             agree(partial(check, config, methods, self.stage, questions, assembly.encoder), only_rank_0=True)
-        if (limit := longest_sequence(assembly.backbone.model)) is not None:
+        asked = agree(lambda: asked_with(config.eval_config.inputs, questions, config.seed), only_rank_0=True)
+        if (limit := position_limit(assembly.backbone.model)) is not None:
             room = (config.generation.max_new_tokens, extended_to(config))
             agree(
-                lambda: check_prompt_lengths(limit, questions, assembly.encoder, methods.values(), [self.stage], *room),
+                lambda: check_prompt_lengths(limit, asked, assembly.encoder, methods.values(), [self.stage], *room),
                 only_rank_0=True,
             )
         assembly.reasoner.to(group.device)

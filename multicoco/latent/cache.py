@@ -34,7 +34,8 @@ class StaticKVCache:
     """
 
     def __init__(self, key_mask: Tensor, kernel: str, pool: BufferPool):
-        self.mask = KeyMask(key_mask)
+        self.valid = key_mask
+        self.masks: dict[int | None, KeyMask] = {}  # by the window
         self.kernel = kernel
         self.pool = pool
         self.layers: dict[int, LayerCache] = {}
@@ -42,18 +43,26 @@ class StaticKVCache:
     @cached_property
     def longest_row(self) -> int:
         """Without padding; waits for the device."""
-        return int(self.mask.valid.sum(-1).max())
+        return int(self.valid.sum(-1).max())
 
-    def layer(self, index: int, like: Tensor) -> LayerCache:
+    def layer(self, index: int, like: Tensor, window: int | None) -> LayerCache:
+        """Args: window: of the layer, see `kinds.attention_window`."""
         if index not in self.layers:
-            self.layers[index] = LayerCache(like, self.mask, self.pool)
+            reaches_all = window is None or self.longest_row <= window
+            self.layers[index] = LayerCache(like, self._mask(None if reaches_all else window), self.pool)
         return self.layers[index]
+
+    def _mask(self, window: int | None) -> KeyMask:
+        if window not in self.masks:
+            self.masks[window] = KeyMask(self.valid, window)
+        return self.masks[window]
 
     def hide(self, columns: Tensor) -> None:
         """From here on, columns (B, L) are no keys any more; not for a backward, which would hide them everywhere."""
-        self.mask = KeyMask(self.mask.valid & ~columns)
+        self.valid = self.valid & ~columns
+        self.masks = {}
         for layer in self.layers.values():
-            layer.mask = self.mask
+            layer.mask = self._mask(layer.mask.window)
 
     def to_dynamic(self, length: int) -> DynamicCache:
         """Columns [0, length) as the cache that transformers' `generate` goes on from."""
@@ -73,10 +82,10 @@ class Segment:
         self.previous = previous
         self.handles: dict[int, Tensor] = {}
 
-    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         """q (B, H, S, D), k and v (B, H_kv, S, D) -> (B, H, S, D)."""
         handle = self.previous.handles[layer_index] if self.previous else first_handle(q.device)
-        layer = self.cache.layer(layer_index, like=k)
+        layer = self.cache.layer(layer_index, like=k, window=window)
         out, handle = cached_attention(q, k, v, handle, layer, self.start, scale, self.cache.kernel)
         self.handles.setdefault(layer_index, handle)  # a recompute must not replace the graph's own handle
         return out
@@ -97,15 +106,11 @@ def _attention_forward(
     config = cast(PreTrainedConfig, module.config)
     if dropped := [key for key in ("s_aux", "softcap") if kwargs.get(key) is not None]:
         raise ValueError(f"latent passes do not reproduce {' and '.join(dropped)} of {config.model_type}")
-    window = attention_window(config)
-    if window is not None and segment.cache.longest_row > window:
-        raise ValueError(
-            f"{segment.cache.longest_row} tokens do not fit the sliding window of {config.model_type}, {window}"
-        )
+    index = cast(int, module.layer_idx)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dtype := autocast_dtype(query.device):  # which casts the inputs of PyTorch's own attention
         query, key, value = (x.to(dtype) for x in (query, key, value))
-    out = segment.attend(cast(int, module.layer_idx), query, key, value, scale)
+    out = segment.attend(index, query, key, value, scale, attention_window(config, index))
     return out.transpose(1, 2).contiguous(), None  # [B, S, H, D]
 
 
@@ -115,7 +120,8 @@ AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 @contextmanager
 def rotary_tables(decoder: nn.Module, embeds: Tensor, position_ids: Tensor) -> Iterator[Callable[[int, int], None]]:
-    """Inside, the decoder's rotary embedding gives slices of tables that are made once, for (B, T) positions.
+    """Inside, the decoder's rotary embedding gives slices of tables that are made once, for (B, T) positions; of each
+    kind of layer, where it tells them apart.
 
     Yields: a function to be called with a pass's first and end column before it. Decoders without a `rotary_emb`
     are left as they are.
@@ -124,14 +130,20 @@ def rotary_tables(decoder: nn.Module, embeds: Tensor, position_ids: Tensor) -> I
     if rotary is None:
         yield lambda start, end: None
         return
-    tables, columns = rotary(embeds, position_ids), slice(0)
+    own, whole, columns = rotary.forward, position_ids, slice(0)
+    tables: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # by what else the rotary embedding is called with
+
+    def sliced(x: Tensor, position_ids: Tensor, *kind: Any) -> tuple[Tensor, ...]:
+        if kind not in tables:
+            tables[kind] = own(embeds, whole, *kind)
+        return tuple(table[:, columns] for table in tables[kind])
 
     def choose(start: int, end: int) -> None:
         nonlocal columns
         columns = slice(start, end)
 
     original = rotary.__dict__.get("forward")  # an instance's own, if another library has put one there
-    rotary.forward = lambda x, position_ids: tuple(table[:, columns] for table in tables)
+    rotary.forward = sliced
     try:
         yield choose
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ class Passes:
         cache: keys and values.
         visible: (B, T) the columns that may be attended to by what follows.
         position_ids: (B, T), or with further axes in front.
+        further: as of `models.families.Embedded`.
         layers: (B, M, D) the hidden states of the M layers in a column of each row, if they were asked for; the last
             layer's after the model's last norm.
     """
@@ -36,14 +38,26 @@ class Passes:
     cache: StaticKVCache
     visible: Tensor
     position_ids: Tensor
+    further: Callable[[slice], dict[str, Any]]
     layers: Tensor | None = None
+
+    def length_before_last(self) -> int:
+        """Of the columns whose cache is gone on from: the last one is run again, with what follows it.
+
+        Raises:
+            ValueError: by its embedding alone the last column would not be what it was.
+        """
+        length = self.embeds.shape[1]
+        if taken := self.further(slice(length - 1, length)):
+            raise ValueError(f"a prompt cannot end with an image where images enter by {', '.join(taken)}: add text")
+        return length - 1
 
 
 def generate_after(
     model: PreTrainedModel, passes: Passes, generation_config: GenerationConfig | None, **options: Any
 ) -> Tensor:
     """transformers' `generate`, from the cache of left-padded prompts: (B * num_return_sequences, N) new tokens."""
-    cache = passes.cache.to_dynamic(passes.embeds.shape[1] - 1)  # generate itself runs the last column
+    cache = passes.cache.to_dynamic(passes.length_before_last())  # generate itself runs the last column
     config = generation_config or model.generation_config
     expand = max(options.get(key) or getattr(config, key, None) or 1 for key in ("num_beams", "num_return_sequences"))
     cache.batch_repeat_interleave(expand)
@@ -71,14 +85,14 @@ def log_likelihoods(model: PreTrainedModel, passes: Passes, input_ids: Tensor, l
 
     Returns: (B,), sums over the labelled tokens, at least fp32.
     """
-    length, n_new = passes.embeds.shape[1], input_ids.shape[1]
+    n_new = input_ids.shape[1]
     embed: Any = model.get_input_embeddings()
     later = torch.arange(1, n_new + 1, device=input_ids.device)
     hidden = model.get_decoder()(
         inputs_embeds=torch.cat([passes.embeds[:, -1:], embed(input_ids)], dim=1),
         attention_mask=torch.cat([passes.visible, passes.visible.new_ones(input_ids.shape)], dim=1),
         position_ids=torch.cat([passes.position_ids[..., -1:], passes.position_ids[..., -1:] + later], dim=-1),
-        past_key_values=passes.cache.to_dynamic(length - 1),
+        past_key_values=passes.cache.to_dynamic(passes.length_before_last()),
         use_cache=True,
     ).last_hidden_state[:, :-1]
     logits = model.get_output_embeddings()(hidden)  # [B, N, V]: a few columns

@@ -1,13 +1,11 @@
-"""Which models the latent passes reproduce, and how long their sequences may be: known from the config alone.
+"""Which models the latent passes reproduce, and what their layers see: known from the config alone.
 
 What a config does not tell, `multicoco.latent.self_check` finds out by running the model.
 """
 
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
-
-from multicoco.models.checks import position_limit
+from transformers import PreTrainedConfig
 
 # settings that change attention or logits outside of what the passes run, and the value at which they do nothing
 _NOT_REPRODUCED: dict[str, Any] = {
@@ -21,7 +19,9 @@ _NOT_REPRODUCED: dict[str, Any] = {
     "logit_scale": 1.0,
     "logits_scaling": 1.0,
     "output_multiplier": 1.0,
+    "use_bidirectional_attention": False,
 }
+_LAYER_KINDS = {"full_attention", "sliding_attention"}
 
 
 def check_supported(model_config: PreTrainedConfig) -> None:
@@ -31,26 +31,21 @@ def check_supported(model_config: PreTrainedConfig) -> None:
         ValueError: says which setting it is.
     """
     text, name = model_config.get_text_config(), model_config.model_type
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise ValueError(f"latent passes need full attention in every layer, {name} has {', '.join(sorted(kinds))}")
+    if others := set(getattr(text, "layer_types", None) or ()) - _LAYER_KINDS:
+        raise ValueError(
+            f"latent passes need attention in every layer, full or in a window, {name} has {', '.join(others)}"
+        )
     for key, neutral in _NOT_REPRODUCED.items():
         if getattr(text, key, None) not in (None, neutral):
             raise ValueError(f"latent passes do not reproduce {key} {getattr(text, key)} of {name}")
 
 
-def attention_window(config: PreTrainedConfig) -> int | None:
-    """How many columns a position sees in the layers of a language model, itself among them; None: all before it."""
-    if getattr(config, "layer_types", None) or getattr(config, "use_sliding_window", True) is False:
-        return None  # layers that are named have full attention, see `check_supported`
+def attention_window(config: PreTrainedConfig, layer: int) -> int | None:
+    """How many columns a position sees in a layer of a language model, itself among them; None: all before it."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        has_window = kinds[layer] == "sliding_attention"
+    else:
+        has_window = getattr(config, "use_sliding_window", True) is not False
     window: int | None = getattr(config, "sliding_window", None)
-    return window
-
-
-def longest_sequence(model: PreTrainedModel) -> int | None:
-    """The most columns, prompt and answer together, for which the passes give what the model gives; None: no limit.
-
-    Past it, learned position embeddings end, or a sliding window would leave out the first columns.
-    """
-    limits = [position_limit(model), attention_window(model.config.get_text_config())]
-    return min((limit for limit in limits if limit is not None), default=None)
+    return window if has_window else None

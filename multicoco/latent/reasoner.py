@@ -159,13 +159,12 @@ class LatentReasoner(nn.Module):
             return_logits: also compute (B, T, V) logits.
             seeds: (B,) of the rows, on the CPU; only `fixed_thoughts` reads them, and needs them.
             supervision: what the objective asks for beside the labels.
-            inputs: what the family's models take beside tokens, of all rows in order; for InternVL pixel_values,
-                (N, 3, H, W) image tiles.
+            inputs: what the family's models take beside tokens (its `input_names`), of all rows in order; for InternVL
+                pixel_values, (N, 3, H, W) image tiles.
 
         Raises:
             TypeError: the family has no such input.
-            ValueError: more latent columns than n_passes allows, a latent token without a token before it, or a row
-                that is longer than the model's sliding window.
+            ValueError: more latent columns than n_passes allows, or a latent token without a token before it.
         """
         objective = self.objective if supervision else None
         passes = self.run_passes(
@@ -246,7 +245,8 @@ class LatentReasoner(nn.Module):
         starts = split_columns([*latent_columns, *after], input_ids.shape[1], n_passes)
         if position_ids is None:
             position_ids = self.family.position_ids(input_ids, attention_mask, inputs)
-        embeds = self.family.embed(self.model, input_ids, inputs)  # [B, T, D]
+        embedded = self.family.embed(self.model, input_ids, inputs)
+        embeds = embedded.embeds  # [B, T, D]
         if self.fixed_thoughts is not None:
             embeds = self.fixed_thoughts(embeds, input_ids, seeds)
         if given is not None:
@@ -282,6 +282,7 @@ class LatentReasoner(nn.Module):
                     use_cache=False,
                     segment=segment,
                     output_hidden_states=tapped is not None,
+                    **embedded.further(slice(start, end)),
                 )
                 hidden.append(out.last_hidden_state)
                 fed.append(segment_embeds)
@@ -291,7 +292,16 @@ class LatentReasoner(nn.Module):
         if given is not None:
             stacked = embeds.masked_fill(~known[..., None], 0)[:, known.any(0)]
         visible = attention_mask.masked_fill(is_latent, 0) if intervened.hides else attention_mask
-        return Passes(torch.cat(hidden, dim=1), torch.cat(fed, dim=1), stacked, cache, visible, position_ids, layers)
+        return Passes(
+            torch.cat(hidden, dim=1),
+            torch.cat(fed, dim=1),
+            stacked,
+            cache,
+            visible,
+            position_ids,
+            embedded.further,
+            layers,
+        )
 
     def _is_latent(self, input_ids: Tensor) -> Tensor:
         if self.latent_token_id is None:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from multicoco.errors import UserError
 from multicoco.latent.cache import ATTENTION_NAME
-from multicoco.latent.kinds import longest_sequence
 from multicoco.latent.reasoner import LatentReasoner
+from multicoco.models.checks import position_limit
 from multicoco.models.families import family_of
 from multicoco_kernels import BufferPool
 
@@ -48,7 +48,7 @@ def self_check(reasoner: LatentReasoner, examples: Sequence[dict[str, Tensor]]) 
     """
     model = reasoner.model
     config, names = model.config.get_text_config(), family_of(model.config).input_names
-    latent, longest = reasoner.latent_token_id, longest_sequence(model)
+    latent, longest = reasoner.latent_token_id, position_limit(model)
     rows = [example["input_ids"][example["attention_mask"].bool()] for example in examples]
     rows = [(row if latent is None else row[row != latent])[:longest] for row in rows]
     inputs = [{name: example[name] for name in names if example.get(name) is not None} for example in examples]
@@ -87,7 +87,8 @@ def _own_logits(reasoner: LatentReasoner, row: Tensor, inputs: dict[str, Tensor]
     decoder.set_attn_implementation("eager" if len(row) <= _EAGER_COLUMNS else "sdpa")
     try:
         with _head_only_at(reasoner, compared[None]):
-            logits: Tensor = reasoner.model(row[None], attention_mask=mask, use_cache=False, **inputs).logits[0]
+            further = family_of(reasoner.model.config).own_inputs(row[None], inputs)
+            logits: Tensor = reasoner.model(row[None], attention_mask=mask, use_cache=False, **further).logits[0]
             return logits
     finally:
         decoder.set_attn_implementation(ATTENTION_NAME)

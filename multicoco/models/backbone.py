@@ -1,5 +1,6 @@
 """Loading a backbone: model, tokenizer and image processor, checked; and saving it."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from transformers.utils import cached_file
 from multicoco.curriculum import LatentTokens
 from multicoco.errors import UserError
 from multicoco.models.checks import check_files, check_template, check_tokenizer
-from multicoco.models.families import Family, family_of
+from multicoco.models.families import Family, check_form, family_of
 from multicoco.models.generation import reset_generation
 from multicoco.models.lora import merge_lora
 
@@ -77,10 +78,13 @@ def load_backbone(
             words, no end-of-text token or words that the model has not, or a chat template that loses a user's text.
     """
     options = {"trust_remote_code": trust_remote_code}
-    with _one_message(source):
+    with one_message(source):
         check_files(Path(source))
+        check_form(source)
         family = family_of(AutoConfig.from_pretrained(source, **options))
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = _template_of_processor(source)
         image_processor = family.load_image_processor(source, max_image_tiles, **options)
         model, report = family.auto_model.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -99,7 +103,7 @@ def load_backbone(
 
 
 @contextmanager
-def _one_message(source: str) -> Iterator[None]:
+def one_message(source: str) -> Iterator[None]:
     """Whatever transformers, its libraries or a model's own code raise, in a sentence that names the model."""
     try:
         yield
@@ -113,11 +117,20 @@ def _one_message(source: str) -> Iterator[None]:
         ) from error
 
 
+def _template_of_processor(source: str) -> str | None:
+    """The chat template that some vision-language models have in a file which only transformers' processors read."""
+    content = _read_file(source, "chat_template.json")
+    return None if content is None else str(json.loads(content)["chat_template"])
+
+
 def _read_kept_files(source: str) -> dict[str, bytes]:
-    """Those of `_KEPT_FILES` that a directory or the hub's cache holds."""
+    """Those of `_KEPT_FILES` that there are."""
+    found = {name: _read_file(source, name) for name in _KEPT_FILES}
+    return {name: content for name, content in found.items() if content is not None}
+
+
+def _read_file(source: str, name: str) -> bytes | None:
+    """A file that a directory or the hub's cache may hold."""
     optional = ("missing_entries", "connection_errors", "gated_repo")
-    found = {
-        name: cached_file(source, name, **{f"_raise_exceptions_for_{kind}": False for kind in optional})
-        for name in _KEPT_FILES
-    }
-    return {name: Path(path).read_bytes() for name, path in found.items() if path is not None}
+    path = cached_file(source, name, **{f"_raise_exceptions_for_{kind}": False for kind in optional})
+    return None if path is None else Path(path).read_bytes()

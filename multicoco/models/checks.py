@@ -131,7 +131,7 @@ def _encode_turn(tokenizer: PreTrainedTokenizerBase, family: Family, n_images: i
     ids = tokenizer.encode(rendered, add_special_tokens=False)
     if tokenizer.unk_token_id in ids and tokenizer.unk_token not in rendered:
         raise UserError(f"its tokenizer does not know all of its chat template, {rendered!r}: is it another model's?")
-    return family.place_images(ids, [1] * n_images, tokenizer)
+    return family.place_images(ids, [family.written(1)] * n_images if n_images else [], tokenizer)
 
 
 def _refuse_unknown(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], n_rows: int, what: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from multicoco.curriculum import LatentTokens
 from multicoco.errors import UserError
@@ -34,19 +34,12 @@ def add_latent_tokens(backbone: Backbone, init_token: str | None = None, n_rows:
     """
     tokenizer, model = backbone.tokenizer, backbone.model
     vocabulary = tokenizer.get_vocab()
-    present = [token for token in LATENT_TOKENS if token in vocabulary]
-    if len(present) not in (0, len(LATENT_TOKENS)):
-        raise UserError(
-            f"the tokenizer has {present} but not all of {list(LATENT_TOKENS)}: it is not a MultiCoCo checkpoint"
-        )
-    if not present:
-        init_token = init_token or tokenizer.eos_token
-        if init_token not in vocabulary:
-            raise UserError(f"coconut.latent_init_token: {init_token!r} is not a token of the model's vocabulary")
-        tokenizer.add_special_tokens(
-            {"additional_special_tokens": list(LATENT_TOKENS)}, replace_extra_special_tokens=False
-        )
-    ids = cast(list[int], tokenizer.convert_tokens_to_ids(list(LATENT_TOKENS)))  # of a list, a list
+    present = LATENT_TOKENS[0] in vocabulary
+    init_token = init_token or tokenizer.eos_token
+    if not present and init_token not in vocabulary:
+        raise UserError(f"coconut.latent_init_token: {init_token!r} is not a token of the model's vocabulary")
+    latent = add_latent_words(tokenizer)
+    ids = latent.block(1)
     before = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if not present and max(ids) >= before:
         rows = n_rows or -(-(max(ids) + 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE
@@ -58,10 +51,27 @@ def add_latent_tokens(backbone: Backbone, init_token: str | None = None, n_rows:
     if max(ids) >= (rows := cast(nn.Embedding, model.get_input_embeddings()).num_embeddings):
         raise UserError(f"the latent tokens are {ids}, but {model.config.model_type}'s embeddings have {rows} rows")
     if not present:
-        assert init_token is not None  # it has been found in the vocabulary
         _set_rows(model, ids, [vocabulary[init_token]])
-    backbone.latent_tokens = LatentTokens(*ids)
+    backbone.latent_tokens = latent
     suppress_unknown_rows(model, tokenizer)
+
+
+def add_latent_words(tokenizer: PreTrainedTokenizerBase) -> LatentTokens:
+    """The ids of the latent tokens, which a tokenizer gets unless it has them.
+
+    Raises:
+        UserError: it has some of them.
+    """
+    present = [token for token in LATENT_TOKENS if token in tokenizer.get_vocab()]
+    if len(present) not in (0, len(LATENT_TOKENS)):
+        raise UserError(
+            f"the tokenizer has {present} but not all of {list(LATENT_TOKENS)}: it is not a MultiCoCo checkpoint"
+        )
+    if not present:
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": list(LATENT_TOKENS)}, replace_extra_special_tokens=False
+        )
+    return LatentTokens(*cast(list[int], tokenizer.convert_tokens_to_ids(list(LATENT_TOKENS))))  # of a list, a list
 
 
 @torch.no_grad()

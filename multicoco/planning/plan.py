@@ -86,7 +86,7 @@ class Candidate:
         ]
 
 
-def plan(config: RunConfig, cluster: Cluster, tiles: int, assumed: Lengths | None, path: Path | None) -> str:
+def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Lengths | None, path: Path | None) -> str:
     """Chooses a setting and says why; with a path, writes it.
 
     Args:

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens
 from multicoco.data.prompt import PromptBuilder
-from multicoco.data.sources import load_examples
+from multicoco.data.sources import load_of_run
 from multicoco.errors import UserError
 from multicoco.methods import Method, method_class
 from multicoco.models.families import family_of
@@ -28,12 +28,12 @@ class Lengths:
 
 
 def stage_workloads(
-    config: RunConfig, model: ModelGeometry, tiles: int, assumed: Lengths | None
+    config: RunConfig, model: ModelGeometry, tiles: int | None, assumed: Lengths | None
 ) -> tuple[list[Workload], str]:
     """The longest examples of the first stage, which writes most, and of the one with the most passes, last.
 
     Args:
-        tiles: image tiles of an example with an image.
+        tiles: image tiles of an example with an image; the most the config allows by default.
         assumed: lengths that take the place of the data's.
 
     Returns: the workloads, and in words where the lengths are from.
@@ -41,7 +41,7 @@ def stage_workloads(
     method = method_class(config.trained_method)(config)
     stages = method.schedule.reachable(config.num_epochs)
     deepest = min(stages, key=lambda stage: (-method.passes(stage), stage))
-    tiles = tiles if model.tile else 0
+    tiles = (tiles or family_of(model.config).most_tiles(config.max_image_tiles)) if model.tile else 0
     measured = None if assumed else _measure(config, model, tiles, method)
     if measured:
         examples, source = measured, f"measured on the first {len(measured)} records of {config.train_path}"
@@ -65,27 +65,18 @@ def _measure(config: RunConfig, model: ModelGeometry, tiles: int, method: Method
     """Nothing, where the tokenizer or the records cannot be read from this machine's disk."""
     if not Path(config.model_id).is_dir() or config.train_path is None:
         return []
-    root = Path(config.data_dir)
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model_id, trust_remote_code=config.trust_remote_code)
-        examples = load_examples(
-            root / config.train_path,
-            Path(config.image_dir) if config.image_dir else root,
-            config.steps_from,
-            "skip",
-            MEASURED_EXAMPLES,
-            verify_images=False,
-            source=config.source,
-            answer_type=config.answer_type,
-        )
+        examples = load_of_run(config, config.train_path, MEASURED_EXAMPLES, on_bad_record="skip", verify_images=False)
+        family = family_of(model.config)
         prompt = PromptBuilder(
             tokenizer,
             config.answer_format,
-            family_of(model.config),
+            family,
             config.direct_instruction,
             config.reasoning_instruction,
             config.prompt_date or "2000-01-01",  # as long as any other
         )
-        return [prompt(x, method.asked, [tiles * model.tile_tokens] * len(x.images)) for x in examples]
+        return [prompt(x, method.asked, [family.written(tiles)] * len(x.images) if x.images else []) for x in examples]
     except (UserError, OSError, ValueError, KeyError):
         return []

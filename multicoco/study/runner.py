@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from multicoco.config import RunConfig, load_config
-from multicoco.data.sources import load_examples
+from multicoco.data.sources import load_of_run
 from multicoco.engine.trainer_state import age_key, all_checkpoints, read_state
 from multicoco.errors import UserError
 from multicoco.evaluation.report import aligned, read_json_object, read_text
@@ -199,17 +199,7 @@ def format_plan(study: Study, jobs: Sequence[Job]) -> str:
 
 def _steps(config: RunConfig) -> int:
     """Optimizer steps of a training by one process."""
-    root = Path(config.data_dir)
-    examples = load_examples(
-        root / str(config.train_path),
-        Path(config.image_dir or root),
-        config.steps_from,
-        config.on_bad_record,
-        config.max_train_samples,
-        verify_images=False,
-        source=config.source,
-        answer_type=config.answer_type,
-    )
+    examples = load_of_run(config, str(config.train_path), config.max_train_samples, verify_images=False)
     return config.num_epochs * -(-len(examples) // (config.batch_size * config.gradient_accumulation_steps))
 
 

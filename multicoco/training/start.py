@@ -8,10 +8,11 @@ from typing import NoReturn
 from deepspeed import DeepSpeedEngine
 
 from multicoco.config import RunConfig
+from multicoco.data.sources.location import locate
 from multicoco.engine.checkpoint import Checkpoints
 from multicoco.engine.manifest import damage
 from multicoco.engine.ranks import agree, rank
-from multicoco.engine.resume import check_unchanged, file_hash
+from multicoco.engine.resume import check_unchanged, data_hash
 from multicoco.engine.trainer_state import TrainerState, age_key, all_checkpoints, read_state
 from multicoco.errors import UserError
 from multicoco.training.position import Position
@@ -79,7 +80,7 @@ class Start:
 
     def _hash_data(self) -> dict[str, str]:
         paths = {"train_path": self.config.train_path, "val_path": self.config.val_path}
-        return {key: file_hash(Path(self.config.data_dir) / path) for key, path in paths.items() if path}
+        return {key: data_hash(locate(self.config.data_dir, path)) for key, path in paths.items() if path}
 
     def find(
         self, engine: DeepSpeedEngine, stages: Stages, data: dict[str, str], global_batch: int

@@ -12,6 +12,7 @@ from multicoco.config import RunConfig
 from multicoco.data.example import Example
 from multicoco.data.loader import check_donors
 from multicoco.data.sources import require_answers, require_steps
+from multicoco.data.sources.location import locate
 from multicoco.engine.assembly import Assembly, assemble, load_records, prompt_date, weights_of
 from multicoco.engine.checkpoint import Checkpoints
 from multicoco.engine.deepspeed import build_engine, model_shape
@@ -28,8 +29,8 @@ from multicoco.evaluation.answers import is_correct
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
 from multicoco.evaluation.interventions import check_interventions, extended_to
 from multicoco.evaluation.lens import check_lens
-from multicoco.latent.kinds import longest_sequence
 from multicoco.methods import Part, method_class
+from multicoco.models.checks import position_limit
 from multicoco.tracking import Tracker
 from multicoco.training.batches import TrainingBatches
 from multicoco.training.lookout import Lookout
@@ -61,7 +62,7 @@ class Trainer:
         start = Start(config, checkpoints, allow_change)
         earlier = start.check_folder()
         examples = load_records(config, config.train_path, config.max_train_samples)
-        agree(lambda: require_answers(examples, Path(config.data_dir, str(config.train_path))), only_rank_0=True)
+        agree(lambda: require_answers(examples, locate(config.data_dir, str(config.train_path))), only_rank_0=True)
         self.questions = load_records(config, config.val_path, config.max_val_samples)
 
         set_seed(config.seed)
@@ -112,9 +113,9 @@ class Trainer:
 
     def _check_purpose(self, examples: Sequence[Example], assembly: Assembly) -> None:
         """What would make the run pointless, or break it in its middle, is said before it starts."""
-        config, limit = self.config, longest_sequence(assembly.backbone.model)
+        config, limit = self.config, position_limit(assembly.backbone.model)
         if self.method.needs_steps:
-            require_steps(examples, Path(config.data_dir, str(config.train_path)), config.trained_method)
+            require_steps(examples, locate(config.data_dir, str(config.train_path)), config.trained_method)
         if self.method.borrows:
             check_donors(len(examples), "train_path")
         if config.save_only_improve and all(is_correct(None, question) is None for question in self.questions):

@@ -49,6 +49,18 @@ ALL_FROZEN = [f"freeze.{part}=true" for part in ("vision_tower", "projector", "l
         ),
         ([*COCONUT[:2], "coconut.first_stage=3"], ["coconut.first_stage is 3", "the last stage is 2"]),
         (["bf16=true", "fp16=true"], ["bf16 and fp16 are both true"]),
+        (
+            ["val_path=v", "eval_config.inputs=question_only"],
+            ["eval_config.inputs is question_only but mode is cot_train", "eval_only"],
+        ),
+        (
+            [*EVALUATION, "eval_config.inputs=other_image", "eval_config.interventions=[zero]"],
+            ["eval_config.inputs is other_image but eval_config.interventions is set"],
+        ),
+        (
+            [*EVALUATION, "eval_config.inputs=other_image", "eval_config.thoughts=true"],
+            ["eval_config.inputs is other_image but eval_config.thoughts is set"],
+        ),
         (["coconut.uniform_prob=0.1"], ["coconut.uniform_prob is 0.1", "mode is cot_train"]),
         (
             ["lora.rank=8", "freeze.language_model=true"],

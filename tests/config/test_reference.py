@@ -14,6 +14,6 @@ def test_it_has_every_key_in_the_order_of_the_written_config():
     assert [key.partition(".")[0] for key in rows if key.startswith(("generation.", "coconut.", "eval_config."))] == [
         *["generation"] * 5,
         *["coconut"] * len(CoconutKeys.model_fields),
-        *["eval_config"] * 9,
+        *["eval_config"] * 10,
     ]
     assert {"mode", "method", "coconut.stage_lr", "prompt_date", "self_check", "deepspeed"} <= set(rows)

@@ -107,6 +107,31 @@ def test_image_tokens_are_those_of_transformers_own_processor(tiles, image_seq_l
     assert "\n".join(expected) in prompt
 
 
+@pytest.mark.parametrize("pieces", [["", "a", " b?"], ["One:", " two:", ""], ["Is", "", " so?"], ["x", "y", "z"]])
+def test_images_stand_where_the_question_has_them(pieces):
+    places = (len(pieces[0]), len(pieces[0]) + len(pieces[1]))
+    asked = example(question="".join(pieces), choices=(), images=(b"1", b"2"), image_places=places)
+    shown = text(builder()(asked, "reasoning", [2, 3]).prompt)
+    images = ["<img>" + "<IMG_CONTEXT>" * n + "</img>" for n in (2, 3)]
+    content = []
+    for piece, image in zip(pieces, [*images, None], strict=True):
+        content += [{"type": "text", "text": piece}] * bool(piece) + [{"type": "image"}] * (image is not None)
+    expected = TOKENIZER.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    ).split("<IMG_CONTEXT>")
+    assert shown == expected[0] + images[0] + expected[1] + images[1] + expected[2]
+
+
+def test_without_a_question_the_choices_stand_alone():
+    shown = text(builder()(example(question=""), "reasoning").prompt)
+    assert "user\nA. cat\nB. dog<|im_end|>" in shown
+
+
+def test_images_that_are_not_those_of_the_places_stand_in_front():
+    moved = example(images=(b"1", b"2"), image_places=(3, 5))
+    assert builder()(moved, "reasoning", [4]).prompt == builder()(example(), "reasoning", [4]).prompt
+
+
 hostile = st.text(max_size=8) | st.sampled_from(TOKENIZER.all_special_tokens)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import coconut_loss
+from reference import IMAGE, coconut_loss, own_loss
 from torch import Tensor
 from transformers import PreTrainedModel
 from zero_cases import (
@@ -84,11 +84,14 @@ def single_process(case: Case, fresh_optimizer_at: int | None) -> tuple[list[flo
             continue
         factor = lr_factor(step - started, config.lr_schedule, config.warmup_steps, case.reset_after)
         optimizer.param_groups[0]["lr"] = config.lr * factor
-        [batch] = batches(step, accumulation=1, borrows=case.thoughts == "borrowed")
+        [batch] = batches(case, step)
         copied.load_state_dict(model.state_dict())
         copied.zero_grad()
-        batch["pixel_values"] = batch["pixel_values"].to(precision(case))
-        loss = coconut_loss(copied, **batch, thought=content(case, copied, seeds(step, batch)))
+        if case.family == "internvl":
+            batch["pixel_values"] = batch["pixel_values"].to(precision(case))
+            loss = coconut_loss(copied, **batch, thought=content(case, copied, seeds(step, batch)))
+        else:
+            loss = own_loss(copied, rows_of(case, batch))
         (loss * scale).backward()
         for parameter, of_copy in zip(model.parameters(), copied.parameters(), strict=True):
             parameter.grad = None if of_copy.grad is None else of_copy.grad.float() / scale
@@ -96,6 +99,23 @@ def single_process(case: Case, fresh_optimizer_at: int | None) -> tuple[list[flo
         optimizer.step()
         losses.append(loss.item())
     return losses, copy.deepcopy(model.state_dict())
+
+
+def rows_of(case: Case, batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """For `own_loss`: rows of an image at most, with what transformers' own forward takes of it."""
+    rows, n_images = [], 0
+    for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"].bool(), strict=True):
+        inputs = {}
+        if (is_image := ids[mask] == IMAGE).any():
+            if case.family == "smolvlm":
+                inputs = {"pixel_values": batch["pixel_values"][None, n_images : n_images + 1]}
+            else:
+                pixels, grids = batch["pixel_values"].unflatten(0, (-1, 16)), batch["image_grid_thw"]
+                inputs = {"pixel_values": pixels[n_images], "image_grid_thw": grids[n_images : n_images + 1]}
+                inputs["mm_token_type_ids"] = is_image[None].int()
+            n_images += 1
+        rows.append((ids[mask], labels[mask], inputs))
+    return rows
 
 
 @pytest.mark.distributed

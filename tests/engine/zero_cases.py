@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD, internvl
+from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD, SIGHTED, internvl
 from transformers import PreTrainedModel
 
 from multicoco.config import RunConfig
@@ -52,7 +52,8 @@ SHARDED = {"stage3_param_persistence_threshold": 0}  # at DeepSpeed's own, nothi
 @dataclass(frozen=True)
 class Case:
     """Steps 0 .. reset_after - 1 are one stage, the others the next. In the step `poisoned` rank 1's loss is not a
-    number. Of the ds_config, zero is the section of this name, fp16 this one but for `enabled`, other the rest."""
+    number. Of the ds_config, zero is the section of this name, fp16 this one but for `enabled`, other the rest. Of
+    families other than InternVL, the rows of rank 1 have no images in every other step."""
 
     zero: dict = field(default_factory=dict)
     other: dict = field(default_factory=dict, kw_only=True)
@@ -68,8 +69,10 @@ class Case:
     tied: bool = True
     experts: bool = False
     thoughts: Literal["hidden", "noise", "borrowed"] = "hidden"
+    family: str = "internvl"
 
 
+PLAIN = Case()
 CASES = {
     **{
         f"zero{stage}{'_checkpointing' * checkpointing}": Case({"stage": stage}, checkpointing)
@@ -122,6 +125,9 @@ CASES = {
         for stage in (2, 3)
         for thoughts in ("noise", "borrowed")
     },
+    "zero2_qwen2_5_vl": Case({"stage": 2}, family="qwen2_5_vl"),
+    "zero3_qwen3_vl": Case({"stage": 3, **SHARDED}, checkpointing=True, family="qwen3_vl"),
+    "zero3_smolvlm": Case({"stage": 3, **SHARDED}, family="smolvlm"),
     "zero3_hpz": Case({"stage": 3, **SHARDED, "zero_hpz_partition_size": 2}),
     "zero2_bf16_switches": Case(
         {"stage": 2},
@@ -140,7 +146,10 @@ def precision(case: Case) -> torch.dtype:
 
 
 def build_model(case: Case) -> PreTrainedModel:
-    model = internvl(tied=case.tied, experts=case.experts, layers=2)
+    if case.family == "internvl":
+        model = internvl(tied=case.tied, experts=case.experts, layers=2)
+    else:
+        model = SIGHTED[case.family](tied=case.tied, spread=0.05)  # with more, rounding grows faster in AdamW
     if case.lora:
         add_lora(model, rank=4, alpha=8, new_tokens=[LATENT])
     freeze(model, vision_tower=case.frozen)
@@ -184,7 +193,12 @@ def donor(step: int, index: int) -> tuple[list[int], list[int]]:
     return ids, [-100] * len(ids)
 
 
-def collate(step: int, indices: range, borrows: bool = False) -> dict[str, torch.Tensor]:
+def has_image(case: Case, step: int, index: int) -> bool:
+    return case.family == "internvl" or step % 2 == 0 or index < GLOBAL_BATCH // 2
+
+
+def collate(step: int, indices: range, case: Case = PLAIN) -> dict[str, torch.Tensor]:
+    borrows = case.thoughts == "borrowed"
     rows = [row(step, i) for i in indices] + [donor(step, i) for i in indices if borrows]
     length, first = 24, 12
     batch = {
@@ -192,14 +206,21 @@ def collate(step: int, indices: range, borrows: bool = False) -> dict[str, torch
         "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
         "labels": torch.full((len(rows), length), -100),
     }
+    images = [*indices, *((i + 1) % GLOBAL_BATCH for i in indices if borrows)]
     for i, (ids, labels) in enumerate(rows):
+        if not has_image(case, step, images[i]):
+            ids, labels = ids[IMAGE_TOKENS:], labels[IMAGE_TOKENS:]
         left = first - (ids.index(LATENT) if LATENT in ids else 8)
         batch["input_ids"][i, left : left + len(ids)] = torch.tensor(ids)
         batch["attention_mask"][i, left : left + len(ids)] = 1
         batch["labels"][i, left : left + len(ids)] = torch.tensor(labels)
     pixels = torch.Generator().manual_seed(step)
-    images = [*indices, *((i + 1) % GLOBAL_BATCH for i in indices if borrows)]
-    batch["pixel_values"] = torch.randn(GLOBAL_BATCH, 3, 56, 56, generator=pixels)[images]
+    images = [i for i in images if has_image(case, step, i)]
+    if images and case.family in ("internvl", "smolvlm"):
+        batch["pixel_values"] = torch.randn(GLOBAL_BATCH, 3, 56, 56, generator=pixels)[images]
+    elif images:  # of 4 x 4 patches
+        batch["pixel_values"] = torch.randn(GLOBAL_BATCH, 16, 3 * 2 * 14 * 14, generator=pixels)[images].flatten(0, 1)
+        batch["image_grid_thw"] = torch.tensor([[1, 4, 4]] * len(images))
     return batch
 
 
@@ -208,10 +229,9 @@ def seeds(step: int, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return batch["input_ids"].sum(-1) + 10_000 * step
 
 
-def batches(
-    step: int, accumulation: int, rank: int = 0, world_size: int = 1, borrows: bool = False
-) -> list[dict[str, torch.Tensor]]:
-    """A rank's micro-batches of a step; a single process without accumulation gets the whole global batch."""
+def batches(case: Case, step: int, rank: int = 0, world_size: int = 1) -> list[dict[str, torch.Tensor]]:
+    """A rank's micro-batches of a step; a single process gets the whole global batch in one."""
+    accumulation = case.accumulation if world_size > 1 else 1
     size = GLOBAL_BATCH // (accumulation * world_size)
     starts = [(micro * world_size + rank) * size for micro in range(accumulation)]
-    return [collate(step, range(start, start + size), borrows) for start in starts]
+    return [collate(step, range(start, start + size), case) for start in starts]

@@ -51,7 +51,7 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
             reset_optimizer_state(engine)
             start_schedule(engine, config, config.lr, total_steps=case.steps - step)
         share = torch.zeros(())
-        micro_batches = batches(step, case.accumulation, rank, world_size, borrows=case.thoughts == "borrowed")
+        micro_batches = batches(case, step, rank, world_size)
         labelled = torch.tensor(sum(int((b["labels"][:, 1:] != -100).sum()) for b in micro_batches))
         dist.all_reduce(labelled)
         for batch in micro_batches:

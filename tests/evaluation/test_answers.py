@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from multicoco.data.example import Example
 from multicoco.data.prompt import choice_label
-from multicoco.evaluation.answers import extract_answer, is_correct, normalise
+from multicoco.evaluation.answers import answer_line, extract_answer, is_correct, normalise
 
 FORMATS = ["letter", "index", "text"]
 PETS = ("cat", "dog", "a hot dog", "12")
@@ -320,3 +320,22 @@ def test_annotators_answers_need_three_who_agree():
     assert is_correct("red", question) is True
     assert is_correct("blue", question) is False
     assert is_correct("x", example(choices=(), answer_index=None)) is None
+    learnt = example(choices=(), answer_index=None, answer="blue", direct_answers=question.direct_answers)
+    assert is_correct("red", learnt) is True and is_correct("blue", learnt) is False
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("So.\nAnswer: A Cat.\nmore", "A Cat."),
+        ("Answer: cat\nAnswer:  The cat ", "The cat"),
+        ("the answer is: a cat", ": a cat"),
+        ("I look.\na Cat", "a Cat"),
+        ("Answer:", ""),
+        ("", ""),
+    ],
+)
+def test_the_line_of_an_answer_is_as_it_was_written(text, line):
+    assert answer_line(text).strip() == line
+    if "nswer" not in text:
+        assert answer_line(text, truncated=True) == ""

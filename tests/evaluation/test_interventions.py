@@ -114,10 +114,13 @@ class Tracker:
     """Keeps what it is told."""
 
     def __init__(self):
-        self.summaries, self.samples = {}, {}
+        self.summaries, self.samples, self.predictions = {}, {}, {}
 
     def log_evaluation(self, name, mode, summary, samples, step):
         self.summaries[mode], self.samples[mode] = summary, samples
+
+    def write_predictions(self, name, mode, data_set, predictions):
+        self.predictions[mode, data_set] = predictions
 
     def progress(self, total, description):
         return tqdm(disable=True)
@@ -333,3 +336,43 @@ def test_more_thoughts_than_trained_are_said_once(capsys):
     found = evaluate(config("zero", eval_config={"eval_latent_tokens": 5}))
     assert {sample["latent_passes"] for sample in found.samples["coconut"]} == {5}
     assert capsys.readouterr().out.count("eval_latent_tokens is 5, coconut is trained with at most 2") == 1
+
+
+def test_a_data_set_with_an_evaluation_of_its_own_gets_its_scores_and_its_file():
+    openly = {"choices": (), "answer_index": None}
+    examples = [
+        replace(EXAMPLES[0], metric="aokvqa"),
+        replace(EXAMPLES[1], metric="aokvqa", answer="w2", answer_index=1),
+        replace(EXAMPLES[2], metric="aokvqa", direct_answers=("w2", "w2", "x", "W2"), **openly),
+        replace(EXAMPLES[4], metric="aokvqa", direct_answers=("w4", "w4", "w4"), **openly),
+        EXAMPLES[5],
+    ]
+    found = evaluate(config("mean"), examples=examples)
+    summary = found.summaries["coconut"]
+    assert (summary["aokvqa/multiple_choice"], summary["aokvqa/multiple_choice_n"]) == (0.5, 2)
+    assert summary["aokvqa/direct_answer"] == pytest.approx((2 / 3 + 1) / 2)
+    assert [sample["said"] for sample in found.samples["coconut"]] == ["w0", "w1", "w2", "w4", "w5"]
+    assert [sample["correct"] for sample in found.samples["coconut"]] == [True, False, True, True, True]  # W2 too
+    assert found.predictions["coconut", "aokvqa"] == {
+        "q0": {"multiple_choice": "w0"},
+        "q1": {"multiple_choice": "w1"},
+        "q2": {"direct_answer": "w2"},
+        "q4": {"direct_answer": "w4"},
+    }
+    assert "aokvqa/multiple_choice" in found.summaries["coconut.mean"]
+
+
+def test_a_set_without_one_has_none():
+    found = evaluate(config(), examples=EXAMPLES[:2])
+    assert not any("/" in key for key in found.summaries["coconut"]) and not found.predictions
+
+
+def test_questions_are_asked_with_what_the_config_says_and_judged_as_they_are(monkeypatch):
+    examples = [replace(example, images=(bytes([i]),)) for i, example in enumerate(EXAMPLES[:4])]
+    seen, encode = [], Encoder.__call__
+    monkeypatch.setattr(Encoder, "__call__", lambda self, e, asked: seen.append(e.images) or encode(self, e, asked))
+    found = evaluate(config(eval_config={"inputs": "question_only"}), examples=examples)
+    assert seen and not any(seen)
+    assert found.summaries["coconut"]["inputs"] == "question_only"
+    assert [sample["correct"] for sample in found.samples["coconut"]] == [True] * 4
+    assert "inputs" not in evaluate(config(), examples=examples).summaries["coconut"] and any(seen)

@@ -25,16 +25,17 @@ B, H, H_KV, L, D = 2, 4, 2, 11, 8
 KERNELS = ("reference", "cpu", "triton", "flash")
 
 
-def new_cache(like, key_mask, pool=None):
-    return LayerCache(like, KeyMask(key_mask), pool or BufferPool())
+def new_cache(like, key_mask, pool=None, window=None):
+    return LayerCache(like, KeyMask(key_mask, window), pool or BufferPool())
 
 
-def whole_attention(q, k, v, key_mask):
+def whole_attention(q, k, v, key_mask, window=None):
     """Causal attention with padded keys left out; repeats K and V for grouped heads; no-key queries give 0."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     causal = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril()
+    causal = causal.triu(1 - window) if window else causal
     scores = scores.masked_fill(~(causal & key_mask[:, None, None, :]), -torch.inf)
     return torch.nan_to_num(scores.softmax(-1)) @ v
 
@@ -43,10 +44,10 @@ def device_of(kernel):
     return "cuda" if torch.cuda.is_available() and kernel != "cpu" else "cpu"
 
 
-def segmented(q, k, v, key_mask, starts, kernel="reference", pool=None):
+def segmented(q, k, v, key_mask, starts, kernel="reference", pool=None, window=None):
     """On a GPU where there is one; inputs and result are on the CPU."""
     q, k, v, key_mask = (x.to(device_of(kernel)) for x in (q, k, v, key_mask))
-    cache, handle, outs = new_cache(k, key_mask, pool), first_handle(q.device), []
+    cache, handle, outs = new_cache(k, key_mask, pool, window), first_handle(q.device), []
     for start, end in zip(starts, [*starts[1:], q.shape[2]], strict=True):
         part = slice(start, end)
         out, handle = cached_attention(
@@ -88,6 +89,24 @@ def check_against_whole_attention(kernel, data):
 @pytest.mark.parametrize("kernel", ["reference", "cpu", "flash"])
 def test_forward_and_gradients_equal_whole_attention(kernel, data):
     check_against_whole_attention(kernel, data)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("starts", "window"), [([0], 3), ([0, 4, 5, 6], 1), ([0, 4, 5, 6], 3), ([0, 1, 2, 9], L)])
+def test_a_window_leaves_out_what_is_before_it_and_padding_on_both_sides(kernel, starts, window):
+    key_mask = left_padded(0, 4)
+    key_mask[0, 7:] = False  # more padding than a window is wide
+    q, k, v = tensors()
+    real = key_mask[:, None, :, None]
+    expected = whole_attention(q, k, v, key_mask, window) * real
+    out = segmented(q, k, v, key_mask, starts, kernel, window=window)
+    assert out.isfinite().all()
+    for actual, wanted in zip(
+        (out * real, *torch.autograd.grad((out * real).square().sum(), (q, k, v))),
+        (expected, *torch.autograd.grad(expected.square().sum(), (q, k, v))),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-10)
 
 
 @settings(max_examples=8, deadline=None)  # interpreted, it takes a second for each

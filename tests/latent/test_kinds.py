@@ -1,23 +1,20 @@
 import pytest
 import torch
 from reference import qwen2
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from multicoco.latent.kinds import attention_window, check_supported, longest_sequence
+from multicoco.latent.kinds import attention_window, check_supported
 from multicoco.latent.reasoner import LatentReasoner
-
-SIZES = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16, "vocab_size": 64}
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("gemma3_text", {}, "full attention in every layer, gemma3_text has .*sliding_attention"),
-        ("gpt_oss", {}, "full attention"),
+        ("gemma2", {}, "attn_logit_softcapping 50.0 of gemma2"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("llama4_text", {}, "chunked_attention"),
         ("mamba", {}, "linear_attention"),
         ("qwen3_next", {}, "linear_attention"),
-        ("qwen2", {"use_sliding_window": True, "max_window_layers": 0, "num_hidden_layers": 2}, "sliding_attention"),
         ("llama", {"attention_dropout": 0.1}, "attention_dropout 0.1 of llama"),
         ("granite", {"logits_scaling": 8.0}, "logits_scaling 8.0"),
         ("cohere", {}, "logit_scale 0.0625"),
@@ -31,55 +28,35 @@ def test_what_the_passes_would_leave_out_is_refused_by_its_name(kind, options, m
         check_supported(AutoConfig.for_model(kind, **options))
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama", "gpt2", "mistral", "phi3", "granite", "internvl", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "kind", ["qwen2", "llama", "gpt2", "mistral", "phi3", "granite", "internvl", "qwen3_moe", "gemma3_text"]
+)
 def test_what_they_reproduce_is_taken(kind):
     check_supported(AutoConfig.for_model(kind))
 
 
-@pytest.mark.parametrize(
-    ("kind", "options", "window"),
-    [
-        ("mistral", {"sliding_window": 8}, 8),
-        ("mistral", {"sliding_window": None}, None),
-        ("phi3", {"sliding_window": 8}, 8),
-        ("phimoe", {"sliding_window": 8}, 8),
-        ("starcoder2", {"sliding_window": 8}, 8),
-        ("mixtral", {"sliding_window": 8}, 8),
-        ("qwen2", {"sliding_window": 8, "use_sliding_window": False}, None),
-        ("qwen3_moe", {"sliding_window": 8, "use_sliding_window": False}, None),
-        ("llama", {}, None),
-    ],
-)
-def test_the_window_of_models_whose_layers_are_alike(kind, options, window):
-    assert attention_window(AutoConfig.for_model(kind, **options)) == window
+MIXED = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "num_hidden_layers": 2}
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "longest"),
+    ("kind", "options", "windows"),
     [
-        ("gpt2", {"n_positions": 32}, 32),
-        ("opt", {"max_position_embeddings": 32, "ffn_dim": 16}, 32),
-        ("mistral", {"sliding_window": 8, "max_position_embeddings": 32, "num_key_value_heads": 2}, 8),
-        ("llama", {"max_position_embeddings": 32}, None),
+        ("mistral", {"sliding_window": 8}, [8, 8]),
+        ("mistral", {"sliding_window": None}, [None, None]),
+        ("phi3", {"sliding_window": 8}, [8, 8]),
+        ("phimoe", {"sliding_window": 8}, [8, 8]),
+        ("starcoder2", {"sliding_window": 8}, [8, 8]),
+        ("mixtral", {"sliding_window": 8}, [8, 8]),
+        ("qwen2", {"sliding_window": 8, "use_sliding_window": False}, [None, None]),
+        ("qwen2", MIXED, [None, 8]),
+        ("qwen3_moe", {"sliding_window": 8, "use_sliding_window": False}, [None, None]),
+        ("gemma3_text", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}, [8, None]),
+        ("llama", {}, [None, None]),
     ],
 )
-def test_the_longest_sequence_is_known_and_no_longer_one_runs(kind, options, longest):
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(kind, **{**SIZES, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **options})
-    )
-    assert longest_sequence(model) == longest
-    reasoner = LatentReasoner(model.eval(), 63, "reference")
-
-    def run(tokens, padding=0):
-        ids = torch.full((1, padding + tokens), 5)
-        mask = torch.ones_like(ids)
-        mask[:, :padding] = 0
-        return reasoner(ids, mask, ids, n_passes=2).loss
-
-    assert run(longest or 64, padding=3).isfinite()
-    if longest:
-        with pytest.raises((ValueError, IndexError)):
-            run(longest + 1)
+def test_the_window_of_each_layer(kind, options, windows):
+    config = AutoConfig.for_model(kind, **{"num_hidden_layers": 2, **options})
+    assert [attention_window(config, layer) for layer in range(2)] == windows
 
 
 @pytest.mark.parametrize("key", ["softcap", "s_aux"])

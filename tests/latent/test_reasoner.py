@@ -17,12 +17,14 @@ from reference import (
     LATENT,
     MODELS,
     PAD,
+    WINDOWS,
     assert_same_gradients,
     coconut_logits,
     coconut_loss,
     gradients,
     internvl,
     qwen2,
+    windowed,
 )
 from transformers import GenerationConfig
 
@@ -110,6 +112,39 @@ def fixed_batch(image: bool = True) -> dict[str, torch.Tensor]:
     if image:
         batch["pixel_values"] = torch.randn(3, 3, 56, 56, generator=rng, dtype=torch.float64)
     return batch
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+@pytest.mark.parametrize("kernel", ["reference", "auto"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_layers_with_a_window_equal_recomputation_past_it(kind, kernel, checkpointing):
+    rng = torch.Generator().manual_seed(3)
+    rows = [make_row(rng, n, prefix, 4, image=False) for n, prefix in ((3, 9), (0, 4), (1, 2), (2, 12))]
+    batch, expected = make_batch(rows, left=[0, 9, 2, 1]), windowed(kind).double()
+    loss = coconut_loss(expected, **batch)
+    loss.backward()
+    reasoner = LatentReasoner(windowed(kind).double(), LATENT, kernel).train()
+    if checkpointing:
+        checkpoint_activations(reasoner.model)
+    output = reasoner(**batch)
+    output.loss.backward()
+    torch.testing.assert_close(output.loss, loss, rtol=LOSS_TOLERANCE, atol=0)
+    assert_same_gradients(reasoner.model, gradients(expected), GRADIENT_TOLERANCE)
+    wide = LatentReasoner(windowed(kind, sliding_window=17).double(), LATENT)(**batch).loss
+    assert abs(wide - loss) > 1e-3  # at which it would have been noticed
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_behind_a_window_generated_tokens_are_transformers_own(kind):
+    rng, model = torch.Generator().manual_seed(5), windowed(kind).double().eval()
+    rows = [make_row(rng, 0, prefix, 1, image=False) for prefix in (3, 13, 7)]
+    batch = make_batch(rows, left=[10, 0, 6])
+    del batch["labels"]
+    config = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=EOS, pad_token_id=PAD)
+    tokens = LatentReasoner(copy.deepcopy(model), LATENT).generate(**batch, n_passes=4, generation_config=config)
+    for (ids, _), said in zip(rows, tokens.tolist(), strict=True):
+        own = model.generate(torch.tensor([ids]), generation_config=config)[0, len(ids) :].tolist()
+        assert said[: len(own)] == own
 
 
 @pytest.mark.parametrize("frozen", ["vision_tower", "multi_modal_projector", "language_model"])
@@ -287,7 +322,7 @@ def test_a_latent_without_a_token_before_it_is_refused():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("layer_types", ["full_attention", "sliding_attention", "full_attention"]),
+        ("layer_types", ["full_attention", "linear_attention", "full_attention"]),
         ("attention_dropout", 0.1),
         ("final_logit_softcapping", 30.0),
     ],
@@ -295,7 +330,7 @@ def test_a_latent_without_a_token_before_it_is_refused():
 def test_models_that_the_passes_would_get_wrong_are_refused(key, value):
     model = qwen2()
     setattr(model.config, key, value)
-    with pytest.raises(ValueError, match="sliding_attention" if key == "layer_types" else key):
+    with pytest.raises(ValueError, match="linear_attention" if key == "layer_types" else key):
         LatentReasoner(model, LATENT)
 
 

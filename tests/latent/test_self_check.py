@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from reference import IMAGE, IMAGE_TOKENS, LATENT, internvl, qwen2
+from reference import IMAGE, IMAGE_TOKENS, LATENT, WINDOWS, internvl, qwen2, windowed
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.qwen2 import modeling_qwen2
 
@@ -73,11 +73,17 @@ def test_images_and_padding_and_latents_are_taken():
     self_check(LatentReasoner(lively(internvl()), LATENT), [text, image])
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"), [("mistral", {"sliding_window": 20}), ("gpt2", {"max_position_embeddings": 20})]
-)
-def test_what_is_too_long_for_a_model_is_left_to_the_check_of_lengths(kind, options):
-    self_check(LatentReasoner(of_kind(kind, **options), LATENT), texts(3, 20, 30))
+def test_what_is_too_long_for_a_model_is_left_to_the_check_of_lengths():
+    self_check(LatentReasoner(of_kind("gpt2", max_position_embeddings=20), LATENT), texts(3, 20, 30))
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_layers_with_a_window_are_taken_and_a_wrong_window_is_found(kind, monkeypatch):
+    reasoner = LatentReasoner(lively(windowed(kind)), LATENT)
+    self_check(reasoner, texts(3, 30))
+    monkeypatch.setattr("multicoco.latent.cache.attention_window", lambda config, layer: 7)
+    with pytest.raises(UserError, match=f"what the {kind} model computes"):
+        self_check(reasoner, texts(3, 30))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

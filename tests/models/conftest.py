@@ -1,7 +1,7 @@
 import pytest
 from reference import qwen2
 
-from multicoco.models.tiny import build_tiny_internvl, build_tokenizer
+from multicoco.models.tiny import TINY, build_tiny_internvl, build_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -10,6 +10,20 @@ def tiny(tmp_path_factory):
     return build_tiny_internvl(
         ["Which tile is red?"] * 5, tmp_path_factory.mktemp("tiny"), hidden_size=32, text_layers=1
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_of(tiny, tmp_path_factory):
+    """The directory of a tiny model of a family; not to be changed."""
+    made = {"internvl": tiny}
+
+    def of(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            made[name] = TINY[name](["Which tile is red?"] * 5, folder, hidden_size=32, text_layers=1)
+        return made[name]
+
+    return of
 
 
 @pytest.fixture

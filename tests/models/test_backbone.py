@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from PIL import Image
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from multicoco.errors import UserError
 from multicoco.models.backbone import load_backbone
@@ -87,6 +87,19 @@ def test_a_saved_model_has_its_origins_files_and_loads_as_it_did(tiny, text_mode
     names = [{path.name for path in (tmp_path / folder).iterdir()} for folder in ("origin", "second")]
     assert names[0] == names[1]
     assert backbone.ignored_generation.keys() >= {"repetition_penalty", "do_sample"}
+
+
+def test_a_chat_template_in_the_processors_file_is_found_and_kept(tiny, tmp_path):
+    backbone = load_backbone(str(tiny))
+    backbone.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").rename(tmp_path / "template")
+    assert load_backbone(str(tmp_path)).tokenizer.chat_template is None
+    template = (tmp_path / "template").read_text()
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    found = load_backbone(str(tmp_path))
+    assert found.tokenizer.chat_template == template
+    found.save_pretrained(tmp_path / "saved")
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == template
 
 
 def test_a_pad_token_beyond_the_embeddings_is_another_in_range(text_model, tmp_path):

@@ -1,11 +1,36 @@
+import pytest
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer
+
+from multicoco import registry
 from multicoco.models.backbone import load_backbone
-from multicoco.models.tiny import build_tiny_internvl, build_tiny_text
+from multicoco.models.families import family_of
+from multicoco.models.tiny import TINY, build_tiny_text
 
 
-def test_tiny_model_is_the_same_for_a_seed(tiny, tmp_path):
-    again = build_tiny_internvl(["Which tile is red?"] * 5, tmp_path / "again", hidden_size=32, text_layers=1)
-    assert (again / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
-    assert (again / "tokenizer.json").read_text() == (tiny / "tokenizer.json").read_text()
+def test_there_is_one_of_every_family():
+    assert TINY.keys() == set(registry.names("families"))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_model_is_the_same_for_a_seed(tiny_of, tmp_path, name):
+    first = tiny_of(name)
+    again = TINY[name](["Which tile is red?"] * 5, tmp_path / "again", hidden_size=32, text_layers=1)
+    assert (again / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+    assert (again / "tokenizer.json").read_text() == (first / "tokenizer.json").read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name != "text"])
+def test_transformers_own_classes_load_it_and_an_image_of_the_scenes_is_nine_tokens(tiny_of, name):
+    model = load_backbone(str(tiny_of(name))).model
+    family, tokenizer = family_of(model.config), AutoTokenizer.from_pretrained(tiny_of(name))
+    assert type(family) is registry.load("families", name)
+    processor = AutoImageProcessor.from_pretrained(tiny_of(name), backend="pil")
+    read = family.read_images([Image.new("RGB", (84, 84))], processor)
+    turn = [{"role": "user", "content": family.content("Which tile is red?", 1)}]
+    ids = tokenizer.encode(tokenizer.apply_chat_template(turn, tokenize=False), add_special_tokens=False)
+    assert ids.count(family.config.image_token_id) == 1
+    assert family.place_images(ids, read.tokens, tokenizer).count(family.config.image_token_id) == 9
 
 
 def test_tiny_text_model_is_one_for_text_alone(tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from homes import REPO
+from plan_memory import CASES, batch, build_reasoner
 from reference import internvl, qwen2
 
 from multicoco.planning.geometry import ModelGeometry, Workload
@@ -48,6 +49,13 @@ def test_what_is_allocated_copied_and_resident_is_as_predicted(tmp_path):
     assert all(row["copy_mib"] > 100 and abs(row["copy_ratio"] - 1) <= 0.01 for row in rows), rows
     assert rows[0]["resident_mib"] > rows[0]["measured_mib"] + rows[0]["copy_mib"]
     assert abs(rows[0]["resident_ratio"] - 1) <= 0.15 and "resident_ratio" not in rows[1]
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_cases_with_and_without_images_can_be_measured(images):
+    [case, *_] = [case for case in CASES.values() if case.images == images]
+    case = replace(case, layers=1, hidden=48, vocabulary=50, prompt=3, latents=2, written=2, bf16=False)
+    assert build_reasoner(case)(**batch(case), n_passes=3).loss.isfinite()
 
 
 def test_the_cache_is_as_large_as_the_real_one():

@@ -1,14 +1,22 @@
 """The fields of records that several sources share. Each function raises UserError with the reason alone."""
 
+import base64
+import binascii
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from multicoco.data.example import Example, ImageSource
 from multicoco.data.sources.source import Record
 from multicoco.errors import UserError
 
-_PICTURE = re.compile(r"data:|[A-Za-z0-9+/=\s]{200,}$")  # base64, as a data URI or bare
+IMAGE_MARK = "<image>"
+
+_DATA_URI = re.compile(r"data:[^,]*?(;base64)?,", re.IGNORECASE)
+# bare base64: what PNG, JPEG, GIF, WebP, BMP and TIFF begin with, or a length that no path has
+_BASE64 = re.compile(r"(?=.{200}|iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk|SUkq|TU0A)[A-Za-z0-9+/\s]{40,}=*\s*", re.DOTALL)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 # What a key may be that belongs to the question, and what tells that it is only about it.
@@ -99,13 +107,38 @@ def is_file(path: Path) -> bool:
         raise UserError(f"{str(path)!r:.60} is no path of an image ({error.strerror})") from error
 
 
-def image_file(value: Any, name: str, folder: Path) -> Path:
-    """The path of an image in the image folder."""
-    if isinstance(value, str) and _PICTURE.match(value):
-        raise UserError(f"{name!r} is a picture in base64: write it to a file, and its path here, found {value!r:.40}")
+def image_of(value: Any, name: str, folder: Path) -> ImageSource:
+    """An image: a path in the image folder, base64 (bare or a data URI), the file's bytes, where these are stored, or
+    Hugging Face's {"bytes": ..., "path": ...}."""
+    if isinstance(value, dict) and "bytes" in value and value.keys() <= {"bytes", "path"}:
+        content = value["bytes"]
+        return image_of(value.get("path"), name, folder) if content is None else image_of(content, name, folder)
+    if isinstance(value, bytes) or hasattr(value, "read"):
+        source: ImageSource = value
+        return source
+    if isinstance(value, str) and (uri := _DATA_URI.match(value)):
+        if uri[1] is None:
+            raise UserError(f"{name!r} is a data URI that is not in base64, found {value!r:.40}")
+        return _decoded(value[uri.end() :], name)
+    if isinstance(value, str) and _BASE64.fullmatch(value):
+        return _decoded(value, name)
+    return _image_file(value, name, folder)
+
+
+def _decoded(value: str, name: str) -> bytes:
+    try:
+        return base64.b64decode("".join(value.split()), validate=True)
+    except binascii.Error as error:
+        raise UserError(f"{name!r} is not whole base64 ({error}), found {value!r:.40}") from error
+
+
+def _image_file(value: Any, name: str, folder: Path) -> Path:
     relative = text(value, name)
     if _ADDRESS.match(relative):
-        raise UserError(f"{name!r} is an address, and nothing is downloaded: save the image, found {relative!r:.60}")
+        raise UserError(
+            f"{name!r} is an address, and nothing is downloaded while training: save the image in the image folder and "
+            f"write its path here, found {relative!r:.60}"
+        )
     if "\0" in relative:
         raise UserError(f"{name!r} is no path, found {relative!r:.60}")
     path = inside(folder, relative)
@@ -115,8 +148,8 @@ def image_file(value: Any, name: str, folder: Path) -> Path:
     return path
 
 
-def images_of(record: Record, folder: Path) -> tuple[Path, ...]:
-    """The images under "image" (a path, or several) or "images" (a list); () where both are null or absent."""
+def images_of(record: Record, folder: Path) -> tuple[ImageSource, ...]:
+    """The images under "image" (one, or several) or "images" (a list); () where both are null or absent."""
     image, images = record.get("image"), record.get("images")
     if image is not None and images not in (None, []):
         raise UserError("'image' and 'images' are both given: leave one of them out")
@@ -124,8 +157,30 @@ def images_of(record: Record, folder: Path) -> tuple[Path, ...]:
     if value is None or (name == "images" and value == []):
         return ()
     if isinstance(value, list) and value:
-        return tuple(image_file(item, f"{name}[{i}]", folder) for i, item in enumerate(value))
-    return (image_file(value, name, folder),)
+        return tuple(image_of(item, f"{name}[{i}]", folder) for i, item in enumerate(value))
+    return (image_of(value, name, folder),)
+
+
+def place_images(example: Example) -> Example:
+    """The same with the marks of its images taken out of the question, as `image_places`."""
+    pieces = example.question.split(IMAGE_MARK)
+    if not example.images:
+        return example  # what looks like a mark is text
+    if any(IMAGE_MARK in choice for choice in example.choices):
+        raise UserError(f"a choice has the mark {IMAGE_MARK}: choices that are pictures are not supported")
+    if len(pieces) == 1:
+        return example
+    if len(pieces) - 1 != len(example.images):
+        raise UserError(
+            f"the text has {len(pieces) - 1} marks {IMAGE_MARK} for {len(example.images)} images: write one for each, "
+            "or none"
+        )
+    whole = "".join(pieces)
+    question = text(whole, f"question without {IMAGE_MARK}")
+    cut_off = len(whole) - len(whole.lstrip())
+    ends = [len("".join(pieces[: place + 1])) - cut_off for place in range(len(example.images))]
+    places = tuple(min(max(end, 0), len(question)) for end in ends)
+    return replace(example, question=question, image_places=places if any(places) else ())
 
 
 def refuse_unread(record: Record, read: frozenset[str]) -> None:

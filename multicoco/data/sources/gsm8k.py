@@ -13,6 +13,8 @@ class GSM8K(Source):
 
     keys = frozenset({*ID_KEYS, "question", "answer"})
 
+    metric = "gsm8k"
+
     @classmethod
     def matches(cls, record: Record) -> bool:
         """By the mark in the answer of a record without steps."""

@@ -2,11 +2,11 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
@@ -14,6 +14,7 @@ from multicoco.data.example import Example, Judge, load_image
 from multicoco.data.numbers import single_number
 from multicoco.data.sources.fields import refuse_unread, text_or_number
 from multicoco.data.sources.files import read_records
+from multicoco.data.sources.location import Location, locate
 from multicoco.data.sources.source import ID_KEYS, Source, StepsFrom
 from multicoco.errors import UserError
 from multicoco.registry import load, names
@@ -22,10 +23,25 @@ logger = logging.getLogger(__name__)
 
 _FALLBACK = "records"  # the source of a record that none matches: it says what is missing
 _SHOWN = 10
+_CHUNK = 1024  # records that are held at a time
+
+
+class Loaded(NamedTuple):
+    """What a file of records gave.
+
+    Attributes:
+        problems: a line for each bad record.
+        checked: how many records were looked at, of `records`.
+    """
+
+    examples: list[Example]
+    problems: list[str]
+    checked: int
+    records: int
 
 
 def load_examples(
-    path: Path,
+    path: Path | Location,
     image_dir: Path,
     steps_from: StepsFrom = "sentences",
     on_bad_record: Literal["error", "skip"] = "error",
@@ -33,23 +49,15 @@ def load_examples(
     verify_images: bool = True,
     *,
     source: str | None = None,
+    columns: Mapping[str, str] | None = None,
     answer_type: Judge | None = None,
 ) -> list[Example]:
-    """Loads the records of a JSON or JSON Lines file; their texts are kept as they are, but for outer white space.
+    """Loads records; their texts are kept as they are, but for outer white space.
 
     Args:
-        path: a JSON list of records, one record a line, or an object of records by their ids.
-        image_dir: images' paths are relative to it; an official A-OKVQA record's is, with .jpg or .png,
-            `{split}2017/{image_id:012d}` in it or, where that folder is absent, `{image_id:012d}`.
-        steps_from: the steps of a record with rationales (A-OKVQA, ScienceQA) are the sentences of the first one, or
-            all of them. Other records keep their steps.
         on_bad_record: "skip" leaves malformed records and those with a missing or broken image out, with one
             warning.
-        limit: keep the first `limit` good records, and check none after them.
-        verify_images: decode every image now rather than in training.
-        source: the name of the records' source (`multicoco.registry`); None takes for each record the first source
-            that it matches.
-        answer_type: how answers to open questions are judged; None is as the source says.
+        path, image_dir, steps_from, limit, verify_images, source, columns, answer_type: see `read_examples`.
 
     Returns:
         Examples in the file's order. Where several records share an id, the second one's is "id#2".
@@ -57,17 +65,67 @@ def load_examples(
     Raises:
         UserError: the file holds no records, no record is good, or any is bad under "error".
     """
+    location = path if isinstance(path, Location) else locate("", path)
+    loaded = read_examples(
+        location, image_dir, steps_from, limit, verify_images, source=source, columns=columns, answer_type=answer_type
+    )
+    if problems := loaded.problems:
+        report = "\n  ".join([f"{location}: {len(problems)} bad of {loaded.checked} records", *problems[:_SHOWN]])
+        if len(problems) > _SHOWN:
+            report += f"\n  and {len(problems) - _SHOWN} more"
+        if on_bad_record == "error":
+            raise UserError(f"{report}\nFix them, or leave them out with on_bad_record: skip")
+        if not loaded.examples:
+            raise UserError(f"{report}\nNone is left: check that this is the right file and image folder")
+        logger.warning("%s\nThey are left out", report)
+    return loaded.examples
+
+
+def read_examples(
+    location: Location,
+    image_dir: Path,
+    steps_from: StepsFrom,
+    limit: int | None,
+    verify_images: bool,
+    *,
+    source: str | None,
+    columns: Mapping[str, str] | None,
+    answer_type: Judge | None,
+) -> Loaded:
+    """Reads records as examples, and says which are bad.
+
+    Args:
+        location: of JSON (a list of records, one record a line, or an object of records by their ids), parquet or
+            Arrow, of a data set's folder, or of one on the hub.
+        image_dir: images' paths are relative to it; an official A-OKVQA record's is, with .jpg or .png,
+            `{split}2017/{image_id:012d}` in it or, where that folder is absent, `{image_id:012d}`.
+        steps_from: what of a written reasoning is a step, see `steps.split_reasoning`. Listed steps are kept.
+        limit: keep the first `limit` good records, and check none after them.
+        verify_images: decode every image now rather than in training.
+        source: the name of the records' source (`multicoco.registry`); None takes for each record the first source
+            that it matches.
+        columns: the keys under which records have their "question", "answer", "steps", "choices", "images" or "id",
+            where these are others; the source is then "records" unless named, and keys that it does not read are no
+            matter.
+        answer_type: how answers to open questions are judged; None is as the source says.
+
+    Raises:
+        UserError: there are no records.
+    """
     if limit is not None and limit < 1:
-        raise UserError(f"{path}: the limit of examples must be at least 1, not {limit}")
-    records = read_records(path)
-    ids = _ids(records)
+        raise UserError(f"{location}: the limit of examples must be at least 1, not {limit}")
+    records = _open(location)
+    ids = _Ids()
     image_root = Path(os.path.abspath(image_dir))
+    if columns and source is None:
+        source = _FALLBACK
     asked = names("sources") if source is None else [source]
     sources = {name: load("sources", name)(image_root, steps_from) for name in asked}
+    read = {key for chosen in sources.values() for key in chosen.keys}
 
-    def check(index: int) -> Example | UserError:
+    def check(record: Any, record_id: str | UserError) -> Example | UserError:
         try:
-            example = _parse(records[index], ids[index], sources, answer_type)
+            example = _parse(record, record_id, sources, answer_type)
             for image in example.images if verify_images else ():
                 load_image(image)
             return example
@@ -80,32 +138,32 @@ def load_examples(
     # a bar on a terminal only: in a log a check of seconds to minutes needs none
     with (
         ThreadPoolExecutor() as pool,
-        tqdm(total=limit or len(records), desc=f"checking {path.name}", disable=None) as bar,
+        tqdm(total=limit or len(records), desc=f"checking {Path(location.place).name}", disable=None) as bar,
     ):
         while checked < len(records) and (limit is None or len(examples) < limit):
-            missing = len(records) if limit is None else limit - len(examples)
-            batch = range(checked, min(checked + missing, len(records)))
-            for index, result in zip(batch, pool.map(check, batch), strict=True):
+            missing = _CHUNK if limit is None else min(_CHUNK, limit - len(examples))
+            indices = range(checked, min(checked + missing, len(records)))
+            chunk = [_renamed(records[index], columns, read) if columns else records[index] for index in indices]
+            ids_of_chunk = [ids.next(record, index) for record, index in zip(chunk, indices, strict=True)]
+            for index, record, result in zip(indices, chunk, pool.map(check, chunk, ids_of_chunk), strict=True):
                 if isinstance(result, UserError):
-                    problems.append(f"{_label(records[index], index)}: {result}")
+                    problems.append(f"{_label(record, index)}: {result}")
                 else:
                     examples.append(result)
                 bar.update()
-            checked = batch.stop
-
-    if problems:
-        report = "\n  ".join([f"{path}: {len(problems)} bad of {checked} records", *problems[:_SHOWN]])
-        if len(problems) > _SHOWN:
-            report += f"\n  and {len(problems) - _SHOWN} more"
-        if on_bad_record == "error":
-            raise UserError(f"{report}\nFix them, or leave them out with on_bad_record: skip")
-        if not examples:
-            raise UserError(f"{report}\nNone is left: check that this is the right file and image folder")
-        logger.warning("%s\nThey are left out", report)
-    return examples
+            checked = indices.stop
+    return Loaded(examples, problems, checked, len(records))
 
 
-def require_answers(examples: Sequence[Example], path: Path) -> None:
+def _open(location: Location) -> Sequence[Any]:
+    if not location.is_table:
+        return read_records(Path(location.place))
+    from multicoco.data.sources.tables import TableRecords
+
+    return TableRecords(location)
+
+
+def require_answers(examples: Sequence[Example], path: Path | Location) -> None:
     """Refuses examples without an answer, from which there is nothing to learn.
 
     Raises:
@@ -120,7 +178,7 @@ def require_answers(examples: Sequence[Example], path: Path) -> None:
         )
 
 
-def require_steps(examples: Sequence[Example], path: Path, method: str) -> None:
+def require_steps(examples: Sequence[Example], path: Path | Location, method: str) -> None:
     """Refuses data without any written step, for a method that learns from them.
 
     Raises:
@@ -131,6 +189,22 @@ def require_steps(examples: Sequence[Example], path: Path, method: str) -> None:
             f"{path}: none of {len(examples)} records has written steps, from which {method} learns: name a file with "
             "steps, or another method"
         )
+
+
+def _renamed(record: Any, columns: Mapping[str, str], read: Collection[str]) -> Any:
+    """A record with its columns under the names that a source reads, and of the others those that it reads itself."""
+    if not isinstance(record, dict):
+        return record
+    if missing := [key for key, column in columns.items() if column not in record]:
+        return UserError(
+            f"columns.{missing[0]} is {columns[missing[0]]!r}, and there is no such column: there are "
+            f"{', '.join(record):.300}"
+        )
+    replaced = {*columns, *columns.values()}
+    replaced |= {*ID_KEYS} if "id" in columns else set()
+    replaced |= {"image"} if "images" in columns else set()
+    others = {key: value for key, value in record.items() if key in read and key not in replaced}
+    return others | {key: record[column] for key, column in columns.items()}
 
 
 def _parse(record: Any, record_id: str | UserError, sources: dict[str, Source], answer_type: Judge | None) -> Example:
@@ -144,7 +218,7 @@ def _parse(record: Any, record_id: str | UserError, sources: dict[str, Source], 
     chosen = next((source for source in sources.values() if source.matches(record)), None)
     if chosen is None:
         chosen = sources.get(_FALLBACK, next(iter(sources.values())))
-    example = chosen.parse(record, record_id)
+    example = replace(chosen.parse(record, record_id), metric=chosen.metric)
     refuse_unread(record, chosen.keys)
     if answer_type is None or example.choices:
         return example
@@ -164,22 +238,22 @@ def _label(record: Any, index: int) -> str:
     return f"record {index}" if key == "place" else f"record {index} (id {given!r:.60})"
 
 
-def _ids(records: Sequence[Any]) -> list[str | UserError]:
-    """Different ids for all records, by what stands in the file alone; a UserError where the given one is no id."""
-    ids: list[str | UserError] = []
-    taken: set[str] = set()
-    seen: dict[str, int] = {}
-    for index, record in enumerate(records):
+class _Ids:
+    """Different ids for all records, by what stands in the file up to them; a UserError where the given one is none."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._seen: dict[str, int] = {}
+
+    def next(self, record: Any, index: int) -> str | UserError:
         key, given = _given_id(record, index)
         try:
             name = text_or_number(given, key)
         except UserError as error:
-            ids.append(error)
-            continue
+            return error
         unique = name
-        while unique in taken:
-            seen[name] = seen.get(name, 1) + 1
-            unique = f"{name}#{seen[name]}"
-        taken.add(unique)
-        ids.append(unique)
-    return ids
+        while unique in self._taken:
+            self._seen[name] = self._seen.get(name, 1) + 1
+            unique = f"{name}#{self._seen[name]}"
+        self._taken.add(unique)
+        return unique

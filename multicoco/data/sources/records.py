@@ -8,13 +8,15 @@ from typing import Any
 from multicoco.data.example import Example, Judge
 from multicoco.data.sources import fields
 from multicoco.data.sources.source import ID_KEYS, Record, Source
+from multicoco.data.sources.steps import split_reasoning
 from multicoco.errors import UserError
 
-_REASONING = ("rationale", "rationales", "reasoning", "solution", "explanation", "cot", "thought", "thoughts")
+_OTHER_NAMES = ("rationale", "rationales", "reasoning", "solution", "explanation", "cot", "thought", "thoughts")
 
 
 class Records(Source):
-    """Steps are kept as they are. An answer is the text of a choice or its index; without choices, a text or number."""
+    """Listed steps are kept as they are, a text is split. An answer is the text of a choice or its index; without
+    choices, a text or number."""
 
     keys = frozenset({*ID_KEYS, "question", "steps", "answer", "image", "images", "choices"})
 
@@ -25,6 +27,9 @@ class Records(Source):
 
     def parse(self, record: Record, record_id: str) -> Example:
         """See `Source.parse`."""
+        return fields.place_images(self._parse(record, record_id))
+
+    def _parse(self, record: Record, record_id: str) -> Example:
         fields.required(record, "question", "answer")
         question = fields.text(record["question"], "question")
         images = fields.images_of(record, self.image_dir)
@@ -41,11 +46,14 @@ class Records(Source):
         return Example(record_id, question, images, (), steps, fields.text_or_number(answer, "answer"), None, (), judge)
 
     def _steps(self, record: Record) -> tuple[str, ...]:
-        if record.get("steps") is not None:
-            return fields.texts(record["steps"], "steps")
-        for key in _REASONING:
+        written = record.get("steps")
+        if isinstance(written, str):
+            return split_reasoning(fields.text(written, "steps"), self.steps_from) if written.strip() else ()
+        if written is not None:
+            return fields.texts(written, "steps")
+        for key in _OTHER_NAMES:
             if record.get(key):
-                raise UserError(f"{key!r} looks like the reasoning, and is not read: name it 'steps', a list of texts")
+                raise UserError(f"{key!r} looks like the reasoning, and is not read: set columns: {{steps: {key}}}")
         return ()
 
 

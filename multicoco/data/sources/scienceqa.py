@@ -3,9 +3,7 @@
 As released (`problems.json`, an object of records by their id, images in `{split}/{id}/`) and as the hub's copies.
 """
 
-from pathlib import Path
-
-from multicoco.data.example import Example
+from multicoco.data.example import Example, ImageSource
 from multicoco.data.sources import fields
 from multicoco.data.sources.source import ID_KEYS, Record, Source
 from multicoco.data.sources.steps import rationale_steps
@@ -16,6 +14,8 @@ class ScienceQA(Source):
     """The hint is a part of the question; the solution is the one rationale; the lecture is not read."""
 
     keys = frozenset({*ID_KEYS, "question", "choices", "answer", "hint", "image", "images", "solution", "split"})
+
+    metric = "scienceqa"
 
     @classmethod
     def matches(cls, record: Record) -> bool:
@@ -32,16 +32,18 @@ class ScienceQA(Source):
         images = self._images(record, record_id)
         if record["answer"] is None:
             return Example(record_id, question, images, choices, (), None, None)
+        groups = {key: record[key] for key in ("subject", "grade") if isinstance(record.get(key), str)}
+        groups |= {"has_text": str(bool(record.get("hint"))).lower(), "has_image": str(bool(images)).lower()}
         index = fields.choice_at(record["answer"], choices, "answer")
         solution = record.get("solution")
         steps = rationale_steps(fields.texts([] if solution is None else [solution], "solution"), self.steps_from)
-        return Example(record_id, question, images, choices, steps, choices[index], index)
+        return Example(record_id, question, images, choices, steps, choices[index], index, groups=groups)
 
-    def _images(self, record: Record, record_id: str) -> tuple[Path, ...]:
+    def _images(self, record: Record, record_id: str) -> tuple[ImageSource, ...]:
         image, split = record.get("image"), record.get("split")
         if isinstance(image, str) and isinstance(split, str):
             try:
-                return (fields.image_file(f"{split}/{record_id}/{image}", "image", self.image_dir),)
+                return (fields.image_of(f"{split}/{record_id}/{image}", "image", self.image_dir),)
             except UserError:  # then it lies where the record itself says
                 pass
         return fields.images_of(record, self.image_dir)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from multicoco.data.example import Example
 
 Record = dict[str, Any]  # a JSON object
-StepsFrom = Literal["sentences", "rationales"]
+StepsFrom = Literal["sentences", "rationales", "lines", "list", "tag"]
 
 ID_KEYS = ("question_id", "id", "idx")  # the first one that says something; without any, the place in the file
 
@@ -20,11 +20,13 @@ class Source(ABC):
     Attributes:
         keys: the keys of a record that `parse` reads. A record with another key that looks like a part of the
             question is refused; other keys beside these are taken for metadata.
+        metric: the name of the data set's own evaluation (`multicoco.registry`), if it has one.
         image_dir: absolute; the images' paths are relative to it.
-        steps_from: the steps of a written rationale are its sentences, or the rationales themselves.
+        steps_from: what of a written reasoning is a step (`steps.split_reasoning`).
     """
 
     keys: ClassVar[frozenset[str]]
+    metric: ClassVar[str | None] = None
     image_dir: Path
     steps_from: StepsFrom
 

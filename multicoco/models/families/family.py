@@ -1,7 +1,7 @@
 """What the data pipeline, the latent passes and the planner ask of a model family."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,12 +19,32 @@ class ImageInputs:
     """The images of one example.
 
     Attributes:
-        tokens: of each image, how many image tokens it takes in the language model.
+        tokens: of each image, how it is written: how many image tokens it takes in the language model, or what else
+            the family's `place_images` needs to know.
         tensors: what the model takes of them, by the names of its arguments; empty without images.
     """
 
-    tokens: Sequence[int] = ()
+    tokens: Sequence[Any] = ()
     tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+def nothing_further(columns: slice) -> dict[str, Any]:
+    """Of a model whose images enter by their embeddings alone."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A batch as the decoder takes it.
+
+    Attributes:
+        embeds: (B, T, D), image features in place.
+        further: of a pass over columns of the batch, given with start and stop, what else the decoder takes, by the
+            names of its arguments: such as features that are added after some of its layers.
+    """
+
+    embeds: Tensor
+    further: Callable[[slice], dict[str, Any]] = nothing_further
 
 
 @dataclass(frozen=True)
@@ -32,7 +52,7 @@ class Tile:
     """What one image tile, the unit in which images are counted, is on its way through a model.
 
     Attributes:
-        shape: its pixels, (channels, height, width).
+        shape: its pixels, (channels, height, width), as many numbers as the model is given of them.
         patches: columns in the vision tower, of `width` numbers each.
         width: see `patches`.
         tokens: columns in the language model.
@@ -51,14 +71,16 @@ class Family:
         auto_model: transformers' class that loads it.
         sees_images: whether it takes images.
         input_names: what its forward takes beside the tokens, which the collator batches and the engine moves.
-        parts: the keys of `freeze` beside language_model, and the submodule of the base model that each names; a family
-            that sees images has vision_tower and projector.
+        other_forms: model types of the same weights in a form that is not read, and what is to be given instead.
+        parts: the keys of `freeze` beside language_model, and the submodules of the base model that each stands for; a
+            family that sees images has vision_tower and projector.
     """
 
     auto_model: ClassVar[Any] = AutoModelForCausalLM
     sees_images: ClassVar[bool] = False
     input_names: ClassVar[tuple[str, ...]] = ()
-    parts: ClassVar[dict[str, str]] = {}
+    other_forms: ClassVar[dict[str, str]] = {}
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self, config: PreTrainedConfig):
         self.config = config
@@ -82,8 +104,8 @@ class Family:
         """A user's turn for the chat template: the images, in their order, then the text."""
         return text
 
-    def place_images(self, ids: list[int], tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """The template's ids, (T,), with the one token of each image expanded to as many as `ImageInputs.tokens` says.
+    def place_images(self, ids: list[int], tokens: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The template's ids, (T,), with the one token of each image expanded as `ImageInputs.tokens` says.
 
         Raises:
             UserError: the template does not show every image once.
@@ -101,12 +123,16 @@ class Family:
         or with further axes in front."""
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
-    def embed(self, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """(B, T) tokens -> (B, T, D) embeddings, image features in place. Calls the same modules whatever the batch
-        holds, as ZeRO-3 needs."""
+    def embed(self, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor]) -> Embedded:
+        """(B, T) tokens and a batch's `ImageInputs.tensors` -> what the decoder takes. Calls the same modules whatever
+        the batch holds, as ZeRO-3 needs."""
         embedding: nn.Module = model.get_input_embeddings()
-        embeds: Tensor = embedding(input_ids)
-        return embeds
+        return Embedded(embedding(input_ids))
+
+    def own_inputs(self, input_ids: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the model's own forward takes beside (B, T) tokens and mask, which the latent passes are held against:
+        a batch's `ImageInputs.tensors` and what its own positions are made from."""
+        return inputs
 
     # model: its parts, for freezing and for the planner
 
@@ -121,8 +147,7 @@ class Family:
             return decoder
         if name not in self.parts:
             raise UserError(f"freeze: {self.config.model_type} has no {name}; set it to false")
-        base: nn.Module = model.base_model
-        return base.get_submodule(self.parts[name])
+        return nn.ModuleList(model.base_model.get_submodule(path) for path in self.parts[name])
 
     def with_layers(self, layers: int) -> PreTrainedConfig:
         """A copy of the config with so many layers in the language model, and in every tower."""
@@ -138,12 +163,22 @@ class Family:
         """None for a family that sees no images; for one whose images have no tiles, what it counts them in."""
         return None
 
+    def written(self, n_tiles: int) -> Any:
+        """Of an image of so many tiles, what `ImageInputs.tokens` has for it. Only for a family that sees images."""
+        assert self.tile is not None
+        return n_tiles * self.tile.tokens
+
+    def most_tiles(self, max_image_tiles: int) -> int:
+        """Of an image, by the key of the run config."""
+        return max_image_tiles
+
     def vision_layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         """The layers of the vision tower, all of a kind; none for a family that sees no images."""
         return ()
 
     def image_features(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-        """A batch's `ImageInputs.tensors` -> (N, tokens, D) features, D the language model's width.
+        """A batch's `ImageInputs.tensors` -> (..., D) features in the order of the image tokens, D the language model's
+        width.
 
         Only for a family that sees images, as `blank_tiles`.
         """
@@ -152,6 +187,21 @@ class Family:
     def blank_tiles(self, n_tiles: int, like: Tensor) -> dict[str, Tensor]:
         """`ImageInputs.tensors` of so many tiles that are 0 all over, of the dtype and device of `like`."""
         raise NotImplementedError
+
+
+def check_form(source: str) -> None:
+    """What is known of a model's form before its config, which may ask for code of its own, is read.
+
+    Raises:
+        UserError: there is another form of it, which a family takes.
+    """
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(source)
+    except (OSError, ValueError):  # which will be said when it is read
+        return
+    for family in load_all("families").values():
+        if instead := family.other_forms.get(raw.get("model_type")):
+            raise UserError(f"is a {raw['model_type']} model, with code of its own: give {instead}")
 
 
 def family_of(config: PreTrainedConfig) -> Family:
@@ -166,6 +216,6 @@ def family_of(config: PreTrainedConfig) -> Family:
             found: Family = family(config)
             return found
     raise UserError(
-        f"a {config.model_type} model is of no family that is supported ({', '.join(families)}): give a decoder-only "
-        "causal language model or an InternVL `-hf` model, or add a family (docs/contributing.md)"
+        f"a {config.model_type} model is of no family that is supported ({', '.join(families)}): give a model of one "
+        "(docs/models.md), or add a family (docs/contributing.md)"
     )

@@ -7,25 +7,21 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageTextToText,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from multicoco.errors import UserError
-from multicoco.models.families.family import Family, ImageInputs, Tile
+from multicoco.models.families.family import ImageInputs, Tile
+from multicoco.models.families.sighted import Sighted
 
 
-class InternVL(Family):
+class InternVL(Sighted):
     """`<img>`, tiles x image_seq_length context tokens, `</img>` for every image."""
 
-    auto_model = AutoModelForImageTextToText
-    sees_images = True
     input_names = ("pixel_values",)
-    parts = {"vision_tower": "vision_tower", "projector": "multi_modal_projector"}  # noqa: RUF012
+    other_forms = {  # noqa: RUF012
+        "internvl_chat": "the same in transformers' own form, whose name ends in -hf (OpenGVLab/InternVL3-1B-hf)"
+    }
+    parts = {"vision_tower": ("vision_tower",), "projector": ("multi_modal_projector",)}  # noqa: RUF012
 
     @classmethod
     def matches(cls, config: PreTrainedConfig) -> bool:
@@ -44,37 +40,13 @@ class InternVL(Family):
         tiles = [image_processor(image, return_tensors="pt").pixel_values for image in images]
         return ImageInputs([len(t) * self.config.image_seq_length for t in tiles], {"pixel_values": torch.cat(tiles)})
 
-    def content(self, text: str, n_images: int) -> list[dict[str, str]]:
-        return [*({"type": "image"} for _ in range(n_images)), {"type": "text", "text": text}]
-
-    def place_images(self, ids: list[int], tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        image_token: int = self.config.image_token_id
-        if ids.count(image_token) != len(tokens):
-            raise UserError(
-                f"the model's chat template shows {ids.count(image_token)} images of {len(tokens)}: is it an InternVL "
-                "`-hf` model?"
-            )
+    def image_ids(self, written: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         start, end = (getattr(tokenizer, f"{side}_image_token_id", None) for side in ("start", "end"))
         if start is None or end is None:
             raise UserError(
                 "the model's tokenizer names no start_image_token or no end_image_token: is it an InternVL `-hf` model?"
             )
-        counts = iter(tokens)
-        placed: list[int] = []
-        for token in ids:
-            if token == image_token:
-                placed += [start, *[image_token] * next(counts), end]
-            else:
-                placed.append(token)
-        return placed
-
-    def embed(self, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        embeds = super().embed(model, input_ids, inputs)
-        if not inputs:  # a blank tile that counts for nothing: every rank must call the same modules
-            return embeds + 0 * self.image_features(model, self.blank_tiles(1, embeds)).sum().to(embeds)
-        features = self.image_features(model, inputs).to(embeds)
-        at_image = input_ids == self.config.image_token_id
-        return embeds.masked_scatter(at_image[..., None], features)
+        return [start, *super().image_ids(written, tokenizer), end]
 
     def with_layers(self, layers: int) -> PreTrainedConfig:
         config = super().with_layers(layers)
@@ -88,8 +60,12 @@ class InternVL(Family):
         patches = 1 + (height // patch[0]) * (width // patch[1])  # with the class token
         return Tile((vision.num_channels, height, width), patches, vision.hidden_size, self.config.image_seq_length)
 
+    def most_tiles(self, max_image_tiles: int) -> int:
+        return max_image_tiles + (max_image_tiles > 1)  # a cut image comes with a thumbnail of the whole
+
     def vision_layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
-        lists = [m for m in self.part(model, "vision_tower").modules() if isinstance(m, nn.ModuleList)]
+        tower = model.base_model.get_submodule("vision_tower")
+        lists = [module for module in tower.modules() if isinstance(module, nn.ModuleList)]
         longest = max(lists, key=len)
         return list(longest)
 

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from multicoco.data.sources import load_examples
+from multicoco.config import RunConfig
+from multicoco.data.example import load_image
+from multicoco.data.sources import load_examples, load_of_run
 from multicoco.errors import UserError
 from multicoco.tasks.scenes import render_scenes
 
@@ -200,6 +202,39 @@ def test_text_is_data_and_never_control(tmp_path, images):
     record = official(question=f" {texts[0]}\n", choices=texts, correct_choice_idx=1, rationales=[texts[1]])
     (example,) = load_examples(write(tmp_path / "f.json", [record]), images)
     assert (example.question, example.choices, example.steps) == (texts[0], tuple(texts), (texts[1],))
+
+
+def test_direct_answers_without_the_choices(tmp_path, images):
+    keys = {"data_dir": str(tmp_path), "image_dir": str(images), "train_path": "f.json", "direct_answers": True}
+    config = RunConfig(mode="cot_train", name="r", model_id="m", **keys)
+    given = ["bird", "owl", "an owl", "owl", "bird"]
+    hard = {"direct_answers": given, "difficult_direct_answer": True}
+    unknown = {"direct_answers": None, "correct_choice_idx": None, "rationales": None}
+    write(tmp_path / "f.json", [official(1, **hard), official(2, **unknown)])
+    first, second = load_of_run(config, "f.json", None)
+    assert (first.choices, first.answer_index, first.answer) == ((), None, "bird")  # of the most frequent the first
+    assert first.direct_answers == tuple(given) and len(first.steps) == 2
+    assert (first.metric, first.groups) == ("aokvqa", {"difficult_direct_answer": "true"})
+    assert (second.choices, second.answer) == ((), None)
+    write(tmp_path / "f.json", [flattened()])
+    with pytest.raises(UserError, match=r"f\.json: record '0' has no direct answers of annotators"):
+        load_of_run(config, "f.json", None)
+
+
+def test_the_parquet_copy_with_its_texts_of_lists(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    make_image(tmp_path / "i.png")
+    picture = {"bytes": (tmp_path / "i.png").read_bytes(), "path": "i.png"}
+    train = official(image=picture, image_id=..., split=..., direct_answers="['owl', \"owl's\", 'owl']")
+    test = train | {"question_id": "q2", "correct_choice_idx": None, "direct_answers": None, "rationales": None}
+    file = datasets.Dataset.from_list([train, test])
+    file.cast_column("image", datasets.Image()).to_parquet(tmp_path / "validation.parquet")
+    first, second = load_examples(tmp_path / "validation.parquet", tmp_path)
+    assert first.direct_answers == ("owl", "owl's", "owl") and first.answer == "an owl"
+    assert first.steps == ("It sits in a tree.", "It has big eyes.")
+    assert load_image(first.image).size == (4, 4)
+    assert (second.answer, second.steps, second.direct_answers) == (None, (), ())
 
 
 BAD = {

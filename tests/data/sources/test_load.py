@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 
@@ -5,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from multicoco.data.sources import load, load_examples, require_answers, require_steps
+from multicoco.config import RunConfig
+from multicoco.data.sources import load, load_examples, load_of_run, require_answers, require_steps
 from multicoco.errors import UserError
 
 GOOD = {"question": "What?", "steps": ["So."], "answer": "a cat"}
@@ -47,7 +49,7 @@ KEYS = (
     "split",
     "options",
 )
-KEYS_OF_SOURCES = ("correct_choice_idx", "direct_answers", "rationales", "hint", "solution")
+KEYS_OF_SOURCES = ("correct_choice_idx", "direct_answers", "rationales", "hint", "solution", "rationale", "messages")
 keys = st.sampled_from(KEYS + KEYS_OF_SOURCES)
 
 
@@ -121,6 +123,60 @@ def test_a_source_is_chosen_by_the_record_or_named(read):
     assert (example.choices, example.answer) == ((), "1")
     with pytest.raises(UserError, match="'record' is none of the sources, did you mean records"):
         read(GOOD, source="record")
+
+
+OTHER = {
+    "prompt": "What?",
+    "cot": "So. Thus.",
+    "label": 1,
+    "options": ["a cat", "a dog"],
+    "photo": "b.png",
+    "uid": "u",
+    "hint": "It barks.",
+    "image": "a.png",
+    "solution": "",
+}
+COLUMNS = {
+    "question": "prompt",
+    "steps": "cot",
+    "answer": "label",
+    "choices": "options",
+    "images": "photo",
+    "id": "uid",
+}
+
+
+def test_columns_of_any_name(read, tmp_path):
+    (example,) = read(OTHER | {"id": "not this"}, columns=COLUMNS)
+    assert (example.id, example.question, example.steps) == ("u", "What?", ("So.", "Thus."))
+    assert (example.choices, example.answer_index) == (("a cat", "a dog"), 1)
+    assert example.images == (tmp_path / "b.png",)  # what is not named is no matter
+    own = {"question": "Q?", "answer": "A", "id": "own", "passage": "x"}
+    (example,) = read(own, columns={"answer": "passage"})
+    assert (example.id, example.question, example.answer) == ("own", "Q?", "x")
+
+
+def test_a_column_that_is_missing_is_a_bad_record(read):
+    bad = {key: value for key, value in OTHER.items() if key != "cot"}
+    with pytest.raises(UserError, match=r"record 1.*columns\.steps is 'cot', and there is no such column.*prompt, l"):
+        read(OTHER, bad, columns=COLUMNS)
+    assert len(read(OTHER, 7, bad, columns=COLUMNS, on_bad_record="skip")) == 1
+
+
+def test_columns_go_with_a_source_that_is_named(read):
+    said = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "a cat"}]
+    (example,) = read({"chat": said, "conversations": said, "cot": "So."}, columns={"steps": "cot"}, source="messages")
+    assert (example.question, example.steps, example.answer) == ("What?", ("So.",), "a cat")
+
+
+def test_a_run_reads_as_its_config_says(tmp_path):
+    (tmp_path / "f.json").write_text(f"[{json.dumps(OTHER | {'photo': None})}]")
+    keys = {"data_dir": str(tmp_path), "train_path": "f.json", "steps_from": "rationales"}
+    config = RunConfig(mode="cot_train", name="r", model_id="m", columns=COLUMNS, **keys)
+    (example,) = load_of_run(config, "f.json", None)
+    assert (example.steps, example.answer) == (("So. Thus.",), "a dog")
+    with pytest.raises(UserError, match="limit"):
+        load_of_run(config, "f.json", 0)
 
 
 def test_answers_are_judged_as_the_source_says_unless_asked(read):

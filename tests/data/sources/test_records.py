@@ -47,15 +47,56 @@ def test_images(read, tmp_path, fields, images):
     assert example.image == (tmp_path / images[0] if images else None)
 
 
+@pytest.mark.parametrize("form", ["data:image/png;base64,{}", "{}", "lines"])
+def test_an_image_in_base64(read, tmp_path, form):
+    picture = (tmp_path / "a.png").read_bytes()
+    coded = base64.encodebytes(picture).decode() if form == "lines" else form.format(base64.b64encode(picture).decode())
+    for fields in ({"image": coded}, {"images": ["b.png", {"bytes": coded, "path": "gone.png"}]}):
+        (example,) = read(RECORD | fields)
+        assert example.images[-1] == picture and len(example.images) == len(fields.get("images", [1]))
+    broken = coded.strip()[:-3] if form == "lines" else coded[:-3]
+    with pytest.raises(UserError, match=r"record 0.*base64"):
+        read(RECORD | {"image": broken})
+
+
+def test_an_image_as_hugging_face_writes_one(read, tmp_path):
+    (example,) = read(RECORD | {"image": {"bytes": None, "path": "a.png"}})
+    assert example.images == (tmp_path / "a.png",)
+
+
+@pytest.mark.parametrize(
+    ("question", "shown", "places"),
+    [
+        ("<image>\n<image>\nWhich?", "Which?", ()),
+        ("  First <image>, then <image>: which?", "First , then : which?", (6, 13)),
+        ("<image> or\n<image>", "or", (0, 2)),
+        ("Which?", "Which?", ()),
+    ],
+)
+def test_images_stand_at_their_marks(read, question, shown, places):
+    (example,) = read(RECORD | {"question": question, "images": ["b.png", "a.png"]})
+    assert (example.question, example.image_places) == (shown, places)
+
+
+def test_marks_that_are_not_one_for_each_image_are_a_bad_record(read):
+    for images, number in ((["a.png"], 2), (["a.png", "b.png", "a.png"], 2)):
+        with pytest.raises(UserError, match=f"{number} marks <image> for {len(images)} images"):
+            read(RECORD | {"question": "<image> or <image>?", "images": images})
+    with pytest.raises(UserError, match="choices that are pictures"):
+        read(PETS | {"choices": ["<image>", "dog"], "images": ["a.png"]})
+    assert read(RECORD | {"question": "What does <image> mean in HTML?"})[0].question.count("<image>") == 1
+
+
 PICTURE = base64.b64encode(bytes(range(256)) * 40).decode()
 
 
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
-        (f"data:image/png;base64,{PICTURE}", "base64"),
-        (PICTURE, "base64"),
-        ("/9j/" + PICTURE, "base64"),
+        (f"data:image/png;base64,{PICTURE}", "cannot be read as an image"),
+        (f"data:image/svg+xml,{PICTURE}", "not in base64"),
+        (PICTURE, "cannot be read as an image"),
+        ("/9j/" + PICTURE, "cannot be read as an image"),
         ("https://example.org/a.png", "address"),
         ("x/" * 3000 + "a.png", "no path"),
         ("a.png\0", "no path"),
@@ -66,7 +107,9 @@ PICTURE = base64.b64encode(bytes(range(256)) * 40).decode()
         ("", "'image'"),
         ([], "'image'"),
         ([["a.png"]], r"'image\[0\]'"),
-        ({"bytes": None, "path": "a.png"}, "'image'"),
+        ({"bytes": None, "path": "no.png"}, "no.png"),
+        ({"bytes": None, "path": None}, "'image'"),
+        ({"url": "a.png"}, "'image'"),
         (7, "'image'"),
     ],
 )
@@ -145,10 +188,20 @@ def test_what_looks_like_a_part_of_the_question_is_not_dropped(read, key):
         assert len(read(RECORD | {key: value})) == 1
 
 
+@pytest.mark.parametrize(
+    ("steps_from", "steps"),
+    [("sentences", ("I look.", "It barks.", "So it does.")), ("lines", ("I look. It barks.", "So it does."))],
+)
+def test_reasoning_in_one_text_is_split(read, steps_from, steps):
+    assert read(RECORD | {"steps": " I look. It barks.\nSo it does."}, steps_from=steps_from)[0].steps == steps
+    assert read(RECORD | {"steps": " "}, steps_from=steps_from)[0].steps == ()
+
+
 @pytest.mark.parametrize("key", ["rationale", "solution", "explanation", "reasoning"])
 def test_reasoning_under_another_name_is_not_dropped(read, key):
     with pytest.raises(UserError, match=f"'{key}' looks like the reasoning"):
         read({"question": "Q?", "answer": "A", key: "So."})
+    assert read({"question": "Q?", "answer": "A", key: "So."}, columns={"steps": key})[0].steps == ("So.",)
     assert read(RECORD | {key: "So."})[0].steps == ("One. Two.", "Three.")
 
 

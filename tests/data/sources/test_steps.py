@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multicoco.data.sources.steps import rationale_steps, split_sentences
+from multicoco.data.sources.steps import rationale_steps, split_reasoning, split_sentences
+from multicoco.errors import UserError
 
 EUROPEAN = [
     ["He's 3.5 ft. tall.", "He is a child."],
@@ -42,6 +43,10 @@ def test_sentences_of_scripts_without_spaces(sentences):
     assert split_sentences("".join(sentences)) == sentences
 
 
+def test_sentences_of_several_lines():
+    assert split_sentences("He is old.\nHe sits\ndown!\n\nMr.\nNo.") == ["He is old.", "He sits\ndown!", "Mr. No."]
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.sampled_from("aBD .!?\"')(\n1。\uff1f।") | st.characters(exclude_categories=["Cs"])))
 def test_sentences_hold_all_of_the_text(text):
@@ -55,3 +60,43 @@ def test_steps_of_rationales():
     assert rationale_steps(rationales, "sentences") == ("It is red.", "It stops.")
     assert rationale_steps(rationales, "rationales") == tuple(rationales)
     assert rationale_steps([], "sentences") == ()
+
+
+@pytest.mark.parametrize(
+    ("steps_from", "text", "steps"),
+    [
+        ("sentences", "It is red. It stops.", ("It is red.", "It stops.")),
+        ("rationales", " It is red. It stops.\n", ("It is red. It stops.",)),
+        ("lines", "It is red. So:\n\n  it stops.\n", ("It is red. So:", "it stops.")),
+        (
+            "list",
+            "Let us see.\n1. It is 2.5 m.\n   Very.\n2) Stop.",
+            ("Let us see.", "It is 2.5 m.\n   Very.", "Stop."),
+        ),
+        ("list", "- a\n* b\n\u2022 c - d", ("a", "b", "c - d")),
+        ("list", "Step 1: Look.\nstep 2: Say.", ("Look.", "Say.")),
+        ("tag", "<step>a < b</step>\n<step n='2'>c\nd</step>", ("a < b", "c\nd")),
+        ("tag", "<SUMMARY> x </SUMMARY>\n<CAPTION></CAPTION><REASONING> y. z. </REASONING>", ("x", "y. z.")),
+        ("tag", "<step><b>bold</b> word</step>", ("<b>bold</b> word",)),
+        *((way, "", ()) for way in ("sentences", "rationales", "lines", "list", "tag")),
+    ],
+)
+def test_steps_of_a_written_reasoning(steps_from, text, steps):
+    assert split_reasoning(text, steps_from) == steps
+    assert rationale_steps([text, "Another."], steps_from) == (
+        (text, "Another.") if steps_from == "rationales" else steps
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps_from", "text", "reason"),
+    [
+        ("list", "It is red. It is 3. It stops.", "has no items"),
+        ("tag", "<step>a</step> and b", "'and b'"),
+        ("tag", "<step>a</stop>", "in no tag"),
+        ("tag", "It is red.", "'It is red.'"),
+    ],
+)
+def test_reasoning_of_another_form_is_refused(steps_from, text, reason):
+    with pytest.raises(UserError, match=reason):
+        split_reasoning(text, steps_from)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from PIL import Image
@@ -6,6 +8,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerF
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from multicoco.errors import UserError
+from multicoco.models.backbone import load_backbone
 from multicoco.models.families import family_of
 
 
@@ -30,6 +33,14 @@ def test_real_geometry_cuts_into_the_canvas_and_a_thumbnail(real_processor, size
     expected = columns * rows + (columns * rows > 1)
     assert tiles.shape == (expected, 3, 448, 448)
     assert real_processor.get_number_of_image_patches(height, width) == expected
+
+
+@pytest.mark.parametrize("trust_remote_code", [False, True])
+def test_the_original_checkpoints_are_refused_by_the_name_of_those_that_are_read(tmp_path, trust_remote_code):
+    own_code = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "internvl_chat", "auto_map": own_code}))
+    with pytest.raises(UserError, match=f"{tmp_path}.* is a internvl_chat model.*InternVL3-1B-hf"):
+        load_backbone(str(tmp_path), trust_remote_code=trust_remote_code)
 
 
 def test_images_become_tokens_and_tiles(tiny):
@@ -59,7 +70,7 @@ def test_a_batch_without_images_runs_the_same_modules():
     family, calls = family_of(model.config), []
     model.model.vision_tower.register_forward_hook(lambda *_: calls.append("vision"))
     ids = torch.tensor([[1, 2, 3]])
-    embeds = family.embed(model, ids, family.batch([{}, {}]))
+    embeds = family.embed(model, ids, family.batch([{}, {}])).embeds
     assert calls == ["vision"] and torch.equal(embeds, model.get_input_embeddings()(ids))
     embeds.sum().backward()
     assert all(p.grad is not None for p in model.model.multi_modal_projector.parameters())

@@ -1,0 +1,63 @@
+"""What families that see images have in common: every image is a run of one token, in whose places its features go."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
+
+from multicoco.errors import UserError
+from multicoco.models.families.family import Embedded, Family, nothing_further
+
+
+class Sighted(Family):
+    """A language model behind a vision tower and a projector. Its config names the image token (image_token_id)."""
+
+    auto_model = AutoModelForImageTextToText
+    sees_images = True
+
+    def content(self, text: str, n_images: int) -> list[dict[str, str]]:
+        return [*({"type": "image"} for _ in range(n_images)), {"type": "text", "text": text}]
+
+    def place_images(self, ids: list[int], tokens: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        image_token: int = self.config.image_token_id
+        if ids.count(image_token) != len(tokens):
+            raise UserError(
+                f"the model's chat template shows {ids.count(image_token)} images of {len(tokens)}: give its folder "
+                "the template (chat_template.jinja) and the tokenizer that belong to the model"
+            )
+        written = iter(tokens)
+        placed: list[int] = []
+        for token in ids:
+            placed += self.image_ids(next(written), tokenizer) if token == image_token else [token]
+        return placed
+
+    def image_ids(self, written: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """What stands for an image of so many tokens, in the place of the one token of the template."""
+        return [self.config.image_token_id] * int(written)
+
+    def embed(self, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor]) -> Embedded:
+        embeds = super().embed(model, input_ids, inputs).embeds
+        first, *later = self.all_features(model, inputs or self.smallest_picture(embeds))
+        if not inputs:  # a blank picture that counts for nothing: every rank must call the same modules
+            return Embedded(embeds + 0 * sum(features.sum().to(embeds) for features in (first, *later)))
+        at_image = self.at_images(input_ids)
+        return Embedded(embeds.masked_scatter(at_image[..., None], first.to(embeds)), self.further(at_image, later))
+
+    def all_features(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """`image_features` and, behind them, those that enter the language model later, shaped likewise."""
+        return [self.image_features(model, inputs)]
+
+    def further(self, at_image: Tensor, later: Sequence[Tensor]) -> Callable[[slice], dict[str, Any]]:
+        """`Embedded.further`: at_image (B, T) bool, and features that enter the language model later."""
+        return nothing_further
+
+    def at_images(self, input_ids: Tensor) -> Tensor:
+        """(B, T) bool."""
+        at_image: Tensor = input_ids == self.config.image_token_id
+        return at_image
+
+    def smallest_picture(self, like: Tensor) -> dict[str, Tensor]:
+        """`ImageInputs.tensors` of a blank picture that is as little work as there can be; `like` as for
+        `blank_tiles`."""
+        return self.blank_tiles(1, like)

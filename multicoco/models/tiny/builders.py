@@ -1,0 +1,232 @@
+"""Tiny models of every family: architecture and files of the real ones, random weights.
+
+Each builder writes model, tokenizer and image processor to a folder and returns it. Images of 84 x 84 pixels, as those
+of `multicoco.tasks.scenes`, become 3 x 3 tokens.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    BaseImageProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    set_seed,
+)
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from multicoco.models.tiny.tokenizer import IDEFICS3_IMAGES, INTERNVL_IMAGES, NO_IMAGES, QWEN_IMAGES, build_tokenizer
+
+INITIALIZER_RANGE = 0.06  # the usual 0.02 is for wider models: with it, CoT takes more than twice the steps
+IMAGE_SIZE = 84  # pixels: 6 x 6 patches of 14, 3 x 3 image tokens
+
+
+def build_tiny_internvl(
+    texts: Iterable[str],
+    out_dir: Path,
+    seed: int = 0,
+    hidden_size: int = 128,
+    text_layers: int = 4,
+    vocab_size: int = 1024,
+) -> Path:
+    """As OpenGVLab/InternVL3-1B-hf, without tiles."""
+    tokenizer = build_tokenizer(texts, vocab_size, INTERNVL_IMAGES)
+    set_seed(seed)
+    config = InternVLConfig(
+        vision_config={
+            "hidden_size": hidden_size,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 4 * hidden_size,
+            "image_size": (IMAGE_SIZE, IMAGE_SIZE),
+            "patch_size": (14, 14),
+            "layer_scale_init_value": 1.0,  # the default, 0.1, is meant for pretrained weights
+            "initializer_range": INITIALIZER_RANGE,
+        },
+        text_config={"model_type": "qwen2", **_language(tokenizer, hidden_size, text_layers)},
+        image_token_id=tokenizer.context_image_token_id,
+        image_seq_length=9,
+        downsample_ratio=0.5,
+    )
+    model = InternVLForConditionalGeneration(config).float()
+    processor = GotOcr2ImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, crop_to_patches=True, min_patches=1, max_patches=1
+    )
+    return _save(model, tokenizer, out_dir, processor)
+
+
+def build_tiny_text(
+    texts: Iterable[str],
+    out_dir: Path,
+    seed: int = 0,
+    hidden_size: int = 128,
+    text_layers: int = 4,
+    vocab_size: int = 1024,
+) -> Path:
+    """Qwen2: the language model of the tiny InternVL alone."""
+    tokenizer = build_tokenizer(texts, vocab_size, NO_IMAGES)
+    set_seed(seed)
+    config = Qwen2Config(**_language(tokenizer, hidden_size, text_layers))
+    return _save(Qwen2ForCausalLM(config).float(), tokenizer, out_dir)
+
+
+def build_tiny_idefics3(
+    texts: Iterable[str],
+    out_dir: Path,
+    seed: int = 0,
+    hidden_size: int = 128,
+    text_layers: int = 4,
+    vocab_size: int = 1024,
+) -> Path:
+    """As HuggingFaceTB/SmolVLM2-256M-Video-Instruct, without tiles."""
+    tokenizer = build_tokenizer(texts, vocab_size, IDEFICS3_IMAGES)
+    set_seed(seed)
+    vision = {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 4 * hidden_size,
+        "image_size": IMAGE_SIZE,
+        "patch_size": 14,
+        "initializer_range": INITIALIZER_RANGE,
+    }
+    config = SmolVLMConfig(
+        vision_config=vision,
+        text_config={"model_type": "llama", **_language(tokenizer, hidden_size, text_layers)},
+        image_token_id=tokenizer.image_token_id,
+        scale_factor=2,
+        tie_word_embeddings=True,
+    )
+    edge = {"longest_edge": IMAGE_SIZE}
+    processor = SmolVLMImageProcessorPil(size=edge, max_image_size=edge)
+    return _save(SmolVLMForConditionalGeneration(config).float(), tokenizer, out_dir, processor)
+
+
+def build_tiny_qwen2_vl(
+    texts: Iterable[str],
+    out_dir: Path,
+    seed: int = 0,
+    hidden_size: int = 128,
+    text_layers: int = 4,
+    vocab_size: int = 1024,
+) -> Path:
+    """As Qwen/Qwen2-VL-2B-Instruct."""
+    tokenizer = build_tokenizer(texts, vocab_size, QWEN_IMAGES)
+    set_seed(seed)
+    own = _qwen_vision(hidden_size)
+    vision = {key: own[key] for key in ("hidden_size", "depth", "num_heads", "patch_size", "initializer_range")}
+    text = {**_language(tokenizer, hidden_size, text_layers), "rope_parameters": _three_axes(hidden_size // 4)}
+    config = Qwen2VLConfig(
+        text_config=text, vision_config={**vision, "embed_dim": hidden_size}, **_qwen_tokens(tokenizer)
+    )
+    return _save(Qwen2VLForConditionalGeneration(config).float(), tokenizer, out_dir, _qwen_processor())
+
+
+def build_tiny_qwen2_5_vl(
+    texts: Iterable[str],
+    out_dir: Path,
+    seed: int = 0,
+    hidden_size: int = 128,
+    text_layers: int = 4,
+    vocab_size: int = 1024,
+) -> Path:
+    """As Qwen/Qwen2.5-VL-3B-Instruct: the first of two vision layers attends within windows of 2 x 2 tokens."""
+    tokenizer = build_tokenizer(texts, vocab_size, QWEN_IMAGES)
+    set_seed(seed)
+    vision = {**_qwen_vision(hidden_size), "window_size": 56, "fullatt_block_indexes": [1]}
+    text = {**_language(tokenizer, hidden_size, text_layers), "rope_parameters": _three_axes(hidden_size // 4)}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_qwen_tokens(tokenizer))
+    return _save(Qwen2_5_VLForConditionalGeneration(config).float(), tokenizer, out_dir, _qwen_processor())
+
+
+def build_tiny_qwen3_vl(
+    texts: Iterable[str],
+    out_dir: Path,
+    seed: int = 0,
+    hidden_size: int = 128,
+    text_layers: int = 4,
+    vocab_size: int = 1024,
+) -> Path:
+    """As Qwen/Qwen3-VL-2B-Instruct: features of the first of two vision layers enter after the first text layer."""
+    tokenizer = build_tokenizer(texts, vocab_size, QWEN_IMAGES)
+    set_seed(seed)
+    vision = {**_qwen_vision(hidden_size), "num_position_embeddings": 36, "deepstack_visual_indexes": [0]}
+    rope = {**_three_axes(hidden_size // 4), "mrope_interleaved": True}
+    text = {**_language(tokenizer, hidden_size, text_layers), "head_dim": hidden_size // 4, "rope_parameters": rope}
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, **_qwen_tokens(tokenizer))
+    return _save(Qwen3VLForConditionalGeneration(config).float(), tokenizer, out_dir, _qwen_processor())
+
+
+def _qwen_vision(hidden_size: int) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden_size,
+        "out_hidden_size": hidden_size,
+        "depth": 2,
+        "num_heads": 4,
+        "intermediate_size": 4 * hidden_size,
+        "patch_size": 14,
+        "initializer_range": INITIALIZER_RANGE,
+    }
+
+
+def _three_axes(head_dim: int) -> dict[str, Any]:
+    """Half of the frequencies are of time, a quarter each of height and width, about as in the real models."""
+    quarter = head_dim // 8
+    return {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [head_dim // 2 - 2 * quarter, quarter, quarter]}
+
+
+def _qwen_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    names = ("image_token", "video_token", "vision_start_token", "vision_end_token")
+    return {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in names} | {"tie_word_embeddings": True}
+
+
+def _qwen_processor() -> BaseImageProcessor:
+    area = 4 * IMAGE_SIZE**2
+    return Qwen2VLImageProcessorPil(size={"shortest_edge": 56**2, "longest_edge": area}, patch_size=14, merge_size=2)
+
+
+def _language(tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int) -> dict[str, Any]:
+    """The keys of a Qwen2 config."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": INITIALIZER_RANGE,
+        "max_position_embeddings": 2048,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out_dir: Path,
+    image_processor: BaseImageProcessor | None = None,
+) -> Path:
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    for part in (model, tokenizer, image_processor):
+        if part is not None:
+            part.save_pretrained(out_dir)
+    return out_dir

@@ -1,0 +1,114 @@
+"""What is shown is what the trainer and the evaluator make of the same records."""
+
+import json
+import re
+
+import pytest
+from homes import make_home
+
+from multicoco.cli import main
+from multicoco.config import load_config
+from multicoco.data.sources import load_of_run
+from multicoco.errors import UserError
+from multicoco.methods import method_class
+from multicoco.preview import preview
+from multicoco.preview.measured import evenly, measure, set_up, typical
+from multicoco.preview.page import evenly_spaced
+
+COCONUT = """\
+mode: coconut_train
+num_epochs: 4
+batch_size: 4
+coconut: {enabled: true, c_thought: 2, max_latent_stage: 2, first_stage: 0}
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return make_home(tmp_path_factory.mktemp("preview"), 10, 4, COCONUT)
+
+
+def shown(home, *overrides: str, n: int = 100) -> str:
+    return "\n".join(preview(load_config(home / "run.yaml", overrides), n, colours=False))
+
+
+def test_rows_of_every_stage_are_those_that_are_trained(home):
+    config = load_config(home / "run.yaml")
+    text = shown(home)
+    assert "10 records: 10 examples, 0 bad" in text and "stages (4 of 4 shown; the model takes any number" in text
+    setup = set_up(config)
+    method = method_class("coconut")(config, setup.latent)
+    examples = json.loads((home / "scenes" / config.train_path).read_text())
+    assert setup.trained is not None and len(examples) == 10
+    for stage in range(4):
+        block = re.search(rf"stage {stage}, record '(.*?)', (\d+) tokens:\n(.*?)(?=\nstage|\n\n)", text, re.DOTALL)
+        assert block is not None
+        name, n_tokens, row = block.groups()
+        (record,) = [record for record in examples if record["question_id"] == name]
+        assert record["question"] in row and f"Answer: {record['choices'][record['correct_choice_idx']]}" in row
+        assert row.count("<|latent|>") == 2 * min(stage, 2)
+        assert (record["rationales"][0].split(". ")[0] in row) == (stage == 0)
+        (line,) = re.findall(rf"\n  {stage} +(\d)-\d +(\d+) +(\d+) +([\d.]+) +(\d+)", text)
+        assert line[1] == str(method.passes(stage)) and int(line[2]) >= int(n_tokens) and line[4] == "0"
+
+
+def test_questions_are_those_that_are_asked(home):
+    asked = shown(home).split("val_path")[1]
+    assert "4 records: 4 examples" in asked and "as coconut asks record" in asked
+    assert asked.count("<|latent|>") == 4  # stage 3 has as many as stage 2
+    assert "Answer:" not in asked and "loss" not in asked
+    both = shown(home, "eval_config.vanilla=true", "eval_config.coconut=true", n=2)
+    assert "as vanilla asks" in both and "as coconut asks" in both and "tokens, of 2 of 10 examples" in both
+
+
+def test_a_run_that_only_evaluates(home):
+    text = shown(home, "mode=eval_only", "coconut.enabled=false", "eval_config.cot=true")
+    assert "train_path" not in text and "as cot asks record" in text
+
+
+def test_what_is_cut_and_bad_is_said_and_ends_with_an_error_if_the_run_would(home, tmp_path):
+    records = json.loads((home / "scenes" / "aokvqa_v1p0_train.json").read_text())
+    records[1]["choices"], records[3]["question"] = [], None
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(records))
+    overrides = [f"train_path={bad}", f"image_dir={home / 'scenes'}", "max_train_samples=5"]
+    text = shown(home, *overrides, "on_bad_record=skip")
+    assert "10 records: 5 examples, 2 bad, the other 3 not read (limit 5)" in text
+    assert re.search(r"  record 1 \(id .*'choices'", text) and re.search(r"  record 3 .*'question'", text)
+    lines: list[str] = []
+    with pytest.raises(UserError, match="2 bad records, at which the run stops"):
+        for line in preview(load_config(home / "run.yaml", overrides), 100, colours=False):
+            lines.append(line)
+    assert "stage 3, record" in "\n".join(lines) and any("val_path" in line for line in lines)  # all else comes first
+
+
+def test_what_is_too_long_is_counted(home, monkeypatch):
+    monkeypatch.setattr("multicoco.preview.measured.position_limit", lambda model: 10)
+    text = shown(home)
+    assert "the model takes at most 10 tokens" in text
+    assert re.search(r"\n  0 +0-0 +1 +\d+ +[\d.]+ +10\n", text)
+    assert "4 of 4 leave no room for 128 new tokens, the model takes 10 in all" in text
+
+
+def test_the_command(home, capsys, monkeypatch):
+    assert main(["data", str(home / "run.yaml"), "--examples", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "tokens, of 3 of 10 examples" in out and "\x1b" not in out
+    assert main(["data", str(home / "run.yaml"), "--set", f"model_id={home / 'none'}"]) == 1
+    assert "none" in capsys.readouterr().err
+
+
+def test_many_stages_are_shown_evenly():
+    assert evenly_spaced(range(5), 12) == [0, 1, 2, 3, 4]
+    some = evenly_spaced(range(100), 12)
+    assert len(some) == 12 and (some[0], some[-1]) == (0, 99)
+
+
+def test_some_examples_stand_for_all(home):
+    assert evenly(3, range(10)) == [0, 3, 6] and evenly(20, range(10)) == list(range(10))
+    config = load_config(home / "run.yaml")
+    setup = set_up(config)
+    measured = measure(load_of_run(config, config.train_path, None), setup, setup.trained)
+    steps = sorted(len(one.example.steps) for one in measured)
+    assert len(typical(measured).example.steps) == steps[len(steps) // 2]
+    assert all(0 < one.image_tokens < len(one.tokens.prompt) for one in measured)
