@@ -8,7 +8,7 @@ step goes and max_latent_stage * c_thought latent tokens stand for them.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 
 IGNORE_INDEX = -100  # label of a position that carries no loss, PyTorch's and transformers' convention
 
@@ -25,6 +25,8 @@ class StageSchedule:
         uniform_prob: probability that an example draws its stage uniformly from 0 .. its number of steps.
         first_stage: the stage of epoch 0.
         seed: of the draws.
+        ends_early: whether a stage that is learned ends before its epochs are over.
+        ended_early: the numbers of finished epochs after which one has.
     """
 
     c_thought: int = 1
@@ -34,19 +36,24 @@ class StageSchedule:
     uniform_prob: float = 0.0
     first_stage: int = 0
     seed: int = 0
+    ends_early: bool = False
+    ended_early: tuple[int, ...] = ()
 
     def stage(self, epoch: int) -> int:
         """The scheduled stage of an epoch, both counted from 0; the stage past max_latent_stage has no next one."""
         lengths = [self.epochs_per_stage] if isinstance(self.epochs_per_stage, int) else self.epochs_per_stage
-        stage = self.first_stage
-        for length in lengths[:-1]:
-            if epoch < length:
-                break
-            epoch -= length
-            stage += 1
-        else:
-            stage += epoch // lengths[-1]
-        return min(stage, self.max_latent_stage + 1)
+        number, in_stage = 0, 0
+        for finished in range(1, epoch + 1):
+            in_stage += 1
+            if finished in self.ended_early or in_stage == lengths[min(number, len(lengths) - 1)]:
+                number, in_stage = number + 1, 0
+        return min(self.first_stage + number, self.max_latent_stage + 1)
+
+    def reachable(self, n_epochs: int) -> set[int]:
+        """The stages that so many epochs can come to."""
+        first = self.stage(0)
+        last = min(first + n_epochs - 1, self.max_latent_stage + 1) if self.ends_early else self.stage(n_epochs - 1)
+        return {*range(first, last + 1)}
 
     def example_stage(self, stage: int, epoch: int, example_id: str, n_steps: int) -> int:
         """The stage one example is trained at: the scheduled one or, with `uniform_prob`, another.
@@ -98,11 +105,47 @@ class LatentTokens:
 
 @dataclass(frozen=True)
 class ExampleTokens:
-    """A tokenized example: prompt (chat template, image tokens, question), written steps, answer with end of turn."""
+    """A tokenized example: prompt (chat template, image tokens, question), written steps, answer with end of turn.
+
+    Attributes:
+        answer_prefix: tokens of the answer that say that it comes.
+    """
 
     prompt: list[int]
     steps: list[list[int]] = field(default_factory=list)
     answer: list[int] = field(default_factory=list)
+    answer_prefix: int = 0
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What a method's loss asks of a training row beside its labels.
+
+    Attributes:
+        stretches: of each of its thoughts, the tokens of the written reasoning that it stands for.
+        teacher: input_ids and labels of the same example laid out otherwise, for a row of its own in the batch.
+        answer: tokens at the row's end, and at its teacher's, that come after the answer has been announced.
+    """
+
+    stretches: Sequence[Sequence[int]] = ()
+    teacher: tuple[list[int], list[int]] | None = None
+    answer: int = 0
+
+
+def stretches(steps: Sequence[Sequence[int]], n_latent_steps: int, c_thought: int) -> list[list[int]]:
+    """What each of n_latent_steps * c_thought thoughts stands for: tokens of the steps that they replace.
+
+    Latent step j stands for step j, the last one for all steps from there on; a latent step past the steps for none.
+    Its thoughts share its tokens in their order, as evenly as whole tokens allow; a token of a step that has fewer of
+    them than thoughts is that of several.
+    """
+    of_latent_steps = [*steps[: n_latent_steps - 1], [*chain.from_iterable(steps[n_latent_steps - 1 :])]]
+    shared: list[list[int]] = []
+    for j in range(n_latent_steps):
+        tokens = list(of_latent_steps[j]) if j < len(of_latent_steps) else []
+        bounds = [i * len(tokens) // c_thought for i in range(c_thought + 1)]
+        shared += [tokens[start : max(end, start + 1)] for start, end in pairwise(bounds)]
+    return shared
 
 
 def layout(tokens: ExampleTokens, n_replaced: int, latent_block: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -26,6 +26,9 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
         "no_thoughts": "multicoco.methods.no_thoughts:NoThoughts",
         "no_markers": "multicoco.methods.no_thoughts:NoMarkers",
         "icot": "multicoco.methods.icot:ICoT",
+        "c_mtp": "multicoco.methods.c_mtp:CMTP",
+        "codi": "multicoco.methods.codi:CODI",
+        "sim_cot": "multicoco.methods.sim_cot:SimCoT",
     },
     "families": {
         "internvl": "multicoco.models.families.internvl:InternVL",

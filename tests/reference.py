@@ -205,6 +205,27 @@ SIGHTED = {
 MODELS = {"internvl": internvl, "qwen2": qwen2, "llama": llama}
 
 
+def mixed_batch(name: str) -> dict[str, Tensor]:
+    """For a model: rows of 3, 0, 1 and 2 latents that are not aligned, two of them padded on the left; with labels."""
+    rng, image = torch.Generator().manual_seed(5), name == "internvl"
+    rows = []
+    for left, n_words, n_latents in ((0, 5, 3), (1, 4, 0), (2, 2, 1), (0, 3, 2)):
+        words = torch.randint(0, 60, (n_words + 4,), generator=rng).tolist()
+        context = [IMAGE] * IMAGE_TOKENS * image + words[:n_words] + [LATENT] * n_latents
+        rows.append((left, context, words[n_words:]))
+    length = max(left + len(context) + len(answer) for left, context, answer in rows)
+    batch = {key: torch.full((len(rows), length), pad) for key, pad in (("input_ids", PAD), ("labels", -100))}
+    batch["attention_mask"] = torch.zeros(len(rows), length, dtype=torch.long)
+    for i, (left, context, answer) in enumerate(rows):
+        end = left + len(context) + len(answer)
+        batch["input_ids"][i, left:end] = torch.tensor(context + answer)
+        batch["attention_mask"][i, left:end] = 1
+        batch["labels"][i, end - len(answer) : end] = torch.tensor(answer)
+    if image:
+        batch["pixel_values"] = torch.randn(len(rows), 3, 56, 56, generator=rng, dtype=torch.float64)
+    return batch
+
+
 def coconut_logits(
     model: PreTrainedModel,
     input_ids: Tensor,

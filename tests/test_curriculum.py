@@ -1,10 +1,11 @@
 from collections import Counter
-from itertools import pairwise
+from dataclasses import replace
+from itertools import chain, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicoco.curriculum import IGNORE_INDEX, ExampleTokens, LatentTokens, StageSchedule, layout
+from multicoco.curriculum import IGNORE_INDEX, ExampleTokens, LatentTokens, StageSchedule, layout, stretches
 
 LATENT = LatentTokens(start=900, latent=901, end=902)
 
@@ -65,6 +66,23 @@ def test_stages_follow_each_other_for_their_epochs(schedule):
             assert count == (lengths if isinstance(lengths, int) else lengths[min(index, len(lengths) - 1)])
 
 
+@given(schedule=schedules, n_epochs=st.integers(1, 12), ended=st.sets(st.integers(1, 12)))
+def test_a_stage_that_ends_early_leaves_its_epochs_to_the_others(schedule, n_epochs, ended):
+    stages = [schedule.stage(epoch) for epoch in range(n_epochs)]
+    assert schedule.reachable(n_epochs) == set(stages)
+    schedule = replace(schedule, ends_early=True, ended_early=tuple(ended))
+    early = [schedule.stage(epoch) for epoch in range(n_epochs)]
+    assert set(early) <= schedule.reachable(n_epochs) and schedule.reachable(n_epochs) >= set(stages)
+    assert all(b - a in (0, 1) for a, b in pairwise(early)) and early[0] == stages[0]
+    for finished in range(1, n_epochs):
+        is_last = early[finished - 1] == schedule.max_latent_stage + 1
+        assert is_last or finished not in ended or early[finished] == early[finished - 1] + 1
+    run, longest = 0, schedule.epochs_per_stage if isinstance(schedule.epochs_per_stage, int) else 4
+    for before, stage in pairwise([None, *early]):
+        run = run + 1 if stage == before else 1
+        assert run <= longest or stage == schedule.max_latent_stage + 1
+
+
 @given(
     schedule=schedules,
     stage=stages,
@@ -114,3 +132,23 @@ def test_layout_keeps_order_and_labels_what_is_written(prompt, steps, answer, n_
     assert input_ids == prompt + list(block) + written
     assert labels == [IGNORE_INDEX] * (len(prompt) + len(block)) + written
     assert input_ids.count(LATENT.latent) == (n_latents or 0)
+
+
+@given(
+    steps=st.lists(st.lists(st.integers(0, 90), min_size=1, max_size=7), max_size=5),
+    n_latent_steps=st.integers(0, 5),
+    c_thought=st.integers(1, 4),
+)
+def test_thoughts_share_the_tokens_that_they_stand_for(steps, n_latent_steps, c_thought):
+    shared = stretches(steps, n_latent_steps, c_thought)
+    assert len(shared) == n_latent_steps * c_thought
+    for j in range(n_latent_steps):
+        runs = shared[j * c_thought : (j + 1) * c_thought]
+        is_last = j == n_latent_steps - 1
+        tokens = [*chain.from_iterable(steps[j:] if is_last else steps[j : j + 1])]
+        if len(tokens) >= c_thought:
+            assert [*chain.from_iterable(runs)] == tokens
+            assert max(map(len, runs)) - min(map(len, runs)) <= 1
+        else:
+            assert [len(run) for run in runs] == [bool(tokens)] * c_thought
+            assert {token for run in runs for token in run} == set(tokens)

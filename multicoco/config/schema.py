@@ -302,10 +302,8 @@ def method_sections() -> dict[str, type[MethodKeys]]:
         UserError: a section's name is taken, or one of its keys has no default.
     """
     sections: dict[str, type[MethodKeys]] = {}
-    for name, method in load_all("methods").items():
-        section, keys = method.section, method.Keys
-        if section is None or keys is None:
-            continue
+    methods = load_all("methods").items()
+    for name, method, section, keys in [(*named, *own) for named in methods for own in named[1].sections().items()]:
         where = f"method {name!r}, {method.__module__}.{method.__qualname__}: its section of the run config, {section}"
         if section in _First.model_fields | _Last.model_fields or sections.setdefault(section, keys) != keys:
             raise UserError(f"{where}, has other keys already: give it another name")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicoco.curriculum import IGNORE_INDEX
+from multicoco.curriculum import IGNORE_INDEX, Supervision
 
 BatchInputs = Callable[[Sequence[dict[str, Tensor]]], dict[str, Tensor]]  # `models.families.Family.batch`
 
@@ -22,6 +22,7 @@ class Row:
         inputs: its image tensors by name.
         seed: of what is drawn for it.
         donor: the row whose thoughts it is fed, if it borrows.
+        supervision, teacher: what the method's loss asks besides, and the row of its teacher, if it has one.
     """
 
     input_ids: list[int]
@@ -31,6 +32,8 @@ class Row:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     seed: int = 0
     donor: "Row | None" = None
+    supervision: Supervision | None = None
+    teacher: "Row | None" = None
 
 
 class Collator:
@@ -38,7 +41,8 @@ class Collator:
 
     For training the first latent columns are aligned, so that the batch needs as few passes as its longest chain
     of latents; rows without latents go to the left edge. For generation all rows end in the same column. The donors of
-    rows that borrow follow them, in the same order, as the second half of the batch.
+    rows that borrow, or the teachers of rows that have one, follow them, in the same order, as the second half of the
+    batch.
 
     Args:
         pad_token_id, latent_token_id: ids; the latent one is None where there are no latent tokens.
@@ -63,8 +67,10 @@ class Collator:
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """input_ids, attention_mask, labels: (B, T); inputs: the model's further tensors; seeds (B,); index, counted:
-        lists."""
-        rows = [*rows, *(row.donor for row in rows if row.donor is not None)]
+        lists; supervision: tensors
+        by name (`supervision_of`), if the rows have any."""
+        own = rows
+        rows = [*rows, *(beside for row in rows for beside in (row.donor, row.teacher) if beside is not None)]
         left = self._left_padding(rows)
         length = max(self.min_length, *(pad + len(row.input_ids) for pad, row in zip(left, rows, strict=True)))
         if self.for_generation:
@@ -86,6 +92,7 @@ class Collator:
             "seeds": torch.tensor([row.seed for row in rows]),
             "index": [row.index for row in rows],
             "counted": [row.counted for row in rows],
+            "supervision": supervision_of(own, [pad + len(row.input_ids) for pad, row in zip(left, rows, strict=True)]),
         }
 
     def _left_padding(self, rows: Sequence[Row]) -> list[int]:
@@ -94,3 +101,31 @@ class Collator:
         ]
         furthest = max((column for column in first if column is not None), default=0)
         return [0 if column is None else furthest - column for column in first]
+
+
+def supervision_of(rows: Sequence[Row], ends: Sequence[int]) -> dict[str, Tensor]:
+    """What the loss asks of B rows; nothing if they have no supervision.
+
+    Args:
+        ends: the column after each row's last token, and after their teachers'.
+
+    Returns: by name
+        stretches: (B, K, S) token ids, filled up with IGNORE_INDEX; K and S are at least 1.
+        announced: (B,) or, with teachers, (2B,): the last column before the answer.
+        counted: (B,) bool, False for filler rows.
+    """
+    asked = [row.supervision for row in rows if row.supervision is not None]
+    if not asked:
+        return {}
+    n_thoughts = max([1, *(len(one.stretches) for one in asked)])
+    longest = max([1, *(len(stretch) for one in asked for stretch in one.stretches)])
+    stretches = torch.full((len(asked), n_thoughts, longest), IGNORE_INDEX)
+    for i, one in enumerate(asked):
+        for j, stretch in enumerate(one.stretches):
+            stretches[i, j, : len(stretch)] = torch.tensor(stretch, dtype=torch.long)
+    answers = [one.answer for one in asked] * (len(ends) // len(asked))
+    return {
+        "stretches": stretches,
+        "announced": torch.tensor([end - answer - 1 for end, answer in zip(ends, answers, strict=True)]),
+        "counted": torch.tensor([row.counted for row in rows]),
+    }

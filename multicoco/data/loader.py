@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from multicoco.curriculum import ExampleTokens
+from multicoco.curriculum import ExampleTokens, Supervision
 from multicoco.data.collate import Collator, Row
 from multicoco.data.example import Example, load_image
 from multicoco.data.prompt import Asked, PromptBuilder
@@ -28,6 +28,7 @@ warnings.filterwarnings("ignore", message="'set_vital' is deprecated", category=
 
 Pick = tuple[int, bool]  # (index of an example, whether it counts)
 Arrange = Callable[[Example, ExampleTokens], tuple[list[int], list[int]]]  # -> input_ids and labels, both (T,)
+Supervise = Callable[[Example, ExampleTokens], Supervision | None]
 ArrangeDonor = Callable[[ExampleTokens, list[int]], list[int]]  # (the donor's, input_ids of who borrows) -> input_ids
 
 
@@ -124,6 +125,7 @@ class ReasoningDataset(Dataset[Row]):
         arrange: lays an encoded example out.
         draws: what tells the draws of this epoch of this run from others.
         arrange_donor: lays out another example, for an example that borrows its thoughts; None where none does.
+        supervise: what the loss asks of an example besides.
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class ReasoningDataset(Dataset[Row]):
         arrange: Arrange,
         draws: str = "",
         arrange_donor: ArrangeDonor | None = None,
+        supervise: Supervise = lambda example, tokens: None,
     ):
         self.examples = examples
         self.encoder = encoder
@@ -141,6 +144,7 @@ class ReasoningDataset(Dataset[Row]):
         self.arrange = arrange
         self.draws = draws
         self.arrange_donor = arrange_donor
+        self.supervise = supervise
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -152,7 +156,10 @@ class ReasoningDataset(Dataset[Row]):
         input_ids, labels = self.arrange(example, tokens)
         seed = int.from_bytes(sha256(f"{self.draws}/{example.id}".encode()).digest()[:8]) >> 1  # of 63 bits
         donor = self._donor(index, seed, input_ids) if self.arrange_donor else None
-        return Row(input_ids, labels, index, counted, inputs, seed, donor)
+        supervision, teacher = self.supervise(example, tokens), None
+        if supervision is not None and supervision.teacher is not None:
+            teacher = Row(*supervision.teacher, index, counted, inputs, seed)
+        return Row(input_ids, labels, index, counted, inputs, seed, donor, supervision, teacher)
 
     def _donor(self, index: int, seed: int, input_ids: list[int]) -> Row:
         """Of any other example, each as likely as the next."""

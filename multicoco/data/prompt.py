@@ -108,7 +108,7 @@ class PromptBuilder:
         answer: list[int] = []
         if example.answer is not None:
             answer = [*prefix, *self._encode(f" {self._answer(example)}"), self.tokenizer.eos_token_id]
-        return ExampleTokens(prompt, steps, answer)
+        return ExampleTokens(prompt, steps, answer, len(prefix) if asked == "reasoning" else 0)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)

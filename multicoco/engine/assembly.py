@@ -8,6 +8,7 @@ from time import strftime
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import layout
@@ -17,12 +18,14 @@ from multicoco.data.prompt import PromptBuilder
 from multicoco.data.sources import load_of_run
 from multicoco.data.sources.tables import open_stored
 from multicoco.engine.ranks import agree, rank
+from multicoco.engine.thought_weights import load_thoughts
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import Weights, find_weights
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.latent.self_check import self_check
-from multicoco.methods import thinking_method
+from multicoco.latent.thoughts import Projected
+from multicoco.methods import Method, thinking_method
 from multicoco.models.authors import load_authors_weights
 from multicoco.models.backbone import Backbone, load_backbone
 from multicoco.models.freezing import freeze
@@ -147,11 +150,31 @@ def _load(
         freeze(backbone.model, **config.freeze.model_dump())
     try:
         if thinking and latent:
-            method = thinking(config, latent)
-            if (thoughts := method.thought_source()) is None:
-                fixed = method.fixed_thoughts(backbone.model)
-                return backbone, LatentReasoner(backbone.model, None, config.kernel, fixed_thoughts=fixed)
-            return backbone, LatentReasoner(backbone.model, latent.latent, config.kernel, thoughts)
-        return backbone, LatentReasoner(backbone.model, None, config.kernel)
+            reasoner = _thinking(config, thinking(config, latent), backbone.model, latent.latent)
+        else:
+            reasoner = LatentReasoner(backbone.model, None, config.kernel)
     except ValueError as error:
         raise UserError(f"model {source!r}: {error}") from error
+    if reasoner.latent_token_id is not None:
+        folder = str(authors_file.parent) if authors_file else weights.source
+        load_thoughts(reasoner, folder, trains=config.mode != "eval_only")
+    return backbone, reasoner
+
+
+def _thinking(config: RunConfig, method: Method, model: PreTrainedModel, latent_token_id: int) -> LatentReasoner:
+    """Raises: ValueError, as `LatentReasoner`."""
+    objective = None if config.mode == "eval_only" else method.objective(model)
+    thoughts = method.thought_source()
+    if thoughts is None:
+        fixed = method.fixed_thoughts(model)
+        return LatentReasoner(model, None, config.kernel, fixed_thoughts=fixed, objective=objective)
+    if (projection := method.projection(model)) is not None:
+        thoughts = Projected(thoughts, projection)
+    return LatentReasoner(
+        model,
+        latent_token_id,
+        config.kernel,
+        thoughts,
+        gradient_passes=method.gradient_passes,
+        objective=objective,
+    )

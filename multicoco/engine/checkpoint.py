@@ -2,7 +2,8 @@
 
 <run folder>/checkpoints/epoch_0003/                 the state after three epochs
 <run folder>/checkpoints/epoch_0003_step_00000120/   within the fourth, after 120 optimizer steps in all
-    model/          weights (safetensors), tokenizer and image processor, for `from_pretrained`
+    model/          weights (safetensors), tokenizer and image processor, for `from_pretrained`; what is trained of the
+                    thoughts beside it (`engine.thought_weights`)
     deepspeed/      DeepSpeed's sharded state, for resuming
     random/         the state of every rank's random number generators
     trainer.json    where the run stands (`TrainerState`)
@@ -29,6 +30,7 @@ from multicoco.engine.manifest import damage, describe, flush, seal
 from multicoco.engine.random_state import random_state, set_random_state
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.engine.state_files import StateFiles
+from multicoco.engine.thought_weights import save_thoughts, thought_state
 from multicoco.engine.trainer_state import EVALUATION, TrainerState, age_key, all_checkpoints, rank_key, read_state
 from multicoco.engine.universal import TAG, plain_data_only, to_universal
 from multicoco.errors import UserError
@@ -111,7 +113,7 @@ class Checkpoints:
         engine._copy_recovery_script = lambda folder: None  # the weights are written for `from_pretrained`
         engine.save_checkpoint(str(folder / "deepspeed"), tag=TAG, save_latest=False)
         contents = files.contents | {folder / "random" / f"rank_{rank()}.pt": random_state()}
-        weights = whole_state_dict(backbone.model)
+        weights, thoughts = whole_state_dict(backbone.model), thought_state(engine.module)
 
         def write() -> dict[str, dict[str, Any]]:
             for path, content in contents.items():
@@ -120,6 +122,7 @@ class Checkpoints:
             written = list(contents)
             if weights is not None:
                 backbone.save_pretrained(folder / "model", weights)
+                save_thoughts(folder / "model", thoughts)
                 write_json(folder / "trainer.json", asdict(state))
                 write_text(folder / "config.yaml", config)
                 written += [*(folder / "model").iterdir(), folder / "trainer.json", folder / "config.yaml"]

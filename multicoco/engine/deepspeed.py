@@ -18,6 +18,7 @@ from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 from deepspeed.runtime.config import DeepSpeedConfig
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import nn
+from transformers import PreTrainedModel
 
 from multicoco.config import RunConfig
 from multicoco.engine.builds import prepare_builds
@@ -106,7 +107,9 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict[st
         raise UserError(f"{config.deepspeed}: DeepSpeed does not take it: {error}") from error
     reasoner.train()  # from_pretrained leaves a model in evaluation mode, where nothing is recomputed or dropped out
     if config.activation_checkpointing:
-        checkpoint_activations(reasoner.model)
+        beside = [] if reasoner.objective is None else reasoner.objective.children()
+        for model in (reasoner.model, *(module for module in beside if isinstance(module, PreTrainedModel))):
+            checkpoint_activations(model)
     zero = ds_config["zero_optimization"]
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     trainable = [parameter for parameter in reasoner.parameters() if parameter.requires_grad]
@@ -125,6 +128,7 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict[st
     if zero["stage"] == 3:
         # what computes with parameters of other modules must have them registered, or ZeRO-3 does not gather them
         owners: dict[nn.Module, nn.Module] = {reasoner.cross_entropy: reasoner.model.get_output_embeddings()}
+        owners |= {} if reasoner.objective is None else reasoner.objective.weights_of_others()
         owners |= {module: module for module in reasoner.modules() if isinstance(module, TrainableTokensLayer)}
         for module, owner in owners.items():
             for parameter in owner.parameters():

@@ -30,6 +30,7 @@ class TrainerState:
         evaluated: whether there was an evaluation after its last epoch.
         tokens, passes, peak_memory: what the run has cost so far: tokens trained on, of all ranks; forward passes of
             the language model, on each rank; bytes of the rank that has taken the most.
+        ended_early: the numbers of finished epochs after which a stage has ended before its time.
     """
 
     epoch: int
@@ -50,6 +51,7 @@ class TrainerState:
     tokens: int = 0
     passes: int = 0
     peak_memory: int = 0
+    ended_early: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:

@@ -80,11 +80,10 @@ def as_trained(config: RunConfig, weights: Weights) -> tuple[RunConfig, int, lis
     if weights.state is None or name not in evaluated_methods(config):
         return config, last_stage, []
     method = method_class(name)
-    if method.section is None or method.Keys is None or method.section not in trained:
+    sections = {name: keys.model_validate(trained[name]) for name, keys in method.sections().items() if name in trained}
+    if not sections:
         return config, weights.state.stage if method.has_thoughts else last_stage, changes
-    keys = method.Keys.model_validate(trained[method.section])
-    own = getattr(config, method.section)
-    changes += [
-        f"{method.section}.{key}: {change}" for key, change in config_changes(own.model_dump(), keys.model_dump())
-    ]
-    return config.model_copy(update={method.section: keys}), weights.state.stage, changes
+    for section, keys in sections.items():
+        own = getattr(config, section)
+        changes += [f"{section}.{key}: {change}" for key, change in config_changes(own.model_dump(), keys.model_dump())]
+    return config.model_copy(update=sections), weights.state.stage, changes

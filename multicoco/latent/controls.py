@@ -3,10 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-
-def without_gradient(hidden: Tensor, k: int) -> Tensor:
-    """The hidden state, as a constant: nothing is learned through it."""
-    return hidden.detach()
+from multicoco.latent.thoughts import put
 
 
 def another_rows(hidden: Tensor, k: int) -> Tensor:
@@ -52,9 +49,7 @@ class GaussianThoughts:
         ]
         with torch.no_grad():
             noise = self.norm(torch.stack(drawn).to(embeds, non_blocking=True))  # [B, most, D]
-        is_latent = input_ids == self.latent_token_id
-        order = (is_latent.cumsum(-1) - 1).clamp(0, self.most - 1)[..., None].expand_as(embeds)  # of a row's thoughts
-        return torch.where(is_latent[..., None], noise.gather(1, order), embeds)
+        return put(embeds, input_ids == self.latent_token_id, noise)
 
 
 def last_norm(decoder: nn.Module) -> nn.Module:

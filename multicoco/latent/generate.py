@@ -28,6 +28,8 @@ class Passes:
         visible: (B, T) the columns that may be attended to by what follows.
         position_ids: (B, T), or with further axes in front.
         further: as of `models.families.Embedded`.
+        layers: (B, M, D) the hidden states of the M layers in a column of each row, if they were asked for; the last
+            layer's after the model's last norm.
     """
 
     hidden: Tensor
@@ -37,6 +39,7 @@ class Passes:
     visible: Tensor
     position_ids: Tensor
     further: Callable[[slice], dict[str, Any]]
+    layers: Tensor | None = None
 
     def length_before_last(self) -> int:
         """Of the columns whose cache is gone on from: the last one is run again, with what follows it.

@@ -1,6 +1,7 @@
 """Coconut's latent passes: the language model runs segment by segment, each latent embedding being the model's own
 last hidden state of the column before it (Hao et al. 2024, arXiv:2412.06769, section 3)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ from multicoco.latent.generate import Passes, generate_after
 from multicoco.latent.interventions import UNTOUCHED, Intervened
 from multicoco.latent.kinds import check_supported
 from multicoco.latent.loss import LabelledCrossEntropy
-from multicoco.latent.thoughts import ThoughtSource, hidden_state
+from multicoco.latent.objective import Objective
+from multicoco.latent.thoughts import ThoughtSource, constant_before_last, hidden_state, put
 from multicoco.latent.weight_gradients import stack_weight_gradients, stacked_columns
 from multicoco.models.families import family_of
 from multicoco_kernels import KERNELS, BufferPool
@@ -61,6 +63,21 @@ def split_columns(latent_columns: list[int], length: int, n_passes: int | None =
     return sorted(starts)
 
 
+def tap(before: Tensor | None, layers: Sequence[Tensor], columns: Tensor) -> Tensor:
+    """(B, M, D): of each row, the hidden states that M layers have given in a column of one of the passes so far.
+
+    Args:
+        before: what the passes before have given.
+        layers: (B, S, D) each, of this pass.
+        columns: (B,), of the pass; past its ends for rows whose column is in another one.
+    """
+    length = layers[0].shape[1]
+    index = columns.clamp(0, length - 1)[:, None, None].expand(-1, 1, layers[0].shape[2])
+    here = torch.cat([layer.gather(1, index) for layer in layers], dim=1)
+    is_here = ((columns >= 0) & (columns < length))[:, None, None]
+    return torch.where(is_here, here, torch.zeros_like(here) if before is None else before)
+
+
 class LatentReasoner(nn.Module):
     """A causal or vision-language model that reasons in latent space, for plain PyTorch and DeepSpeed alike.
 
@@ -74,6 +91,8 @@ class LatentReasoner(nn.Module):
         kernel: implementation of the cached attention, one of `multicoco_kernels.KERNELS`.
         thoughts: what a latent position is fed; Coconut's last hidden state by default.
         fixed_thoughts: what positions hold that wait for no pass; with a latent_token_id of None.
+        gradient_passes: through how many of its last passes a row's gradient goes, from thought to pass; None: all.
+        objective: the loss of a batch with `supervision`, instead of the language model's.
 
     Raises:
         ValueError: an unknown kernel, or the model's attention or head is of a kind the passes do not reproduce.
@@ -87,6 +106,8 @@ class LatentReasoner(nn.Module):
         kernel: str = "auto",
         thoughts: ThoughtSource = hidden_state,
         fixed_thoughts: GaussianThoughts | None = None,
+        gradient_passes: int | None = None,
+        objective: Objective | None = None,
     ):
         super().__init__()
         if kernel not in KERNELS:
@@ -98,6 +119,8 @@ class LatentReasoner(nn.Module):
         self.kernel = kernel
         self.thought_source = thoughts
         self.fixed_thoughts = fixed_thoughts
+        self.gradient_passes = gradient_passes
+        self.objective = objective
         self.cache_buffers = BufferPool()
         self.cross_entropy = LabelledCrossEntropy()
         self.decoder.set_attn_implementation(ATTENTION_NAME)
@@ -122,9 +145,10 @@ class LatentReasoner(nn.Module):
         loss_divisor: Tensor | float | None = None,
         return_logits: bool = False,
         seeds: Tensor | None = None,
+        supervision: dict[str, Tensor] | None = None,
         **inputs: Tensor,
     ) -> LatentOutput:
-        """Runs the latent passes and, with labels, the next-token loss.
+        """Runs the latent passes and, with labels, the next-token loss or the objective's.
 
         Args:
             input_ids, attention_mask: (B, T); padding may be on either side.
@@ -134,6 +158,7 @@ class LatentReasoner(nn.Module):
             loss_divisor: what the summed loss is divided by; the number of labelled positions by default.
             return_logits: also compute (B, T, V) logits.
             seeds: (B,) of the rows, on the CPU; only `fixed_thoughts` reads them, and needs them.
+            supervision: what the objective asks for beside the labels.
             inputs: what the family's models take beside tokens (its `input_names`), of all rows in order; for InternVL
                 pixel_values, (N, 3, H, W) image tiles.
 
@@ -141,6 +166,7 @@ class LatentReasoner(nn.Module):
             TypeError: the family has no such input.
             ValueError: more latent columns than n_passes allows, or a latent token without a token before it.
         """
+        objective = self.objective if supervision else None
         passes = self.run_passes(
             input_ids,
             attention_mask,
@@ -148,11 +174,17 @@ class LatentReasoner(nn.Module):
             n_passes=n_passes,
             seeds=seeds,
             intervened=UNTOUCHED,
+            given=objective.given(self, supervision) if objective and supervision else None,
+            tapped=objective.tapped(supervision) if objective and supervision else None,
             **inputs,
         )
-        head = self.model.get_output_embeddings()
-        loss = None if labels is None else self._loss(passes.hidden, head, labels, loss_divisor)
-        logits = head(passes.hidden) if return_logits else None
+        loss = None
+        if labels is not None and objective and supervision:
+            is_latent = self._is_latent(input_ids) & attention_mask.bool()
+            loss = objective(self, passes, is_latent, labels, loss_divisor, supervision)
+        elif labels is not None:
+            loss = self.language_loss(passes.hidden, labels, loss_divisor)
+        logits = self.model.get_output_embeddings()(passes.hidden) if return_logits else None
         return LatentOutput(loss=loss, thoughts=passes.thoughts, logits=logits)
 
     @torch.no_grad()
@@ -188,11 +220,13 @@ class LatentReasoner(nn.Module):
         n_passes: int | None = None,
         seeds: Tensor | None = None,
         intervened: Intervened = UNTOUCHED,
+        given: Tensor | None = None,
+        tapped: Tensor | None = None,
         **inputs: Tensor,
     ) -> Passes:
         """The passes alone, from which `latent.generate` goes on.
 
-        Args: as for `forward`; `intervened` is what is done to the thoughts.
+        Args: as for `forward`; `intervened` is what is done to the thoughts; `given` and `tapped` as of `Objective`.
 
         Raises: as `forward`; ValueError also for thoughts to be hidden where a gradient is wanted, or where the
             columns end with one.
@@ -202,6 +236,9 @@ class LatentReasoner(nn.Module):
         if unknown := inputs.keys() - set(self.family.input_names):
             raise TypeError(f"{self.model.config.model_type} takes no {', '.join(sorted(unknown))}")
         is_latent = self._is_latent(input_ids) & attention_mask.bool()  # [B, T]
+        known = is_latent
+        if given is not None:
+            is_latent = torch.zeros_like(is_latent)  # none waits for a pass
         k = (is_latent.long().cumsum(-1) - 1).masked_fill(~is_latent, -1)  # [B, T]
         is_last = (k >= 0) & (k == k.amax(-1, keepdim=True)) & intervened.hides
         latent_columns, after = self._latent_columns(is_latent, attention_mask, is_last)
@@ -212,6 +249,8 @@ class LatentReasoner(nn.Module):
         embeds = embedded.embeds  # [B, T, D]
         if self.fixed_thoughts is not None:
             embeds = self.fixed_thoughts(embeds, input_ids, seeds)
+        if given is not None:
+            embeds = put(embeds, known, given)
         cache = StaticKVCache(attention_mask.bool(), self.kernel, self.cache_buffers)
         mask = no_mask(embeds)
 
@@ -219,12 +258,15 @@ class LatentReasoner(nn.Module):
         hidden: list[Tensor] = []
         fed: list[Tensor] = []
         thoughts: list[Tensor] = []
+        layers: Tensor | None = None
         with stacked_columns(), rotary_tables(self.decoder, embeds, position_ids) as choose_columns:
             for start, end in zip(starts, [*starts[1:], input_ids.shape[1]], strict=True):
                 segment_embeds = embeds[:, start:end]
                 if start in latent_columns:
                     here = is_latent[:, start, None]  # [B, 1]
-                    thought = self.thought_source(hidden[-1][:, -1], len(thoughts))  # [B, D]
+                    n_left = k.amax(-1) + 1 - k[:, start]
+                    source = constant_before_last(hidden[-1][:, -1], n_left, self.gradient_passes)
+                    thought = self.thought_source(source, len(thoughts))  # [B, D]
                     thought = intervened.replace(thought, k[:, start])
                     thoughts.append(thought.masked_fill(~here, 0))
                     first = torch.where(here, thought, segment_embeds[:, 0])
@@ -233,21 +275,32 @@ class LatentReasoner(nn.Module):
                     cache.hide(is_latent & is_last[:, :start].any(-1, keepdim=True))
                 segment = Segment(cache, start, previous=segment)
                 choose_columns(start, end)
-                hidden.append(
-                    self.decoder(
-                        inputs_embeds=segment_embeds,
-                        attention_mask=mask,
-                        position_ids=position_ids[..., start:end],
-                        use_cache=False,
-                        segment=segment,
-                        **embedded.further(slice(start, end)),
-                    ).last_hidden_state
+                out = self.decoder(
+                    inputs_embeds=segment_embeds,
+                    attention_mask=mask,
+                    position_ids=position_ids[..., start:end],
+                    use_cache=False,
+                    segment=segment,
+                    output_hidden_states=tapped is not None,
+                    **embedded.further(slice(start, end)),
                 )
+                hidden.append(out.last_hidden_state)
                 fed.append(segment_embeds)
+                if tapped is not None:
+                    layers = tap(layers, out.hidden_states[1:], tapped - start)
         stacked = torch.stack(thoughts, dim=1) if thoughts else embeds[:, :0]
+        if given is not None:
+            stacked = embeds.masked_fill(~known[..., None], 0)[:, known.any(0)]
         visible = attention_mask.masked_fill(is_latent, 0) if intervened.hides else attention_mask
         return Passes(
-            torch.cat(hidden, dim=1), torch.cat(fed, dim=1), stacked, cache, visible, position_ids, embedded.further
+            torch.cat(hidden, dim=1),
+            torch.cat(fed, dim=1),
+            stacked,
+            cache,
+            visible,
+            position_ids,
+            embedded.further,
+            layers,
         )
 
     def _is_latent(self, input_ids: Tensor) -> Tensor:
@@ -271,7 +324,10 @@ class LatentReasoner(nn.Module):
             raise ValueError("a thought in the last column cannot be hidden: nothing follows it")
         return [column for column, flag in enumerate(latent) if flag], [i + 1 for i, flag in enumerate(last) if flag]
 
-    def _loss(self, hidden: Tensor, head: nn.Linear, labels: Tensor, divisor: Tensor | float | None) -> Tensor:
+    def language_loss(self, hidden: Tensor, labels: Tensor, divisor: Tensor | float | None) -> Tensor:
+        """The summed next-token cross-entropy of last hidden states (B, T, D) at the labels (B, T), over a divisor: by
+        default the number of labelled positions."""
+        head: Any = self.model.get_output_embeddings()
         targets = labels[:, 1:]
         labelled = targets != IGNORE_INDEX
         if divisor is None:

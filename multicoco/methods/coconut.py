@@ -10,14 +10,14 @@ from pydantic import Field
 
 from multicoco.config.section import MethodKeys, NonNegativeInt, OptionalStr, PositiveInt
 from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, layout
-from multicoco.methods.method import Extent, Method, method_class
+from multicoco.methods.method import Extent, Method, evaluated_methods, method_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from multicoco.config import RunConfig
     from multicoco.latent.controls import GaussianThoughts
-    from multicoco.latent.thoughts import ThoughtSource
+    from multicoco.latent.thoughts import Projection, ThoughtSource
 
 
 class CoconutKeys(MethodKeys):
@@ -30,8 +30,29 @@ class CoconutKeys(MethodKeys):
         description="what latent positions are fed: hidden states; these without gradient; one learned embedding; "
         "Gaussian vectors; another example's hidden states ([controls](controls.md))",
     )
+    projection: Literal["none", "linear", "mlp"] = Field(
+        "none",
+        description="what a thought goes through before it is fed, trained with the model: nothing; a linear layer and "
+        "a LayerNorm; two layers and a LayerNorm ([methods](methods.md#projection-and-norm-of-thoughts))",
+    )
+    norm: Literal["none", "embedding"] = Field(
+        "none",
+        description="embedding: a thought is fed with the mean norm of the embeddings that training started from",
+    )
+    gradient_passes: NonNegativeInt | None = Field(
+        None,
+        description="backpropagate through the last so many passes of an example: earlier thoughts are constants, 0 is "
+        "`detached`; null: through all",
+    )
     epochs_per_stage: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] = Field(
         1, description="epochs of a stage; a list gives each stage its own from the first on, the last one repeats"
+    )
+    advance_when_accuracy: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="a stage ends after an epoch whose evaluation is that accurate, epochs_per_stage being the most; "
+        "null: stages have all of their epochs",
     )
     max_latent_stage: PositiveInt = Field(1, description="last stage that adds latent tokens")
     pad_latent_to_max: bool = Field(False, description="give examples with fewer steps max_latent_stage latents too")
@@ -66,6 +87,10 @@ class CoconutKeys(MethodKeys):
         if is_own and self.thoughts != "hidden" and not method(config).schedule.c_thought:
             why = f"{named}, which has none" if self.c_thought else "coconut.c_thought is 0"
             yield f"coconut.thoughts is {self.thoughts} but {why}: leave it at hidden"
+        if is_own and self.advance_when_accuracy is not None and trains:
+            yield from self._advance_problems(config)
+        if is_own:
+            yield from self._thought_problems(method(config).schedule)
         if self.first_stage is not None and self.first_stage > self.max_latent_stage + 1:
             yield (
                 f"coconut.first_stage is {self.first_stage} but coconut.max_latent_stage {self.max_latent_stage}: the "
@@ -73,12 +98,34 @@ class CoconutKeys(MethodKeys):
             )
         if is_own and self.enabled and trains:
             schedule = method(config).schedule
-            last = schedule.stage(config.num_epochs - 1)
+            last = max(schedule.reachable(config.num_epochs))
             if last == 0 and not schedule.uniform_prob:
                 yield (
                     f"num_epochs is {config.num_epochs} and coconut.first_stage {schedule.first_stage}: in stage "
                     f"{last}, its last, there are no thoughts yet; raise num_epochs, or set coconut.first_stage to 1"
                 )
+
+    def _advance_problems(self, config: RunConfig) -> Iterator[str]:
+        told = f"coconut.advance_when_accuracy is {self.advance_when_accuracy} but"
+        if not config.val_path:
+            yield f"{told} val_path is null: leave it at null, or name the records to evaluate"
+        if config.trained_method not in evaluated_methods(config):
+            yield f"{told} {config.trained_method} is trained and not evaluated: add it to eval_config"
+
+    def _thought_problems(self, schedule: StageSchedule) -> Iterator[str]:
+        most = schedule.max_latent_stage * schedule.c_thought
+        for key, value in {"projection": self.projection, "norm": self.norm}.items():
+            if value != "none" and (self.thoughts in ("pause", "noise") or not most):
+                why = "there are no thoughts" if not most else f"coconut.thoughts is {self.thoughts}, no hidden state"
+                yield f"coconut.{key} is {value} but {why}: leave it at none"
+        n = self.gradient_passes
+        if n is not None and self.thoughts in ("detached", "pause", "noise"):
+            yield (
+                f"coconut.gradient_passes is {n} but coconut.thoughts is {self.thoughts}, through which no gradient "
+                "goes to an earlier pass: leave it at null"
+            )
+        elif n is not None and n > most:
+            yield f"coconut.gradient_passes is {n} but there are at most {most} thoughts: lower it, or null for all"
 
 
 class Coconut(Method):
@@ -104,7 +151,12 @@ class Coconut(Method):
             uniform_prob=keys.uniform_prob,
             first_stage=default_first if keys.first_stage is None else keys.first_stage,
             seed=self.config.seed,
+            ends_early=keys.advance_when_accuracy is not None,
         )
+
+    def is_learned(self, stage: int, accuracy: float | None) -> bool:
+        enough, is_last = self.keys.advance_when_accuracy, stage > self.schedule.max_latent_stage
+        return enough is not None and accuracy is not None and accuracy >= enough and not is_last
 
     @property
     def keys(self) -> CoconutKeys:
@@ -142,10 +194,14 @@ class Coconut(Method):
         return rates[min(stage - self.schedule.first_stage, len(rates) - 1)]
 
     def train_row(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> tuple[list[int], list[int]]:
+        n_replaced, n_latents = self.train_counts(tokens, stage, epoch, example_id)
+        return layout(tokens, n_replaced, self._block(n_latents))
+
+    def train_counts(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> tuple[int, int]:
+        """(written steps that are replaced, thoughts in their place) of a `train_row`."""
         n_steps = len(tokens.steps)
         drawn = self.schedule.example_stage(stage, epoch, example_id, n_steps)
-        n_replaced, n_latents = self.schedule.train_counts(drawn, n_steps)
-        return layout(tokens, n_replaced, self._block(n_latents))
+        return self.schedule.train_counts(drawn, n_steps)
 
     def prompt_row(self, tokens: ExampleTokens, stage: int) -> list[int]:
         asked = self._asked_thoughts
@@ -160,22 +216,33 @@ class Coconut(Method):
 
     def prompt_passes(self, stage: int) -> int:
         asked = self._asked_thoughts
-        return self.passes(stage) if asked is None or not self._recurs else asked + 1
+        most = self.schedule.max_latents(stage) if asked is None else asked
+        return most + 1 if self._recurs else 1
 
     def extent(self, tokens: ExampleTokens, stage: int) -> Extent:
         # an example that draws its stage may write all of its steps
         replaced = 0 if self.schedule.uniform_prob else self.schedule.train_counts(stage, len(tokens.steps))[0]
         written = sum(map(len, tokens.steps[replaced:])) + len(tokens.answer)
         context, n_latents = len(tokens.prompt) + self.has_markers, self.schedule.max_latents(stage)
-        if not self._recurs:
+        if self.passes(stage) == 1:
             context, n_latents = context + n_latents, 0
         return Extent(context, n_latents, written + self.has_markers)
 
     def thought_source(self) -> ThoughtSource | None:
-        from multicoco.latent.controls import another_rows, without_gradient
+        from multicoco.latent.controls import another_rows
 
-        sources = {"detached": without_gradient, "borrowed": another_rows}
-        return sources.get(self.keys.thoughts, super().thought_source()) if self._recurs else None
+        return another_rows if self.borrows else super().thought_source() if self._recurs else None
+
+    def projection(self, model: PreTrainedModel) -> Projection | None:
+        from multicoco.latent.thoughts import Projection
+
+        kind, norm = self.keys.projection, self.keys.norm
+        is_wanted = (kind, norm) != ("none", "none")
+        return Projection(model, kind, norm == "embedding", self.config.seed) if is_wanted else None
+
+    @property
+    def gradient_passes(self) -> int | None:
+        return 0 if self.keys.thoughts == "detached" else self.keys.gradient_passes
 
     def fixed_thoughts(self, model: PreTrainedModel) -> GaussianThoughts | None:
         from multicoco.latent.controls import GaussianThoughts

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from multicoco.config.section import MethodKeys
-from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, layout
+from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, Supervision, layout
 from multicoco.registry import load
 
 if TYPE_CHECKING:
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from multicoco.config import RunConfig
     from multicoco.data.prompt import Asked
     from multicoco.latent.controls import GaussianThoughts
+    from multicoco.latent.objective import Objective
     from multicoco.latent.reasoner import LatentOutput
-    from multicoco.latent.thoughts import ThoughtSource
+    from multicoco.latent.thoughts import Projection, ThoughtSource
 
 
 class Extent(NamedTuple):
@@ -46,20 +48,31 @@ class Method:
 
     Attributes:
         section, Keys: name and keys of its section of the run config; several methods may share one.
+        own_section, OwnKeys: of a second one, of a method that shares the first.
         has_thoughts: whether the latent tokens must be in the vocabulary.
+        needs_steps: whether it learns from written steps, so that data without any are refused.
         asked: what the prompt asks the model for.
         schedule: from epochs to stages.
     """
 
     section: ClassVar[str | None] = None
     Keys: ClassVar[type[MethodKeys] | None] = None
+    own_section: ClassVar[str | None] = None
+    OwnKeys: ClassVar[type[MethodKeys] | None] = None
     has_thoughts: ClassVar[bool] = False
+    needs_steps: ClassVar[bool] = False
     asked: ClassVar[Asked] = "reasoning"
 
     def __init__(self, config: RunConfig, latent_tokens: LatentTokens | None = None):
         self.config = config
         self.latent_tokens = latent_tokens
         self.schedule = self._schedule()
+
+    @classmethod
+    def sections(cls) -> dict[str, type[MethodKeys]]:
+        """Its sections of the run config."""
+        both = ((cls.section, cls.Keys), (cls.own_section, cls.OwnKeys))
+        return {name: keys for name, keys in both if name is not None and keys is not None}
 
     def _schedule(self) -> StageSchedule:
         """One stage, 0, for the whole run."""
@@ -68,6 +81,14 @@ class Method:
     def parts(self, epoch: int, steps_per_epoch: int) -> Sequence[Part]:
         """An epoch's stages in their order, which together are all of its steps."""
         return [Part(self.schedule.stage(epoch), 0, steps_per_epoch)]
+
+    def is_learned(self, stage: int, accuracy: float | None) -> bool:
+        """Whether a stage is over because of an evaluation at the end of an epoch."""
+        return False
+
+    def end_stages_after(self, epochs: Sequence[int]) -> None:
+        """Has stages end early, after so many finished epochs each: all that have, of the run."""
+        self.schedule = replace(self.schedule, ended_early=tuple(epochs))
 
     @property
     def latent_init_token(self) -> str | None:
@@ -100,6 +121,14 @@ class Method:
         """
         raise NotImplementedError
 
+    def supervision(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> Supervision | None:
+        """What its loss asks of a `train_row` beside the labels."""
+        return None
+
+    def rows(self, stage: int) -> int:
+        """Rows that an example takes in a training batch: its own, and its donor's or its teacher's."""
+        return 2 if self.borrows and self.passes(stage) > 1 else 1
+
     def passes(self, stage: int) -> int:
         """Passes over the language model in a training step: of the stage alone, as ZeRO-3 needs."""
         return 1
@@ -120,6 +149,16 @@ class Method:
 
         return hidden_state
 
+    def projection(self, model: PreTrainedModel) -> Projection | None:
+        """What is made of a thought before it is fed; it is trained and saved with the model. None: nothing."""
+        return None
+
+    @property
+    def gradient_passes(self) -> int | None:
+        """Through how many of an example's last passes the gradient goes, from a thought to the pass that made it;
+        None: through all."""
+        return None
+
     def fixed_thoughts(self, model: PreTrainedModel) -> GaussianThoughts | None:
         """What latent columns hold that wait for no pass; None: the embedding of their token.
 
@@ -128,8 +167,21 @@ class Method:
         """
         return None
 
+    def objective(self, model: PreTrainedModel) -> Objective | None:
+        """What is minimised, where `supervision` gives more than labels; None: the language model's loss."""
+        return None
+
+    @property
+    def model_copy(self) -> Literal["trained", "frozen"] | None:
+        """Whether training holds a copy of the language model besides, and whether it is trained."""
+        return None
+
+    def counts(self, batch: dict[str, Any]) -> list[int]:
+        """Of a collated batch, what the parts of the objective are divided by, once summed over the global batch."""
+        return []
+
     def loss(self, output: LatentOutput) -> Tensor:
-        """What is minimised, from the output of the passes, whose loss is the language model's: a scalar."""
+        """What is minimised, from the output of the passes, whose loss is the objective's: a scalar."""
         assert output.loss is not None  # the engine always passes labels
         return output.loss
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -65,12 +66,20 @@ class ModelGeometry:
         config: transformers' config of a model of any family.
         dtype: of the parameters.
         freezing: as in the run config's `freeze`.
+        copy: of the language model with its embeddings and head, held besides and trained or frozen; its weights and
+            what training keeps of them are counted, its activations are not.
 
     Raises:
         UserError: the model is of another kind, or has not the parts that `freezing` names.
     """
 
-    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool]):
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        dtype: torch.dtype,
+        freezing: dict[str, bool],
+        copy: Literal["trained", "frozen"] | None = None,
+    ):
         self.config = config
         self.text = config.get_text_config()
         self.dtype = dtype
@@ -91,6 +100,10 @@ class ModelGeometry:
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.decoder_parameters = sum(p.numel() for p in decoder.parameters()) - self.embedding.parameters
         self.largest = max(p.numel() for p in model.parameters() if p.requires_grad)
+        if copy is not None:
+            copied = self.embedding.parameters + self.decoder_parameters + self.head.parameters
+            self.parameters += copied
+            self.trainable += copied if copy == "trained" else 0
 
     def _layers(self, decoder: nn.Module) -> nn.ModuleList:
         """Whatever they are called: `layers`, or `h` in GPT-2."""

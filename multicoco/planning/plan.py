@@ -10,6 +10,7 @@ import torch
 
 from multicoco.config import RunConfig
 from multicoco.errors import UserError
+from multicoco.methods import method_class
 from multicoco.planning.cost import Cluster, Cost, step_cost
 from multicoco.planning.geometry import ModelGeometry, Workload, read_model_config
 from multicoco.planning.memory import PARTS, Memory, Setting, pass_activations, peak_memory
@@ -104,7 +105,10 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
         )
     files = (path, explanation_path(path)) if path else None
     model = ModelGeometry(
-        read_model_config(config.model_id, config.trust_remote_code), model_dtype(config), config.freeze.model_dump()
+        read_model_config(config.model_id, config.trust_remote_code),
+        model_dtype(config),
+        config.freeze.model_dump(),
+        method_class(config.trained_method)(config).model_copy,
     )
     workloads, source = stage_workloads(config, model, tiles, assumed)
     found = candidates(config, model, workloads, cluster)

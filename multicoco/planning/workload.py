@@ -39,7 +39,7 @@ def stage_workloads(
     Returns: the workloads, and in words where the lengths are from.
     """
     method = method_class(config.trained_method)(config)
-    stages = {method.schedule.stage(epoch) for epoch in range(config.num_epochs)}
+    stages = method.schedule.reachable(config.num_epochs)
     deepest = min(stages, key=lambda stage: (-method.passes(stage), stage))
     tiles = (tiles or family_of(model.config).most_tiles(config.max_image_tiles)) if model.tile else 0
     measured = None if assumed else _measure(config, model, tiles, method)
@@ -58,7 +58,7 @@ def _workload(method: Method, stage: int, examples: Sequence[ExampleTokens], til
     contexts, thoughts, written = (
         max(part) for part in zip(*(method.extent(tokens, stage) for tokens in examples), strict=True)
     )
-    return Workload(tiles, contexts, thoughts, written, rows=2 if thoughts and method.borrows else 1)
+    return Workload(tiles, contexts, thoughts, written, rows=method.rows(stage))
 
 
 def _measure(config: RunConfig, model: ModelGeometry, tiles: int, method: Method) -> list[ExampleTokens]:

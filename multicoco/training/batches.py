@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from multicoco.config import RunConfig
-from multicoco.curriculum import ExampleTokens
+from multicoco.curriculum import ExampleTokens, Supervision
 from multicoco.data.collate import Collator
 from multicoco.data.example import Example
 from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader
@@ -40,7 +40,8 @@ class TrainingBatches:
             method.asked,
             partial(_train_row, method=method, stage=stage, epoch=epoch),
             draws=f"{config.seed}/{epoch}",
-            arrange_donor=method.donor_row if method.borrows and method.passes(stage) > 1 else None,
+            arrange_donor=method.donor_row if method.borrows and method.rows(stage) > 1 else None,
+            supervise=partial(_supervision, method=method, stage=stage, epoch=epoch),
         )
         batches = RankBatches(
             len(dataset),
@@ -63,11 +64,16 @@ class TrainingBatches:
             yield micro_batches
 
     def ids(self, batch: dict[str, Any]) -> list[str]:
-        """Of the examples that count in a batch."""
-        return [self.examples[i].id for i, counts in zip(batch["index"], batch["counted"], strict=True) if counts]
+        """Of the examples that count in a batch, each once."""
+        counted = [i for i, counts in zip(batch["index"], batch["counted"], strict=True) if counts]
+        return [self.examples[i].id for i in dict.fromkeys(counted)]
 
 
 def _train_row(
     example: Example, tokens: ExampleTokens, method: Method, stage: int, epoch: int
 ) -> tuple[list[int], list[int]]:
     return method.train_row(tokens, stage, epoch, example.id)
+
+
+def _supervision(example: Example, tokens: ExampleTokens, method: Method, stage: int, epoch: int) -> Supervision | None:
+    return method.supervision(tokens, stage, epoch, example.id)

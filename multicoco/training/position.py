@@ -1,6 +1,6 @@
 """Where a run stands while it trains."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ class Position:
         tokens: trained on so far, of all ranks and without padding; on the device between two saves.
         passes: of the language model so far, forward, on each rank.
         peak_memory: bytes, of the rank that has taken the most, in earlier starts.
+        ended_early: the numbers of finished epochs after which a stage has ended before its time.
     """
 
     epoch: int = 0
@@ -30,6 +31,7 @@ class Position:
     tokens: int | Tensor = 0
     passes: int = 0
     peak_memory: int = 0
+    ended_early: list[int] = field(default_factory=list)
 
     def note_accuracy(self, accuracy: float | None) -> bool:
         """Of an evaluation; whether it is the best of the stage so far."""

@@ -110,6 +110,7 @@ class Saver:
             tokens=int(at.tokens),
             passes=at.passes,
             peak_memory=at.peak_memory,
+            ended_early=list(at.ended_early),
         )
 
     @contextmanager

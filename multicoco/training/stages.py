@@ -35,6 +35,12 @@ class Stages:
         if self.config.reset_optimizer or is_first:
             self.start_schedule(stage)
 
+    def note_accuracy(self, accuracy: float | None, at: Position) -> None:
+        """Of the evaluation after the epochs that are finished: a stage that is learned ends."""
+        if at.stage is not None and self.method.is_learned(at.stage, accuracy):
+            at.ended_early.append(at.epoch)
+            self.method.end_stages_after(at.ended_early)
+
     def start_schedule(self, stage: int) -> None:
         """From its first step; it spans the stage or, without restarts, the whole run."""
         parts = [part for epoch in range(self.config.num_epochs) for part in self.of_epoch(epoch)]

@@ -104,6 +104,7 @@ class Start:
         )
         if rank() == 0:
             print(f"going on from {path}", *(f"  changed: {change}" for change in changes), sep="\n", flush=True)
+        stages.method.end_stages_after(state.ended_early)
         stages.start_schedule(state.stage)  # DeepSpeed then puts it where it was
         agree(lambda: self.checkpoints.load(engine, path, state))
         is_evaluated = state.evaluated or state.accuracy is not None or state.epoch_step > 0
@@ -117,5 +118,8 @@ class Start:
             tokens=state.tokens,
             passes=state.passes,
             peak_memory=state.peak_memory,
+            ended_early=list(state.ended_early),
         )
+        if state.epoch_step == 0:
+            stages.note_accuracy(state.accuracy, position)
         return position, state.wandb_id

@@ -29,21 +29,27 @@ class Stepped(NamedTuple):
 def train_step(
     engine: DeepSpeedEngine, method: Method, micro_batches: list[dict[str, Any]], n_passes: int, device: torch.device
 ) -> Stepped:
-    """One optimizer step. The loss is the mean over the labelled tokens of the global batch, however it is cut up."""
+    """One optimizer step. The loss is the mean over the labelled tokens of the global batch, however it is cut up.
+
+    What else a method's loss is divided by (`Method.counts`) is summed over the global batch as well.
+    """
     labelled = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in micro_batches)
     total = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
-    counts = torch.tensor([labelled, total], device=device)
+    others = [sum(numbers) for numbers in zip(*map(method.counts, micro_batches), strict=True)]
+    counts = torch.tensor([labelled, total, *others], device=device)
     dist.all_reduce(counts)
     # DeepSpeed divides by the ranks and by the accumulation steps, whatever each of them holds
     pieces = world_size() * len(micro_batches)
     shares, thoughts = [], []
     for batch in micro_batches:
         tensors = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")} | batch["inputs"]
-        inputs = {key: tensor.to(device, non_blocking=True) for key, tensor in tensors.items()}
+        inputs: dict[str, Any] = {key: tensor.to(device, non_blocking=True) for key, tensor in tensors.items()}
+        if supervision := {key: tensor.to(device, non_blocking=True) for key, tensor in batch["supervision"].items()}:
+            inputs["supervision"] = supervision | {"divisors": counts[2:].clamp(min=1) / pieces}
         output = engine(**inputs, n_passes=n_passes, loss_divisor=counts[0] / pieces, seeds=batch["seeds"])
         loss = method.loss(output)
         engine.backward(loss)
         engine.step()
         shares.append(loss.detach() / pieces)
         thoughts.append(output.thoughts.detach().clone())  # where there are none, no view of all embeddings
-    return Stepped(torch.stack(shares), counts, thoughts)
+    return Stepped(torch.stack(shares), counts[:2], thoughts)

@@ -11,7 +11,7 @@ from transformers import set_seed
 from multicoco.config import RunConfig
 from multicoco.data.example import Example
 from multicoco.data.loader import check_donors
-from multicoco.data.sources import require_answers
+from multicoco.data.sources import require_answers, require_steps
 from multicoco.data.sources.location import locate
 from multicoco.engine.assembly import Assembly, assemble, load_records, prompt_date, weights_of
 from multicoco.engine.checkpoint import Checkpoints
@@ -107,12 +107,15 @@ class Trainer:
 
     @property
     def _stages(self) -> set[int]:
-        steps, epochs = self.batches.steps_per_epoch, range(self.config.num_epochs)
-        return {part.stage for epoch in epochs for part in self.method.parts(epoch, steps)}
+        steps, epochs = self.batches.steps_per_epoch, self.config.num_epochs
+        scheduled = {part.stage for epoch in range(epochs) for part in self.method.parts(epoch, steps)}
+        return scheduled | self.method.schedule.reachable(epochs)
 
     def _check_purpose(self, examples: Sequence[Example], assembly: Assembly) -> None:
         """What would make the run pointless, or break it in its middle, is said before it starts."""
         config, limit = self.config, position_limit(assembly.backbone.model)
+        if self.method.needs_steps:
+            require_steps(examples, locate(config.data_dir, str(config.train_path)), config.trained_method)
         if self.method.borrows:
             check_donors(len(examples), "train_path")
         if config.save_only_improve and all(is_correct(None, question) is None for question in self.questions):
@@ -211,6 +214,7 @@ class Trainer:
         accuracy = self.evaluator.run(f"epoch_{epochs:04d}", self.at.stage, self.at.step)
         improved = self.at.note_accuracy(accuracy)
         self.saver.note_evaluation(accuracy, keep=improved or not self.config.save_only_improve)
+        self.stages.note_accuracy(accuracy, self.at)
 
     def _evaluation_is_due(self, epochs: int) -> bool:
         is_last = epochs == self.config.num_epochs

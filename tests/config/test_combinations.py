@@ -31,6 +31,22 @@ ALL_FROZEN = [f"freeze.{part}=true" for part in ("vision_tower", "projector", "l
             ["mode=train", "method=no_markers", "coconut.enabled=true", "coconut.thoughts=noise", "num_epochs=2"],
             ["coconut.thoughts is noise but method is no_markers, which has none"],
         ),
+        (
+            [*COCONUT, "coconut.gradient_passes=1", "coconut.thoughts=pause"],
+            ["coconut.gradient_passes is 1 but coconut.thoughts is pause", "leave it at null"],
+        ),
+        (
+            [*COCONUT, "coconut.gradient_passes=3", "coconut.c_thought=2"],
+            ["coconut.gradient_passes is 3 but there are at most 2 thoughts"],
+        ),
+        (
+            [*COCONUT, "coconut.projection=mlp", "coconut.thoughts=noise"],
+            ["coconut.projection is mlp but coconut.thoughts is noise, no hidden state", "leave it at none"],
+        ),
+        (
+            ["mode=train", "method=no_thoughts", *COCONUT[1:], "coconut.norm=embedding"],
+            ["coconut.norm is embedding but there are no thoughts"],
+        ),
         ([*COCONUT[:2], "coconut.first_stage=3"], ["coconut.first_stage is 3", "the last stage is 2"]),
         (["bf16=true", "fp16=true"], ["bf16 and fp16 are both true"]),
         (
@@ -64,6 +80,11 @@ def test_contradictions(run, error, overrides, expected):
         (["eval_config.vanilla=true"], "eval_config.vanilla is true but val_path is null"),
         (["eval_config.interventions=[zero]"], "eval_config.interventions are set but val_path is null"),
         (["eval_config.thoughts=true"], "eval_config.thoughts is true but val_path is null"),
+        ([*COCONUT, "coconut.advance_when_accuracy=0.9"], "advance_when_accuracy is 0.9 but val_path is null"),
+        (
+            [*COCONUT, "coconut.advance_when_accuracy=0.9", "val_path=v", "eval_config.cot=true"],
+            "advance_when_accuracy is 0.9 but coconut is trained and not evaluated",
+        ),
         (["resume=1"], "resume is 1 but num_epochs is 1"),
         (["resume=7", "num_epochs=5"], "resume is 7 but num_epochs is 5"),
         ([*EVALUATION, "resume=true"], "resume is True but mode is eval_only"),
@@ -99,6 +120,9 @@ def test_what_would_never_do_anything(run, error, overrides, expected):
         [*COCONUT[:2], "load_model_path=cot"],  # starts at stage 1
         [*COCONUT[:2], "coconut.uniform_prob=0.1"],  # thoughts are drawn in stage 0 too
         [*COCONUT, "coconut.c_thought=0"],
+        [*COCONUT, "coconut.advance_when_accuracy=0.9", "val_path=v"],
+        [*COCONUT, "coconut.gradient_passes=2", "coconut.c_thought=2"],
+        [*COCONUT, "coconut.projection=linear", "coconut.norm=embedding", "coconut.thoughts=borrowed"],
         [*COCONUT[:2], "coconut.first_stage=2"],
         ["mode=train", "method=no_thoughts", *COCONUT[1:], "val_path=v", "eval_config.coconut=true"],
         [*COCONUT[:2], "num_epochs=6", "coconut.epochs_per_stage=5"],

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicoco.curriculum import IGNORE_INDEX
+from multicoco.curriculum import IGNORE_INDEX, Supervision
 from multicoco.data.collate import Collator, Row
 from multicoco.models.families.internvl import InternVL
 
@@ -57,3 +57,30 @@ def test_as_many_latent_columns_as_the_longest_chain(batch):
     longest = max(row.input_ids.count(LATENT) for row in batch)
     ids = Collator(PAD, LATENT, BATCH)(batch)["input_ids"]
     assert int((ids == LATENT).any(0).sum()) == longest
+
+
+def test_supervision_follows_its_rows():
+    def row(ids: list[int], counted: bool, supervision: Supervision) -> Row:
+        teacher = Row(*supervision.teacher, 0, counted)
+        return Row(ids, ids, 0, counted, supervision=supervision, teacher=teacher)
+
+    taught = [
+        row([1, LATENT, LATENT, 2, 3], True, Supervision([[7, 8, 9], [7]], ([1, 7, 8, 9, 2, 3], [0] * 6), answer=1)),
+        row([4, 5, LATENT, 2, 3], False, Supervision([[6]], ([4, 5, 6, 2, 3], [0] * 5), answer=2)),
+    ]
+    out = Collator(PAD, LATENT, lambda inputs: {})(taught)
+    found = out["supervision"]
+    none = IGNORE_INDEX
+    assert found["stretches"].tolist() == [[[7, 8, 9], [7, none, none]], [[6, none, none], [none] * 3]]
+    assert found["counted"].tolist() == [True, False]
+    assert out["input_ids"][2:].tolist() == [[1, 7, 8, 9, 2, 3], [4, 5, 6, 2, 3, PAD]]
+    announced = out["input_ids"].gather(1, found["announced"][:, None])[:, 0]
+    assert announced.tolist() == [2, LATENT, 2, 6]
+    assert [bool((row != none).any()) for row in out["labels"]] == [True, False, True, False]
+
+
+def test_rows_without_supervision_have_none():
+    rows = [Row([1, LATENT, 2], [1, 1, 2], 0)]
+    assert Collator(PAD, LATENT, lambda inputs: {})(rows)["supervision"] == {}
+    bare = Collator(PAD, LATENT, lambda inputs: {})([Row([1], [1], 0, supervision=Supervision())])["supervision"]
+    assert bare["stretches"].tolist() == [[[IGNORE_INDEX]]]

@@ -9,7 +9,7 @@ from reference import LATENT, MODELS, PAD, assert_same_gradients, coconut_logits
 from torch import Tensor
 from transformers import GPT2Config, GPT2Model
 
-from multicoco.latent.controls import GaussianThoughts, another_rows, last_norm, without_gradient
+from multicoco.latent.controls import GaussianThoughts, another_rows, last_norm
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.checkpointing import checkpoint_activations
 
@@ -61,7 +61,7 @@ def test_detached_thoughts_are_constants(name):
     batch, expected, model = text_batch(), MODELS[name]().double(), MODELS[name]().double()
     loss = coconut_loss(expected, **batch, thought=Tensor.detach)
     loss.backward()
-    output = LatentReasoner(model, LATENT, thoughts=without_gradient)(**batch)
+    output = LatentReasoner(model, LATENT, gradient_passes=0)(**batch)
     output.loss.backward()
     torch.testing.assert_close(output.loss, loss, rtol=LOSS_TOLERANCE, atol=0)
     assert_same_gradients(model, gradients(expected), GRADIENT_TOLERANCE)

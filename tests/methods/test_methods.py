@@ -30,7 +30,16 @@ coconut_keys = st.fixed_dictionaries(
 )
 
 
+DEMANDS = {  # where any other value is refused
+    "c_mtp": {"thoughts": "hidden", "pad_latent_to_max": False},
+    "sim_cot": {"thoughts": "hidden"},
+    "codi": {"thoughts": "hidden", "uniform_prob": 0.0},
+}
+
+
 def method(name: str, coconut: dict):
+    coconut = coconut | DEMANDS.get(name, {})
+    coconut = coconut | {"c_thought": max(1, coconut.get("c_thought", 1))} if name in DEMANDS else coconut
     section = {"coconut": coconut} if method_class(name).section == "coconut" else {}
     return method_class(name)(RunConfig(**KEYS, mode="train", method=name, **section), LATENT)
 
@@ -52,7 +61,10 @@ def test_rows_stay_within_the_extent_and_the_passes_of_their_stage(name, example
         assert trained.passes(stage) == trained.prompt_passes(stage) == 1
     else:
         assert prompt.count(LATENT.latent) + 1 <= trained.prompt_passes(stage)
+    if trained.passes(stage) > 1:
         assert n_latents + 1 <= trained.passes(stage) and n_latents <= trained.extent(example, stage).thoughts
+    supervision = trained.supervision(example, stage, epoch, "x")
+    assert supervision is None or len(supervision.stretches) in (0, n_latents)
     written = [token for token, label in zip(ids, labels, strict=True) if label != IGNORE_INDEX]
     assert [label for label in labels if label != IGNORE_INDEX] == written  # what carries a loss is the text itself
     assert LATENT.latent not in written and written[-len(example.answer) :] == example.answer

@@ -11,6 +11,7 @@ from transformers import T5Config, XLMConfig
 from multicoco.cli import main
 from multicoco.config import RunConfig, load_config
 from multicoco.engine.ds_config import ModelShape, resolve_ds_config
+from multicoco.methods import method_class
 from multicoco.planning.cost import Cluster
 from multicoco.planning.geometry import ModelGeometry, Workload
 from multicoco.planning.plan import GIB, HEADER, HEADROOM, candidates, choose, ds_config, model_dtype, overrides
@@ -156,3 +157,19 @@ def test_figures_of_the_cluster_must_be_above_zero(run_config, value):
     with pytest.raises(SystemExit) as stopped:
         plan(run_config, "--gpu-memory", value)
     assert stopped.value.code == 2
+
+
+def test_a_methods_copy_of_the_language_model_is_counted():
+    model = internvl()
+    read = sum(p.numel() for part in (model.get_decoder(), model.lm_head) for p in part.parameters())
+    read -= model.lm_head.weight.numel()  # tied
+    kinds = (None, "trained", "frozen")
+    alone, trained, frozen = (ModelGeometry(model.config, torch.float32, {}, kind) for kind in kinds)
+    assert trained.parameters == frozen.parameters == alone.parameters + read
+    assert (trained.trainable, frozen.trainable) == (alone.trainable + read, alone.trainable)
+    keys = {"name": "x", "model_id": "m", "mode": "train", "method": "sim_cot", "train_path": "t", "num_epochs": 3}
+    keys |= {"coconut": {"enabled": True}}
+    copies = [{}, {"freeze_decoder": True}, {"decoder": "self"}]
+    methods = [method_class("sim_cot")(RunConfig(**keys, sim_cot=own)) for own in copies]
+    assert [method.model_copy for method in methods] == ["trained", "frozen", None]
+    assert method_class("codi")(RunConfig(**keys | {"method": "codi"})).rows(2) == 2

@@ -68,3 +68,18 @@ def test_a_method_may_change_its_stage_within_an_epoch(monkeypatch):
         for part in stages.of_epoch(epoch):
             stages.enter(part.stage, at)
     assert done == [4, "reset", 4, "reset", 4, "reset", 6]  # 4 steps for a token: of one stage over the epochs' border
+
+
+@pytest.mark.parametrize(("accuracy", "ends"), [(0.9, True), (1.0, True), (0.89, False), (None, False)])
+def test_a_stage_ends_when_it_is_learned(accuracy, ends):
+    keys = {"mode": "coconut_train", "name": "run", "model_id": "m", "train_path": "t", "val_path": "v"}
+    latent = {"enabled": True, "epochs_per_stage": 3, "max_latent_stage": 2, "advance_when_accuracy": 0.9}
+    method = method_class("coconut")(RunConfig(**keys, num_epochs=9, coconut=latent))
+    stages, at = Stages(method.config, Engine(2), method, steps_per_epoch=10), Position(epoch=2, stage=0)
+    assert [method.schedule.stage(epoch) for epoch in range(5)] == [0, 0, 0, 1, 1]
+    stages.note_accuracy(accuracy, at)
+    assert at.ended_early == [2] * ends
+    assert [method.schedule.stage(epoch) for epoch in range(5)] == ([0, 0, 1, 1, 1] if ends else [0, 0, 0, 1, 1])
+    last = Position(epoch=9, stage=3)
+    stages.note_accuracy(1.0, last)
+    assert last.ended_early == []  # there is no stage after it

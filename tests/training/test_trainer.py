@@ -16,6 +16,21 @@ coconut: {enabled: true, c_thought: 2, max_latent_stage: 1, first_stage: 1}
 """
 ICOT = ("method=icot", "coconut.enabled=false", "icot.remove_per_epoch=2", "icot.remove_all_beyond=3")
 
+SIGNALLED = """
+import os, signal
+from multicoco.training.loss_window import LossWindow
+
+read, steps = LossWindow.read, []
+
+def read_and_signal(window):
+    steps.append(1)
+    if len(steps) == {step}:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return read(window)
+
+LossWindow.read = read_and_signal
+"""
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
@@ -63,25 +78,36 @@ def test_a_control_trains_alike_on_any_number_of_ranks(home, run_server, name, l
 @pytest.mark.parametrize("step", [2, 3])  # the last of a stage, and the first of the next, in the middle of an epoch
 def test_a_run_that_changes_its_stage_within_an_epoch_goes_on_from_there(home, run_server, step):
     name = f"preempted_{step}"
-    signalled = f"""
-import os, signal
-from multicoco.training.loss_window import LossWindow
-
-read, steps = LossWindow.read, []
-
-def read_and_signal(window):
-    steps.append(1)
-    if len(steps) == {step}:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return read(window)
-
-LossWindow.read = read_and_signal
-"""
     settings = (*ICOT, "batch_size=4", f"name={name}")
-    ended = run_server.run(home / "run.yaml", *settings, patch=signalled)
+    ended = run_server.run(home / "run.yaml", *settings, patch=SIGNALLED.format(step=step))
     assert ended.codes == [143], ended.said
     ended = run_server.run(home / "run.yaml", *settings)
     assert ended.codes == [0] and "going on from" in ended.said[0], ended.said
     assert run_server.run(home / "run.yaml", *ICOT, "batch_size=4", f"name=whole_{step}").codes == [0]
     assert losses(home / "runs" / name) == losses(home / "runs" / f"whole_{step}")
     assert cost(home / "runs" / name) == cost(home / "runs" / f"whole_{step}")
+
+
+def test_stages_that_are_learned_end_early_however_often_the_run_is_interrupted(home, run_server):
+    evaluated = """
+from multicoco.evaluation.evaluator import Evaluator
+
+Evaluator.run = lambda evaluator, name, stage, step: {"epoch_0002": 0.5}.get(name, 1.0)
+"""
+    keys = {"epochs_per_stage": 3, "max_latent_stage": 2, "advance_when_accuracy": 0.9}
+    settings = ["method=coconut", "batch_size=4", *(f"coconut.{key}={value}" for key, value in keys.items())]
+
+    def run(name: str, epochs: int, code: int = 0, patch: str = "") -> None:
+        given = (*settings, f"name={name}", f"num_epochs={epochs}")
+        ended = run_server.run(home / "run.yaml", *given, allow_change=("num_epochs",), patch=evaluated + patch)
+        assert ended.codes == [code], ended.said
+
+    run("uninterrupted", 4)
+    run("interrupted", 1)  # ends after an evaluation, which its checkpoint was told afterwards
+    run("interrupted", 4, code=143, patch=SIGNALLED.format(step=3))
+    run("interrupted", 4)
+    whole, parts = home / "runs" / "uninterrupted", home / "runs" / "interrupted"
+    entries = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    stages = {entry["train/epoch"]: entry["train/stage"] for entry in entries if "train/stage" in entry}
+    assert stages == {1: 1, 2: 2, 3: 2, 4: 3}
+    assert losses(parts) == losses(whole)

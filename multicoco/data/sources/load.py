@@ -178,6 +178,19 @@ def require_answers(examples: Sequence[Example], path: Path | Location) -> None:
         )
 
 
+def require_steps(examples: Sequence[Example], path: Path | Location, method: str) -> None:
+    """Refuses data without any written step, for a method that learns from them.
+
+    Raises:
+        UserError: names the file and the method.
+    """
+    if not any(example.steps for example in examples):
+        raise UserError(
+            f"{path}: none of {len(examples)} records has written steps, from which {method} learns: name a file with "
+            "steps, or another method"
+        )
+
+
 def _renamed(record: Any, columns: Mapping[str, str], read: Collection[str]) -> Any:
     """A record with its columns under the names that a source reads, and of the others those that it reads itself."""
     if not isinstance(record, dict):

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from multicoco.config import RunConfig
-from multicoco.data.sources import load, load_examples, load_of_run, require_answers
+from multicoco.data.sources import load, load_examples, load_of_run, require_answers, require_steps
 from multicoco.errors import UserError
 
 GOOD = {"question": "What?", "steps": ["So."], "answer": "a cat"}
@@ -199,3 +199,9 @@ def test_examples_without_an_answer_cannot_be_trained_on(read, tmp_path):
     examples = read(GOOD, *(GOOD | {"answer": None, "id": f"q{i}"} for i in range(12)))
     with pytest.raises(UserError, match=r"train\.json: 12 of 13 records have no answer.*'q0', .*'q9', \.\.\."):
         require_answers(examples, tmp_path / "train.json")
+
+
+def test_a_method_that_learns_from_steps_needs_some(read, tmp_path):
+    require_steps(read(GOOD | {"steps": []}, GOOD | {"steps": ["a"]}), tmp_path, "sim_cot")
+    with pytest.raises(UserError, match=r"train\.json: none of 2 records has written steps, from which sim_cot learns"):
+        require_steps(read(GOOD | {"steps": []}, GOOD | {"steps": []}), tmp_path / "train.json", "sim_cot")

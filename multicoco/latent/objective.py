@@ -1,0 +1,50 @@
+"""What is minimised, where that is more than the language model's loss on the labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from multicoco.latent.generate import Passes
+    from multicoco.latent.reasoner import LatentReasoner
+
+
+class Objective(nn.Module):
+    """A training loss of its own. Its parameters are trained with the model's; they go on with a run, and are no part
+    of what it saves to be used.
+
+    `supervision` below is what the collator makes of a batch's rows (`data.collate.supervision_of`), with `divisors`:
+    what its parts are divided by, in the order of `Method.counts`. Modules must be called alike whatever a batch holds.
+    """
+
+    def given(self, reasoner: LatentReasoner, supervision: dict[str, Tensor]) -> Tensor | None:
+        """(B, K, D): what the thoughts of each row are fed, in their order, if that is known before any pass; then one
+        pass does."""
+        return None
+
+    def tapped(self, supervision: dict[str, Tensor]) -> Tensor | None:
+        """(B,): a column of each row of which the hidden states of every layer are wanted."""
+        return None
+
+    def weights_of_others(self) -> dict[nn.Module, nn.Module]:
+        """Its modules that compute with the parameters of others: by the former, the latter. ZeRO-3 must know them."""
+        return {}
+
+    def forward(
+        self,
+        reasoner: LatentReasoner,
+        passes: Passes,
+        is_latent: Tensor,
+        labels: Tensor,
+        divisor: Tensor | float | None,
+        supervision: dict[str, Tensor],
+    ) -> Tensor:
+        """A scalar.
+
+        Args:
+            is_latent: (B, T) bool, where the thoughts of the batch stand.
+            labels, divisor: as of `LatentReasoner.forward`.
+        """
+        raise NotImplementedError

@@ -1,0 +1,53 @@
+"""Objectives that say of each thought what it should be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from multicoco.curriculum import IGNORE_INDEX
+from multicoco.latent.objective import Objective
+
+if TYPE_CHECKING:
+    from multicoco.latent.generate import Passes
+    from multicoco.latent.reasoner import LatentReasoner
+
+
+class MeanEmbeddings(Objective):
+    """A thought is the mean of the embeddings of the tokens that it stands for (C-MTP, arXiv:2607.16972).
+
+    With e the mean and z what the column before makes of it, loss = LM + weight * mean over thoughts |z - e|^2 / |e|^2,
+    e being a constant there, and an input as any other where it is fed.
+    """
+
+    def __init__(self, weight: float):
+        super().__init__()
+        self.weight = weight
+
+    def given(self, reasoner: LatentReasoner, supervision: dict[str, Tensor]) -> Tensor:
+        stretches = supervision["stretches"]  # [B, K, S]
+        embed: Any = reasoner.model.get_input_embeddings()
+        is_token = (stretches != IGNORE_INDEX)[..., None]
+        summed = embed(stretches.clamp(min=0)).masked_fill(~is_token, 0).sum(-2)
+        mean: Tensor = summed / is_token.sum(-2).clamp(min=1)
+        return mean
+
+    def forward(
+        self,
+        reasoner: LatentReasoner,
+        passes: Passes,
+        is_latent: Tensor,
+        labels: Tensor,
+        divisor: Tensor | float | None,
+        supervision: dict[str, Tensor],
+    ) -> Tensor:
+        before = torch.cat([is_latent[:, 1:], torch.zeros_like(is_latent[:, :1])], dim=1)
+        wide = torch.promote_types(passes.embeds.dtype, torch.float32)
+        target = passes.embeds[is_latent].detach().to(wide)  # [N, D]
+        thought = reasoner.thought_source(passes.hidden[before], 0).to(wide)
+        error = (thought - target).square().sum(-1) / target.square().sum(-1).clamp(min=torch.finfo(wide).tiny)
+        counted = supervision["counted"][:, None].expand_as(is_latent)[is_latent]
+        of_thoughts = error.masked_fill(~counted, 0).sum() / supervision["divisors"][0]
+        return reasoner.language_loss(passes.hidden, labels, divisor) + self.weight * of_thoughts

@@ -1,0 +1,87 @@
+"""CODI (Shen et al. 2025, arXiv:2502.21074): one model writes its reasoning and thinks it, in one step, and the hidden
+states with which it comes to answer are to be the same. No curriculum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from multicoco.config.section import MethodKeys
+from multicoco.curriculum import IGNORE_INDEX, ExampleTokens, StageSchedule, Supervision, layout
+from multicoco.methods.coconut import Coconut
+from multicoco.methods.method import Extent, method_class
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from multicoco.config import RunConfig
+    from multicoco.latent.objective import Objective
+
+
+class CODIKeys(MethodKeys):
+    teacher_weight: float = Field(1.0, ge=0, description="of the loss of the written reasoning, alpha")
+    student_weight: float = Field(1.0, ge=0, description="of the loss of the answer after the thoughts, beta")
+    distillation_weight: float = Field(
+        1.0, ge=0, description="of the distance between the hidden states of the two, gamma; the authors' 20 for Llama"
+    )
+
+    def problems(self, config: RunConfig) -> Iterator[str]:
+        if not issubclass(method_class(config.trained_method), CODI):
+            return
+        keys = CODI(config).keys
+        if not keys.c_thought:
+            yield "method is codi but coconut.c_thought is 0: the student would not think, raise it"
+        if keys.thoughts == "borrowed":
+            yield "method is codi but coconut.thoughts is borrowed: a row has its teacher beside it, not a donor"
+        last = keys.max_latent_stage + 1
+        if keys.first_stage not in (None, last):
+            yield (
+                f"method is codi but coconut.first_stage is {keys.first_stage}: it has no curriculum, its one stage is "
+                f"the last, {last}; leave it at null"
+            )
+        if keys.advance_when_accuracy is not None:
+            yield "method is codi but coconut.advance_when_accuracy is set: it has one stage, leave it at null"
+        if keys.uniform_prob:
+            yield f"method is codi but coconut.uniform_prob is {keys.uniform_prob}: it has one stage, set it to 0"
+        if not self.student_weight and not self.distillation_weight:
+            yield "codi.student_weight and codi.distillation_weight are both 0: nothing would teach the student"
+
+
+class CODI(Coconut):
+    """Coconut's rows in its last stage, each with a teacher's beside it: question, all written steps, answer."""
+
+    own_section = "codi"
+    OwnKeys: ClassVar[type[MethodKeys]] = CODIKeys
+    needs_steps = True
+
+    def _schedule(self) -> StageSchedule:
+        schedule = super()._schedule()
+        return replace(schedule, first_stage=schedule.max_latent_stage + 1)
+
+    def supervision(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> Supervision:
+        teacher = layout(tokens, n_replaced=0, latent_block=())
+        return Supervision(teacher=teacher, answer=len(tokens.answer) - tokens.answer_prefix)
+
+    def rows(self, stage: int) -> int:
+        return 2
+
+    def extent(self, tokens: ExampleTokens, stage: int) -> Extent:
+        context, n_thoughts, written = super().extent(tokens, stage)
+        taught = len(tokens.prompt) + sum(map(len, tokens.steps)) + len(tokens.answer)
+        return Extent(context, n_thoughts, max(written, taught - context - n_thoughts))
+
+    def objective(self, model: PreTrainedModel) -> Objective:
+        from multicoco.latent.distillation import SelfDistillation
+
+        config: Any = self.config
+        weights = config.codi
+        return SelfDistillation(weights.teacher_weight, weights.student_weight, weights.distillation_weight)
+
+    def counts(self, batch: dict[str, Any]) -> list[int]:
+        """Labelled tokens of students and of teachers, and examples."""
+        n = len(batch["labels"]) // 2
+        student, teacher = (int((labels[:, 1:] != IGNORE_INDEX).sum()) for labels in batch["labels"].split(n))
+        return [student, teacher, int(batch["supervision"]["counted"].sum())]

@@ -1,0 +1,91 @@
+"""SIM-CoT (Wei et al. 2025, arXiv:2509.20317): Coconut, and each step that is replaced must be readable from the
+thoughts in its place. The decoder that reads is there in training alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from multicoco.config.section import MethodKeys
+from multicoco.curriculum import IGNORE_INDEX, ExampleTokens, Supervision, stretches
+from multicoco.methods.coconut import Coconut
+from multicoco.methods.method import method_class
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from multicoco.config import RunConfig
+    from multicoco.latent.objective import Objective
+
+
+class SimCoTKeys(MethodKeys):
+    weight: float = Field(1.0, gt=0, description="of the decoder's loss beside the language model's")
+    decoder: Literal["copy", "self"] = Field(
+        "copy",
+        description="what reads the thoughts: a copy of the language model, or itself, which takes no further memory",
+    )
+    freeze_decoder: bool = Field(False, description="a copy stays as it is")
+    reads: Literal["all", "last"] = Field(
+        "all", description="of the c_thought thoughts of a step, the decoder reads all, or the last, before it writes"
+    )
+
+    def problems(self, config: RunConfig) -> Iterator[str]:
+        if not issubclass(method_class(config.trained_method), SimCoT):
+            return
+        keys = SimCoT(config).keys
+        if not keys.c_thought:
+            yield "method is sim_cot but coconut.c_thought is 0: there would be nothing to read, raise it"
+        elif keys.thoughts not in ("hidden", "detached"):
+            yield (
+                f"method is sim_cot but coconut.thoughts is {keys.thoughts}: a step cannot be read from what is not of "
+                "its example, set it to hidden"
+            )
+        if self.freeze_decoder and self.decoder == "self":
+            yield "sim_cot.freeze_decoder is true but sim_cot.decoder is self, which is trained: set it to copy"
+        if config.lora.rank and self.decoder == "copy" and config.mode != "eval_only":
+            yield (
+                f"lora.rank is {config.lora.rank} but sim_cot.decoder is copy: adapters are of one model, set it to "
+                "self, or lora.rank to null"
+            )
+
+
+class SimCoT(Coconut):
+    """Coconut's rows and stages."""
+
+    own_section = "sim_cot"
+    OwnKeys: ClassVar[type[MethodKeys]] = SimCoTKeys
+    needs_steps = True
+
+    @property
+    def own_keys(self) -> SimCoTKeys:
+        config: Any = self.config  # sections of methods are not in its static type
+        assert isinstance(config.sim_cot, SimCoTKeys)
+        return config.sim_cot
+
+    def supervision(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> Supervision:
+        """The last thought of each latent step writes the step; the others, and those past the steps, nothing."""
+        n_replaced, n_latents = self.train_counts(tokens, stage, epoch, example_id)
+        c_thought = self.schedule.c_thought
+        steps = stretches(tokens.steps[:n_replaced], n_latents // c_thought, 1)
+        nothing: list[list[int]] = [[]] * (c_thought - 1)
+        return Supervision([part for step in steps for part in (*nothing, step)])
+
+    def objective(self, model: PreTrainedModel) -> Objective:
+        from multicoco.latent.step_decoder import StepDecoder
+
+        keys = self.own_keys
+        n_read = self.schedule.c_thought if keys.reads == "all" else 1
+        return StepDecoder(keys.weight, n_read, model if keys.decoder == "copy" else None, keys.freeze_decoder)
+
+    @property
+    def model_copy(self) -> Literal["trained", "frozen"] | None:
+        if self.own_keys.decoder == "self":
+            return None
+        return "frozen" if self.own_keys.freeze_decoder else "trained"
+
+    def counts(self, batch: dict[str, Any]) -> list[int]:
+        """Tokens that the decoder writes."""
+        supervision = batch["supervision"]
+        return [int((supervision["stretches"][supervision["counted"]] != IGNORE_INDEX).sum())]

@@ -1,0 +1,88 @@
+"""Methods from a run config to their evaluation: alike on one rank and on two that share every weight, and going on."""
+
+import json
+from pathlib import Path
+
+import pytest
+from homes import make_home
+
+pytestmark = pytest.mark.distributed
+CONFIG = """mode: train
+num_epochs: 2
+generation: {max_new_tokens: 3}
+eval_config: {interventions: [noise]}
+coconut: {enabled: true, c_thought: 2, max_latent_stage: 1, first_stage: 1}
+"""
+SHARDED = '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
+METHODS = {
+    "projected": ("method=coconut", "coconut.projection=mlp", "coconut.norm=embedding", "coconut.gradient_passes=1"),
+    "codi": ("method=codi", "coconut.projection=mlp", "codi.distillation_weight=2", "coconut.first_stage=null"),
+    "sim_cot": ("method=sim_cot", "sim_cot.weight=0.5", "activation_checkpointing=true"),
+    "c_mtp": ("method=c_mtp", "coconut.projection=linear"),
+}
+PREEMPTED = """
+import os, signal
+from multicoco.training.loss_window import LossWindow
+
+read, steps = LossWindow.read, []
+
+def read_and_signal(window):
+    steps.append(1)
+    if len(steps) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return read(window)
+
+LossWindow.read = read_and_signal
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    home = make_home(tmp_path_factory.mktemp("methods"), 8, 3, CONFIG)
+    (home / "zero3.json").write_text(SHARDED)
+    return home
+
+
+@pytest.fixture(scope="module")
+def whole(home, run_server) -> dict[str, Path]:
+    """The run folder of each method that has been trained on one rank."""
+    folders = {}
+    for name, settings in METHODS.items():
+        ended = run_server.run(home / "run.yaml", *settings, "batch_size=4", f"name={name}")
+        assert ended.codes == [0], ended.said
+        folders[name] = home / "runs" / name
+    return folders
+
+
+def losses(run: Path) -> list[float]:
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [entry["train/loss"] for entry in entries if "train/loss" in entry]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_under_zero3_train_as_one_process_does(home, run_server, whole, name):
+    settings = (*METHODS[name], "batch_size=2", f"name={name}_2", "deepspeed=zero3.json")
+    ended = run_server.run(home / "run.yaml", *settings, ranks=2)
+    assert ended.codes == [0, 0], ended.said
+    assert len(losses(whole[name])) == 4
+    assert losses(home / "runs" / f"{name}_2") == pytest.approx(losses(whole[name]), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["projected", "sim_cot"])
+def test_what_is_trained_beside_the_model_goes_on_bit_for_bit_and_is_evaluated(home, run_server, whole, name):
+    settings = (*METHODS[name], "batch_size=4", f"name={name}_preempted")
+    ended = run_server.run(home / "run.yaml", *settings, patch=PREEMPTED)
+    assert ended.codes == [143], ended.said
+    ended = run_server.run(home / "run.yaml", *settings)
+    assert ended.codes == [0] and "going on from" in ended.said[0], ended.said
+    assert losses(home / "runs" / f"{name}_preempted") == losses(whole[name])
+    weights = f"load_model_path=runs/{name}/checkpoints/epoch_0002"
+    evaluation = ("mode=eval_only", weights, f"name={name}_evaluated")
+    ended = run_server.run(home / "run.yaml", *METHODS[name][:1], *evaluation)  # its keys are the checkpoint's
+    assert ended.codes == [0] and "as the checkpoint was trained" in ended.said[0], ended.said
+    folders = (whole[name] / "samples", home / "runs" / f"{name}_evaluated" / "samples")
+    trained, evaluated = (
+        [path.read_text() for path in sorted(folder.glob(f"{when}_*.jsonl"))]
+        for folder, when in zip(folders, ("epoch_0002", "final"), strict=True)
+    )
+    assert len(trained) == 2 and "logprob" in trained[0] and evaluated == trained  # as trained, and with noise

@@ -1,0 +1,129 @@
+"""SIM-CoT's loss and gradients, written out step by step in plain PyTorch from the paper's equations.
+
+Tolerances: as in tests/latent/test_reasoner.py, fp32's, in which transformers computes norms and rotary angles.
+"""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import LATENT, MODELS, assert_same_gradients, gradients
+from supervised import embedded, layers_of, make_examples, make_method, make_reasoner, make_rows, training_loss
+from torch import Tensor
+
+from multicoco.models.checkpointing import checkpoint_activations
+
+LOSS_TOLERANCE = 1e-6
+GRADIENT_TOLERANCE = 2e-5
+
+
+def reference(method, model, decoder, head, projection, name: str, stage: int, filler: int | None) -> Tensor:
+    """Decoder and head: those that read."""
+    words: list[tuple[Tensor, int]] = []
+    read: list[tuple[Tensor, int]] = []
+    for i, (row, tokens) in enumerate(zip(make_rows(method, name, stage), make_examples(name), strict=True)):
+        if i == filler:
+            continue
+        embeds, thoughts = embedded(model, row.input_ids, row.inputs), []
+        for column in [c for c, t in enumerate(row.input_ids) if t == LATENT]:
+            hidden = layers_of(model, embeds[:column])[-1][-1]
+            embeds[column] = hidden if projection is None else projection(hidden)
+            thoughts.append(embeds[column])
+        logits = model.lm_head(layers_of(model, embeds)[-1])
+        words += [(logits[c], label) for c, label in enumerate(row.labels[1:]) if label != -100]
+        # two thoughts a step; the second step's, which are the last, stand for all steps from there on
+        steps = tokens.steps[:1] if stage == 1 else [*tokens.steps[:1], [t for step in tokens.steps[1:] for t in step]]
+        for k, step in enumerate(steps):
+            if not step:
+                continue
+            of_step = thoughts[2 * k : 2 * k + 2] if method.own_keys.reads == "all" else thoughts[2 * k + 1 : 2 * k + 2]
+            table = decoder.get_input_embeddings().weight
+            given = torch.stack([*of_step, *(table[token] for token in step)])
+            hidden = decoder(inputs_embeds=given[None], use_cache=False).last_hidden_state[0]
+            read += [(head(hidden[len(of_step) - 1 + n]), token) for n, token in enumerate(step)]
+
+    def cross_entropy(chosen: list[tuple[Tensor, int]]) -> Tensor:
+        logits, labels = zip(*chosen, strict=True)
+        return F.cross_entropy(torch.stack(logits), torch.tensor(labels))
+
+    return cross_entropy(words) + method.own_keys.weight * cross_entropy(read)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("name", "stage", "filler", "keys", "projection"),
+    [
+        ("qwen2", 1, None, {"decoder": "copy"}, "none"),
+        ("internvl", 3, 1, {"decoder": "copy", "weight": 0.5, "reads": "last"}, "mlp"),
+        ("llama", 3, None, {"decoder": "copy", "freeze_decoder": True}, "none"),
+        ("internvl", 1, None, {"decoder": "self", "weight": 2.0}, "none"),
+        ("llama", 3, 0, {"decoder": "self", "reads": "last"}, "linear"),
+    ],
+)
+def test_loss_and_gradients(name, stage, filler, keys, projection, checkpointing):
+    method = make_method("sim_cot", coconut={"projection": projection}, sim_cot=keys)
+    expected, model, calls = MODELS[name]().double(), MODELS[name]().double(), []
+    own, frozen = method.projection(expected), keys.get("freeze_decoder", False)
+    parts = expected.get_decoder(), expected.get_output_embeddings()
+    decoder, head = copy.deepcopy(parts) if keys["decoder"] == "copy" else parts
+    if frozen:
+        decoder.requires_grad_(False)
+    loss = reference(method, expected, decoder, head, own, name, stage, filler)
+    loss.backward()
+    reasoner = make_reasoner(method, model).train()
+    reader = reasoner.objective.decoder or reasoner.decoder
+    reader.register_forward_hook(lambda *_: calls.append(1))
+    if checkpointing:
+        for part in {model, reader} - {reasoner.decoder}:
+            checkpoint_activations(part)
+    output = training_loss(method, reasoner, make_rows(method, name, stage, filler), stage)
+    output.backward()
+    assert len(calls) == 1 + (keys["decoder"] == "self") * method.passes(stage)
+    torch.testing.assert_close(output, loss, rtol=LOSS_TOLERANCE, atol=0)
+    assert_same_gradients(model, gradients(expected), GRADIENT_TOLERANCE)
+    if own is not None:
+        assert_same_gradients(reasoner.thought_source.projection, gradients(own), GRADIENT_TOLERANCE)
+    if keys["decoder"] == "copy":
+        assert_same_gradients(reader, gradients(decoder), GRADIENT_TOLERANCE)
+        assert bool(gradients(reader)) != frozen
+        if not frozen and name == "qwen2":  # whose head is not tied
+            assert_same_gradients(reasoner.objective.head, gradients(head), GRADIENT_TOLERANCE)
+
+
+def test_a_batch_without_thoughts_calls_the_decoder_all_the_same():
+    method, model, calls = make_method("sim_cot"), MODELS["llama"]().double(), []
+    reasoner, rows = make_reasoner(method, model), make_rows(method, "llama", 0)
+    reasoner.objective.decoder.register_forward_hook(lambda *_: calls.append(1))
+    loss = training_loss(method, reasoner, rows, 0)
+    loss.backward()
+    assert len(calls) == 1 and loss.isfinite()
+    assert all(p.grad is not None and not p.grad.any() for p in reasoner.objective.decoder.parameters())
+
+
+def test_each_latent_step_writes_its_own_and_those_past_the_steps_nothing():
+    method, [three, one, none, two] = make_method("sim_cot"), make_examples("llama")
+    written = [method.supervision(tokens, 2, 0, "a").stretches for tokens in (three, one, none, two)]
+    assert written[0] == [[], three.steps[0], [], three.steps[1]]
+    assert written[1:3] == [[[], one.steps[0], [], []], [[]] * 4]
+    assert written[3] == [[], two.steps[0], [], two.steps[1]]
+    assert method.supervision(three, 3, 0, "a").stretches == [[], three.steps[0], [], three.steps[1] + three.steps[2]]
+
+
+@pytest.mark.parametrize(
+    ("coconut", "sim_cot", "says"),
+    [
+        ({"c_thought": 0}, {}, "sim_cot but coconut.c_thought is 0"),
+        ({"thoughts": "noise"}, {}, "sim_cot but coconut.thoughts is noise"),
+        ({}, {"decoder": "self", "freeze_decoder": True}, "sim_cot.freeze_decoder is true but sim_cot.decoder is self"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(coconut, sim_cot, says):
+    with pytest.raises(ValueError, match=says):
+        make_method("sim_cot", coconut=coconut, sim_cot=sim_cot)
+
+
+def test_adapters_are_not_copied():
+    with pytest.raises(ValueError, match=r"lora.rank is 4 but sim_cot.decoder is copy"):
+        make_method("sim_cot", lora={"rank": 4})
+    assert make_method("sim_cot", lora={"rank": 4}, sim_cot={"decoder": "self"}).own_keys.decoder == "self"
