@@ -55,7 +55,7 @@ class StudyResult(Section):
     file: str = Field(description="the study's YAML")
     arms: list[str]
     spec: dict[str, Any] = Field(description="its content, defaults filled in")
-    environments: list[dict[str, Any]] = Field(description="versions and hardware, of every training that had its own")
+    environments: list[dict[str, Any]] = Field([], description="versions and hardware, of each training with its own")
     runs: list[RunResult]
     pairs: list[PairResult]
     refused: list[str] = Field(description="what was not compared, or not read by the rule, and why")

@@ -145,8 +145,10 @@ class Study:
         return [job for seed in self.spec.seeds for arm in arms for job in self._jobs(arm, seed)]
 
     def training_folder(self, arm: str, seed: int) -> Path:
-        """Named after what is trained, so that a changed arm is another run and nothing of the earlier one is lost."""
-        configs = [self.training_config(name).model_dump(mode="json") for name in self.chain(arm)]
+        """Named after what is trained, so that a changed arm is another run and nothing of the earlier one is lost. By
+        what differs from the defaults: a key that a later version brings makes no run another one."""
+        arms = self.chain(arm)
+        configs = [self.training_config(name).model_dump(mode="json", exclude_defaults=True) for name in arms]
         kept = [{key: value for key, value in config.items() if key not in _WATCHING} for config in configs]
         return self.folder / f"{arm}-{_digest(kept)}" / f"seed_{seed}" / "train"
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from multicoco.cli import main
+from multicoco.config import RunConfig
 from multicoco.errors import UserError
 from multicoco.study.spec import load_study
 
@@ -66,6 +67,8 @@ def test_what_is_no_study_is_named(tmp_path, text):
 def test_how_a_run_is_watched_does_not_make_it_another(study, written):
     before = load_study(written()).training_folder("direct", 0)
     study["arms"]["direct"] = {"set": {"log_every_steps": 3, "num_workers": 1}}
+    assert load_study(written()).training_folder("direct", 0) == before
+    study["arms"]["direct"]["set"]["max_skipped_steps"] = RunConfig.model_fields["max_skipped_steps"].default
     assert load_study(written()).training_folder("direct", 0) == before
     study["arms"]["direct"]["set"]["lr"] = "1e-3"
     assert load_study(written()).training_folder("direct", 0) != before

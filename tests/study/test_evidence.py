@@ -1,0 +1,65 @@
+"""What the pages say of studies is what these have written."""
+
+from statistics import fmean
+
+import pytest
+from homes import REPO
+
+from multicoco.study.schema import UNTOUCHED, StudyResult
+
+STUDY = StudyResult.model_validate_json((REPO / "benchmarks" / "results" / "study_scenes.json").read_text())
+EVIDENCE = (REPO / "docs" / "evidence.md").read_text()
+TESTS = list(STUDY.spec["tests"])
+
+
+def accuracies(arm: str, test: str, intervention: str = UNTOUCHED) -> list[float]:
+    wanted = (arm, test, intervention)
+    found = {run.seed: run.accuracy for run in STUDY.runs if (run.arm, run.test, run.intervention) == wanted}
+    return [accuracy for _, accuracy in sorted(found.items()) if accuracy is not None]
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """The cells of the table below a heading row that begins so."""
+    lines = page[page.index(heading) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_table_of_arms_is_the_studys():
+    shown = rows(EVIDENCE, "| arm | val")
+    assert [row[0] for row in shown] == [arm for arm in STUDY.arms if accuracies(arm, TESTS[0])]
+    for arm, *cells in shown:
+        for test, cell in zip(TESTS, cells, strict=False):
+            each = accuracies(arm, test)
+            assert cell == f"{fmean(each):.3f} ({', '.join(f'{one:.3f}' for one in each)})"
+        [run, *_] = [run for run in STUDY.runs if run.arm == arm]
+        assert cells[len(TESTS)] == str(run.steps)
+
+
+def test_the_table_of_interventions_is_the_studys():
+    shown = rows(EVIDENCE, "| thoughts | val")
+    assert [row[0] for row in shown] == list(dict.fromkeys(run.intervention for run in STUDY.runs))
+    for intervention, *cells in shown:
+        assert cells == [f"{fmean(accuracies('coconut', test, intervention)):.3f}" for test in TESTS]
+
+
+def test_the_table_of_differences_is_the_studys():
+    shown = {(row[0], row[1]): row[2:] for row in rows(EVIDENCE, "| test set | coconut less")}
+    pairs = [pair for pair in STUDY.pairs if pair.kind == "arms" and "coconut" in (pair.first, pair.second)]
+    expected = {}
+    for pair in pairs:
+        sign, other = (1, pair.second) if pair.first == "coconut" else (-1, pair.first)
+        low, high = sorted(sign * end for end in pair.ci95)
+        interval = f"{low:+.3f} to {high:+.3f}"
+        expected[pair.test, other] = [f"{sign * pair.difference:+.3f}", interval, f"{pair.p_holm:.2g}"]
+    assert shown == expected
+
+
+@pytest.mark.parametrize("reading", STUDY.verdict["readings"])
+def test_the_verdict_is_quoted(reading):
+    assert reading in " ".join(EVIDENCE.replace("> ", "").split())
+    assert reading in STUDY.text
+
+
+def test_the_readme_shows_the_studys_accuracies():
+    for arm, *cells in rows((REPO / "README.md").read_text(), "| trained as"):
+        assert cells == [f"{fmean(accuracies(arm, test)):.3f}" for test in TESTS]
