@@ -25,12 +25,12 @@ import torch
 from deepspeed import DeepSpeedEngine
 from safetensors import SafetensorError
 
-from multicoco.engine.deepspeed import whole_state_dict
+from multicoco.engine.deepspeed import thought_state_dict, whole_state_dict
 from multicoco.engine.manifest import damage, describe, flush, seal
 from multicoco.engine.random_state import random_state, set_random_state
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.engine.state_files import StateFiles
-from multicoco.engine.thought_weights import save_thoughts, thought_state
+from multicoco.engine.thought_weights import save_thoughts
 from multicoco.engine.trainer_state import EVALUATION, TrainerState, age_key, all_checkpoints, rank_key, read_state
 from multicoco.engine.universal import TAG, plain_data_only, to_universal
 from multicoco.errors import UserError
@@ -113,7 +113,7 @@ class Checkpoints:
         engine._copy_recovery_script = lambda folder: None  # the weights are written for `from_pretrained`
         engine.save_checkpoint(str(folder / "deepspeed"), tag=TAG, save_latest=False)
         contents = files.contents | {folder / "random" / f"rank_{rank()}.pt": random_state()}
-        weights, thoughts = whole_state_dict(backbone.model), thought_state(engine.module)
+        weights, thoughts = whole_state_dict(backbone.model), thought_state_dict(engine.module)
 
         def write() -> dict[str, dict[str, Any]]:
             for path, content in contents.items():

@@ -186,3 +186,9 @@ def whole_state_dict(model: nn.Module) -> dict[str, torch.Tensor] | None:
     persistent = model.state_dict().keys() if on_rank_0 else ()
     state.update({name: buffer.cpu() for name, buffer in model.named_buffers() if name in persistent})
     return state if on_rank_0 else None
+
+
+def thought_state_dict(reasoner: LatentReasoner) -> dict[str, torch.Tensor]:
+    """What is trained of the thoughts themselves, on the CPU, on rank 0; empty where there is nothing. Collective."""
+    source = reasoner.thought_source
+    return whole_state_dict(source) or {} if isinstance(source, nn.Module) else {}

@@ -8,17 +8,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from multicoco.engine.deepspeed import whole_state_dict
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
 
 THOUGHTS = "thoughts.safetensors"
-
-
-def thought_state(reasoner: LatentReasoner) -> dict[str, Tensor]:
-    """The weights on the CPU, on rank 0; empty where there are none. Collective."""
-    source = reasoner.thought_source
-    return whole_state_dict(source) or {} if isinstance(source, nn.Module) else {}
 
 
 def save_thoughts(folder: Path, state: Mapping[str, Tensor]) -> None:

@@ -1,17 +1,21 @@
 """The records of a run, read as its config says: of one place, or of a mixture of several."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from multicoco.config import RunConfig
 from multicoco.data.example import Example
 from multicoco.data.sources.load import Loaded, load_examples, read_examples
 from multicoco.data.sources.location import Location, locate
 from multicoco.data.sources.mixture import Part, read_parts, weighted, with_own_ids
 from multicoco.errors import UserError
+
+if TYPE_CHECKING:  # the config itself asks the methods that others bring
+    from multicoco.config import RunConfig
 
 
 def load_of_run(config: RunConfig, path: str, limit: int | None, **changes: Any) -> list[Example]:
