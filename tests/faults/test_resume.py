@@ -76,6 +76,9 @@ def test_a_preempted_run_goes_on_bit_by_bit(runs, unbroken, stage, ranks, number
     assert weights(run) == weights(expected)
 
 
+NOTHING_LEFT = "nothing is left to train"  # killed between its last checkpoint and its end
+
+
 @pytest.mark.parametrize(("stage", "ranks"), [(2, 1), (3, 2)])
 def test_a_run_killed_again_and_again_loses_nothing(runs, unbroken, stage, ranks):
     """kill -9 of one rank or of all, 16 times at random moments of a run that saves after every step."""
@@ -92,13 +95,13 @@ def test_a_run_killed_again_and_again_loses_nothing(runs, unbroken, stage, ranks
         }
         codes, said = runs(name, zero(stage), "save_every_steps=1", ranks=ranks, kill=kill)
         kills += runs.killed
-        if codes == [0] * ranks:  # it has come to its end: once more from the start
+        if codes == [0] * ranks or NOTHING_LEFT in said:  # it had come to its end: once more from the start
             assert weights(run) == weights(expected)
             shutil.rmtree(run)
         else:
             assert set(codes) <= {0, -signal.SIGKILL}, said
     codes, said = runs(name, zero(stage), "save_every_steps=1", ranks=ranks)
-    assert codes == [0] * ranks, said
+    assert codes == [0] * ranks or NOTHING_LEFT in said, said
     assert losses(run) == losses(expected)
     assert weights(run) == weights(expected)
     assert not [*run.glob("checkpoints/*.unfinished"), *run.glob("checkpoints/*.removed")]
