@@ -1,10 +1,10 @@
 """Tiny models of every family: architecture and files of the real ones, random weights.
 
-Each builder writes model, tokenizer and image processor to a folder and returns it. Images of 84 x 84 pixels, as those
-of `multicoco.tasks.scenes`, become 3 x 3 tokens.
+Images of 84 x 84 pixels, as those of `multicoco.tasks.scenes`, become 3 x 3 tokens.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +30,23 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from multicoco.models.tiny.tokenizer import IDEFICS3_IMAGES, INTERNVL_IMAGES, NO_IMAGES, QWEN_IMAGES, build_tokenizer
+from multicoco.models.tiny.tokenizer import (
+    IDEFICS3_IMAGES,
+    INTERNVL_IMAGES,
+    NO_IMAGES,
+    QWEN_IMAGES,
+    Images,
+    build_tokenizer,
+)
 
 INITIALIZER_RANGE = 0.06  # the usual 0.02 is for wider models: with it, CoT takes more than twice the steps
 IMAGE_SIZE = 84  # pixels: 6 x 6 patches of 14, 3 x 3 image tokens
 
+Made = tuple[PreTrainedModel, BaseImageProcessor | None]
 
-def build_tiny_internvl(
-    texts: Iterable[str],
-    out_dir: Path,
-    seed: int = 0,
-    hidden_size: int = 128,
-    text_layers: int = 4,
-    vocab_size: int = 1024,
-) -> Path:
+
+def _internvl(tokenizer: PreTrainedTokenizerBase, hidden_size: int, text_layers: int) -> Made:
     """As OpenGVLab/InternVL3-1B-hf, without tiles."""
-    tokenizer = build_tokenizer(texts, vocab_size, INTERNVL_IMAGES)
-    set_seed(seed)
     config = InternVLConfig(
         vision_config={
             "hidden_size": hidden_size,
@@ -63,39 +63,20 @@ def build_tiny_internvl(
         image_seq_length=9,
         downsample_ratio=0.5,
     )
-    model = InternVLForConditionalGeneration(config).float()
     processor = GotOcr2ImageProcessorPil(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, crop_to_patches=True, min_patches=1, max_patches=1
     )
-    return _save(model, tokenizer, out_dir, processor)
+    return InternVLForConditionalGeneration(config), processor
 
 
-def build_tiny_text(
-    texts: Iterable[str],
-    out_dir: Path,
-    seed: int = 0,
-    hidden_size: int = 128,
-    text_layers: int = 4,
-    vocab_size: int = 1024,
-) -> Path:
+def _text(tokenizer: PreTrainedTokenizerBase, hidden_size: int, text_layers: int) -> Made:
     """Qwen2: the language model of the tiny InternVL alone."""
-    tokenizer = build_tokenizer(texts, vocab_size, NO_IMAGES)
-    set_seed(seed)
     config = Qwen2Config(**_language(tokenizer, hidden_size, text_layers))
-    return _save(Qwen2ForCausalLM(config).float(), tokenizer, out_dir)
+    return Qwen2ForCausalLM(config), None
 
 
-def build_tiny_idefics3(
-    texts: Iterable[str],
-    out_dir: Path,
-    seed: int = 0,
-    hidden_size: int = 128,
-    text_layers: int = 4,
-    vocab_size: int = 1024,
-) -> Path:
+def _idefics3(tokenizer: PreTrainedTokenizerBase, hidden_size: int, text_layers: int) -> Made:
     """As HuggingFaceTB/SmolVLM2-256M-Video-Instruct, without tiles."""
-    tokenizer = build_tokenizer(texts, vocab_size, IDEFICS3_IMAGES)
-    set_seed(seed)
     vision = {
         "hidden_size": hidden_size,
         "num_hidden_layers": 2,
@@ -114,62 +95,35 @@ def build_tiny_idefics3(
     )
     edge = {"longest_edge": IMAGE_SIZE}
     processor = SmolVLMImageProcessorPil(size=edge, max_image_size=edge)
-    return _save(SmolVLMForConditionalGeneration(config).float(), tokenizer, out_dir, processor)
+    return SmolVLMForConditionalGeneration(config), processor
 
 
-def build_tiny_qwen2_vl(
-    texts: Iterable[str],
-    out_dir: Path,
-    seed: int = 0,
-    hidden_size: int = 128,
-    text_layers: int = 4,
-    vocab_size: int = 1024,
-) -> Path:
+def _qwen2_vl(tokenizer: PreTrainedTokenizerBase, hidden_size: int, text_layers: int) -> Made:
     """As Qwen/Qwen2-VL-2B-Instruct."""
-    tokenizer = build_tokenizer(texts, vocab_size, QWEN_IMAGES)
-    set_seed(seed)
     own = _qwen_vision(hidden_size)
     vision = {key: own[key] for key in ("hidden_size", "depth", "num_heads", "patch_size", "initializer_range")}
     text = {**_language(tokenizer, hidden_size, text_layers), "rope_parameters": _three_axes(hidden_size // 4)}
     config = Qwen2VLConfig(
         text_config=text, vision_config={**vision, "embed_dim": hidden_size}, **_qwen_tokens(tokenizer)
     )
-    return _save(Qwen2VLForConditionalGeneration(config).float(), tokenizer, out_dir, _qwen_processor())
+    return Qwen2VLForConditionalGeneration(config), _qwen_processor()
 
 
-def build_tiny_qwen2_5_vl(
-    texts: Iterable[str],
-    out_dir: Path,
-    seed: int = 0,
-    hidden_size: int = 128,
-    text_layers: int = 4,
-    vocab_size: int = 1024,
-) -> Path:
+def _qwen2_5_vl(tokenizer: PreTrainedTokenizerBase, hidden_size: int, text_layers: int) -> Made:
     """As Qwen/Qwen2.5-VL-3B-Instruct: the first of two vision layers attends within windows of 2 x 2 tokens."""
-    tokenizer = build_tokenizer(texts, vocab_size, QWEN_IMAGES)
-    set_seed(seed)
     vision = {**_qwen_vision(hidden_size), "window_size": 56, "fullatt_block_indexes": [1]}
     text = {**_language(tokenizer, hidden_size, text_layers), "rope_parameters": _three_axes(hidden_size // 4)}
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_qwen_tokens(tokenizer))
-    return _save(Qwen2_5_VLForConditionalGeneration(config).float(), tokenizer, out_dir, _qwen_processor())
+    return Qwen2_5_VLForConditionalGeneration(config), _qwen_processor()
 
 
-def build_tiny_qwen3_vl(
-    texts: Iterable[str],
-    out_dir: Path,
-    seed: int = 0,
-    hidden_size: int = 128,
-    text_layers: int = 4,
-    vocab_size: int = 1024,
-) -> Path:
+def _qwen3_vl(tokenizer: PreTrainedTokenizerBase, hidden_size: int, text_layers: int) -> Made:
     """As Qwen/Qwen3-VL-2B-Instruct: features of the first of two vision layers enter after the first text layer."""
-    tokenizer = build_tokenizer(texts, vocab_size, QWEN_IMAGES)
-    set_seed(seed)
     vision = {**_qwen_vision(hidden_size), "num_position_embeddings": 36, "deepstack_visual_indexes": [0]}
     rope = {**_three_axes(hidden_size // 4), "mrope_interleaved": True}
     text = {**_language(tokenizer, hidden_size, text_layers), "head_dim": hidden_size // 4, "rope_parameters": rope}
     config = Qwen3VLConfig(text_config=text, vision_config=vision, **_qwen_tokens(tokenizer))
-    return _save(Qwen3VLForConditionalGeneration(config).float(), tokenizer, out_dir, _qwen_processor())
+    return Qwen3VLForConditionalGeneration(config), _qwen_processor()
 
 
 def _qwen_vision(hidden_size: int) -> dict[str, Any]:
@@ -217,16 +171,45 @@ def _language(tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int)
     }
 
 
-def _save(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    out_dir: Path,
-    image_processor: BaseImageProcessor | None = None,
-) -> Path:
-    assert model.generation_config is not None
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    for part in (model, tokenizer, image_processor):
-        if part is not None:
-            part.save_pretrained(out_dir)
-    return out_dir
+@dataclass(frozen=True)
+class Builder:
+    """Writes a tiny model of one kind.
+
+    Attributes:
+        images: the tokens that stand for images, see `build_tokenizer`.
+        make: from the tokenizer, the width and the number of layers of the language model.
+    """
+
+    images: Images
+    make: Callable[[PreTrainedTokenizerBase, int, int], Made]
+
+    def __call__(
+        self,
+        texts: Iterable[str],
+        out_dir: Path,
+        seed: int = 0,
+        hidden_size: int = 128,
+        text_layers: int = 4,
+        vocab_size: int = 1024,
+    ) -> Path:
+        """Model, tokenizer and image processor in a folder, which is returned."""
+        tokenizer = build_tokenizer(texts, vocab_size, self.images)
+        set_seed(seed)
+        model, image_processor = self.make(tokenizer, hidden_size, text_layers)
+        assert model.generation_config is not None
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        for part in (model.float(), tokenizer, image_processor):
+            if part is not None:
+                part.save_pretrained(out_dir)
+        return out_dir
+
+
+TINY = {  # by the family's name
+    "internvl": Builder(INTERNVL_IMAGES, _internvl),
+    "idefics3": Builder(IDEFICS3_IMAGES, _idefics3),
+    "qwen2_vl": Builder(QWEN_IMAGES, _qwen2_vl),
+    "qwen2_5_vl": Builder(QWEN_IMAGES, _qwen2_5_vl),
+    "qwen3_vl": Builder(QWEN_IMAGES, _qwen3_vl),
+    "text": Builder(NO_IMAGES, _text),
+}
