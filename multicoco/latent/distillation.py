@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multicoco.latent.objective import Objective
+from multicoco.latent.objective import Objective, Supervised
 
 if TYPE_CHECKING:
-    from multicoco.latent.generate import Passes
     from multicoco.latent.reasoner import LatentReasoner
 
 
@@ -32,23 +31,16 @@ class SelfDistillation(Objective):
     def tapped(self, supervision: dict[str, Tensor]) -> Tensor:
         return supervision["announced"]
 
-    def forward(
-        self,
-        reasoner: LatentReasoner,
-        passes: Passes,
-        is_latent: Tensor,
-        labels: Tensor,
-        divisor: Tensor | float | None,
-        supervision: dict[str, Tensor],
-    ) -> Tensor:
+    def forward(self, reasoner: LatentReasoner, batch: Supervised) -> Tensor:
+        passes, labels, divisors = batch.passes, batch.labels, batch.supervision["divisors"]
         assert passes.layers is not None  # they have been asked for
-        n, divisors = len(labels) // 2, supervision["divisors"]
+        n = len(labels) // 2
         student = reasoner.language_loss(passes.hidden[:n], labels[:n], divisors[0])
         teacher = reasoner.language_loss(passes.hidden[n:], labels[n:], divisors[1])
         layers = passes.layers.to(torch.promote_types(passes.layers.dtype, torch.float32))  # [2B, M, D]
         learned, target = layers[:n], layers[n:].detach()
         spread = target.std(-1).clamp(min=torch.finfo(target.dtype).tiny)  # [B, M]
         distance = F.smooth_l1_loss(learned, target, reduction="none").mean(-1) / spread
-        of_examples = distance.mean(-1).masked_fill(~supervision["counted"], 0)
+        of_examples = distance.mean(-1).masked_fill(~batch.supervision["counted"], 0)
         distillation = of_examples.sum() / divisors[2]
         return self.teacher * teacher + self.student * student + self.distillation * distillation

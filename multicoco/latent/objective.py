@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -9,6 +10,23 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from multicoco.latent.generate import Passes
     from multicoco.latent.reasoner import LatentReasoner
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A batch after its passes.
+
+    Attributes:
+        is_latent: (B, T) bool, where its thoughts stand.
+        labels, divisor: as of `LatentReasoner.forward`.
+        supervision: see `Objective`.
+    """
+
+    passes: Passes
+    is_latent: Tensor
+    labels: Tensor
+    divisor: Tensor | float | None
+    supervision: dict[str, Tensor]
 
 
 class Objective(nn.Module):
@@ -32,19 +50,6 @@ class Objective(nn.Module):
         """Its modules that compute with the parameters of others: by the former, the latter. ZeRO-3 must know them."""
         return {}
 
-    def forward(
-        self,
-        reasoner: LatentReasoner,
-        passes: Passes,
-        is_latent: Tensor,
-        labels: Tensor,
-        divisor: Tensor | float | None,
-        supervision: dict[str, Tensor],
-    ) -> Tensor:
-        """A scalar.
-
-        Args:
-            is_latent: (B, T) bool, where the thoughts of the batch stand.
-            labels, divisor: as of `LatentReasoner.forward`.
-        """
+    def forward(self, reasoner: LatentReasoner, batch: Supervised) -> Tensor:
+        """A scalar."""
         raise NotImplementedError

@@ -17,7 +17,7 @@ from multicoco.latent.generate import Passes, generate_after
 from multicoco.latent.interventions import UNTOUCHED, Intervened
 from multicoco.latent.kinds import check_supported
 from multicoco.latent.loss import LabelledCrossEntropy
-from multicoco.latent.objective import Objective
+from multicoco.latent.objective import Objective, Supervised
 from multicoco.latent.thoughts import ThoughtSource, constant_before_last, hidden_state, put
 from multicoco.latent.weight_gradients import stack_weight_gradients, stacked_columns
 from multicoco.models.families import family_of
@@ -181,7 +181,7 @@ class LatentReasoner(nn.Module):
         loss = None
         if labels is not None and objective and supervision:
             is_latent = self._is_latent(input_ids) & attention_mask.bool()
-            loss = objective(self, passes, is_latent, labels, loss_divisor, supervision)
+            loss = objective(self, Supervised(passes, is_latent, labels, loss_divisor, supervision))
         elif labels is not None:
             loss = self.language_loss(passes.hidden, labels, loss_divisor)
         logits = self.model.get_output_embeddings()(passes.hidden) if return_logits else None

@@ -11,10 +11,9 @@ from transformers import PreTrainedModel
 
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.loss import LabelledCrossEntropy
-from multicoco.latent.objective import Objective
+from multicoco.latent.objective import Objective, Supervised
 
 if TYPE_CHECKING:
-    from multicoco.latent.generate import Passes
     from multicoco.latent.reasoner import LatentReasoner
 
 
@@ -45,16 +44,8 @@ class StepDecoder(Objective):
     def weights_of_others(self) -> dict[nn.Module, nn.Module]:
         return {} if self.decoder is None else {self.cross_entropy: self.head}
 
-    def forward(
-        self,
-        reasoner: LatentReasoner,
-        passes: Passes,
-        is_latent: Tensor,
-        labels: Tensor,
-        divisor: Tensor | float | None,
-        supervision: dict[str, Tensor],
-    ) -> Tensor:
-        thoughts, steps = self._read_and_write(passes.embeds, is_latent, supervision)  # [W, R, D], [W, S]
+    def forward(self, reasoner: LatentReasoner, batch: Supervised) -> Tensor:
+        thoughts, steps = self._read_and_write(batch)  # [W, R, D], [W, S]
         is_token = steps != IGNORE_INDEX
         decoder, head, cross_entropy = self._reader(reasoner)
         embed: Any = decoder.get_input_embeddings()
@@ -65,19 +56,17 @@ class StepDecoder(Objective):
         ).last_hidden_state
         is_token[-1, 0] = True  # of the row that writes nothing: the head is called as on other ranks, for a loss of 0
         written: Tensor = cross_entropy(hidden[:, self.n_read - 1 : -1][is_token], head, steps[is_token])
-        language = reasoner.language_loss(passes.hidden, labels, divisor)
-        return language + self.weight * written / supervision["divisors"][0]
+        language = reasoner.language_loss(batch.passes.hidden, batch.labels, batch.divisor)
+        return language + self.weight * written / batch.supervision["divisors"][0]
 
-    def _read_and_write(
-        self, embeds: Tensor, is_latent: Tensor, supervision: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _read_and_write(self, batch: Supervised) -> tuple[Tensor, Tensor]:
         """What is read, (W, R, D), and what is to be written, (W, S), of all steps, and of a last row that writes
         nothing: the decoder is called whatever the batch holds."""
-        stretches = supervision["stretches"]  # [B, K, S]
+        embeds, is_latent, stretches = batch.passes.embeds, batch.is_latent, batch.supervision["stretches"]  # [B, K, S]
         order = torch.arange(stretches.shape[1], device=stretches.device)
         exists = order < is_latent.sum(-1, keepdim=True)  # [B, K]
         fed, steps = embeds[is_latent], stretches[exists]  # [N, D], [N, S], both row by row
-        counted = supervision["counted"][:, None].expand_as(exists)[exists]
+        counted = batch.supervision["counted"][:, None].expand_as(exists)[exists]
         writes = ((steps[:, 0] != IGNORE_INDEX) & counted).nonzero()[:, 0]
         thoughts = fed[writes[:, None] + torch.arange(1 - self.n_read, 1, device=fed.device)]
         nothing = torch.full_like(stretches[0, :1], IGNORE_INDEX)

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from multicoco.curriculum import IGNORE_INDEX
-from multicoco.latent.objective import Objective
+from multicoco.latent.objective import Objective, Supervised
 
 if TYPE_CHECKING:
-    from multicoco.latent.generate import Passes
     from multicoco.latent.reasoner import LatentReasoner
 
 
@@ -34,20 +33,13 @@ class MeanEmbeddings(Objective):
         mean: Tensor = summed / is_token.sum(-2).clamp(min=1)
         return mean
 
-    def forward(
-        self,
-        reasoner: LatentReasoner,
-        passes: Passes,
-        is_latent: Tensor,
-        labels: Tensor,
-        divisor: Tensor | float | None,
-        supervision: dict[str, Tensor],
-    ) -> Tensor:
+    def forward(self, reasoner: LatentReasoner, batch: Supervised) -> Tensor:
+        passes, is_latent = batch.passes, batch.is_latent
         before = torch.cat([is_latent[:, 1:], torch.zeros_like(is_latent[:, :1])], dim=1)
         wide = torch.promote_types(passes.embeds.dtype, torch.float32)
         target = passes.embeds[is_latent].detach().to(wide)  # [N, D]
         thought = reasoner.thought_source(passes.hidden[before], 0).to(wide)
         error = (thought - target).square().sum(-1) / target.square().sum(-1).clamp(min=torch.finfo(wide).tiny)
-        counted = supervision["counted"][:, None].expand_as(is_latent)[is_latent]
-        of_thoughts = error.masked_fill(~counted, 0).sum() / supervision["divisors"][0]
-        return reasoner.language_loss(passes.hidden, labels, divisor) + self.weight * of_thoughts
+        counted = batch.supervision["counted"][:, None].expand_as(is_latent)[is_latent]
+        of_thoughts = error.masked_fill(~counted, 0).sum() / batch.supervision["divisors"][0]
+        return reasoner.language_loss(passes.hidden, batch.labels, batch.divisor) + self.weight * of_thoughts
