@@ -75,7 +75,7 @@ def test_a_control_trains_alike_on_any_number_of_ranks(home, run_server, name, l
     assert {(sample["latent_tokens"], sample["latent_passes"]) for sample in samples} == {(latents, passes)}
 
 
-@pytest.mark.parametrize("step", [2, 3])  # the last of a stage, and the first of the next, in the middle of an epoch
+@pytest.mark.parametrize("step", [1, 2])  # heard of in the last one of a stage, or in the first of the next
 def test_a_run_that_changes_its_stage_within_an_epoch_goes_on_from_there(home, run_server, step):
     name = f"preempted_{step}"
     settings = (*ICOT, "batch_size=4", f"name={name}")
