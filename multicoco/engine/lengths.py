@@ -1,37 +1,82 @@
 """Whether the examples fit a model whose sequences have a longest length: known before a run, not in its middle."""
 
+import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import reduce
+from pathlib import Path
+from typing import NamedTuple
 
 from multicoco.data.example import Example
 from multicoco.data.loader import Encoder
+from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.errors import UserError
 from multicoco.methods import Method
+from multicoco.tracking import write_json
+
+
+class Longest(NamedTuple):
+    """Of examples: the length of the longest one in columns, its place, and how many are too long."""
+
+    length: int
+    place: int
+    too_long: int
 
 
 def check_training_lengths(
-    limit: int, examples: Sequence[Example], encoder: Encoder, method: Method, stages: Iterable[int]
+    limit: int,
+    examples: Sequence[Example],
+    encoder: Encoder,
+    method: Method,
+    stages: Iterable[int],
+    remembered: Path | None = None,
 ) -> None:
-    """Every example in every stage, at its longest.
+    """Every example in every stage, at its longest. Each rank looks at its share. Collective.
 
     Args:
         limit: columns, of `models.checks.position_limit`.
+        remembered: a file for what was found, of the same examples, model and method, and is not looked for again.
 
     Raises:
         UserError: names the longest one.
     """
     stages = list(stages)
-    lengths = []
-    for example in examples:
-        tokens, _ = encoder(example, method.asked)
-        lengths.append(max(sum(method.extent(tokens, stage)) for stage in stages))
-    longest = max(lengths)
-    if longest > limit:
-        too_long = sum(length > limit for length in lengths)
+
+    def look() -> Longest:
+        longest = Longest(0, 0, 0)
+        for place in range(rank(), len(examples), world_size()):
+            tokens, _ = encoder(examples[place], method.asked)
+            length = max(sum(method.extent(tokens, stage)) for stage in stages)
+            longest = _longer(longest, Longest(length, place, length > limit))
+        return longest
+
+    found = agree(lambda: _recall(remembered), only_rank_0=True)
+    if found is None:
+        found = reduce(_longer, gather(agree(look)))
+        if remembered is not None and rank() == 0:
+            with suppress(OSError):  # it costs no more than time, at the next start
+                write_json(remembered, found)
+    if found.length > limit:
         raise UserError(
-            f"train_path: record {examples[lengths.index(longest)].id!r} is {longest} tokens long, and the model takes "
-            f"{limit} (so are {too_long} of {len(lengths)}): leave them out, shorten them, or take a model with "
+            f"train_path: record {examples[found.place].id!r} is {found.length} tokens long, and the model takes "
+            f"{limit} (so are {found.too_long} of {len(examples)}): leave them out, shorten them, or take a model with "
             "more positions"
         )
+
+
+def _longer(one: Longest, other: Longest) -> Longest:
+    """Of two sets together; of equals the one that stands first."""
+    longer = min(one, other, key=lambda found: (-found.length, found.place))
+    return longer._replace(too_long=one.too_long + other.too_long)
+
+
+def _recall(remembered: Path | None) -> Longest | None:
+    if remembered is None or not remembered.is_file():
+        return None
+    try:
+        return Longest(*map(int, json.loads(remembered.read_text(encoding="utf-8"))))
+    except (OSError, TypeError, ValueError):  # then it is looked for
+        return None
 
 
 def check_prompt_lengths(

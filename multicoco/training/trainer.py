@@ -13,7 +13,7 @@ from multicoco.data.example import Example
 from multicoco.data.loader import check_donors
 from multicoco.data.sources import require_answers, require_steps
 from multicoco.data.sources.location import locate
-from multicoco.engine.assembly import Assembly, assemble, load_records, prompt_date, weights_of
+from multicoco.engine.assembly import Assembly, assemble, prompt_date, weights_of
 from multicoco.engine.checkpoint import Checkpoints
 from multicoco.engine.deepspeed import build_engine, model_shape
 from multicoco.engine.ds_config import resolve_ds_config
@@ -21,6 +21,7 @@ from multicoco.engine.lengths import check_prompt_lengths, check_training_length
 from multicoco.engine.preemption import Preempted
 from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
+from multicoco.engine.records import lengths_file, load_records, load_training_records
 from multicoco.engine.resume import lock_run_folder
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import embedding_rows
@@ -62,7 +63,7 @@ class Trainer:
         )
         start = Start(config, checkpoints, allow_change)
         earlier = start.check_folder()
-        examples = load_records(config, config.train_path, config.max_train_samples)
+        examples = load_training_records(config)
         agree(lambda: require_answers(examples, locate(config.data_dir, str(config.train_path))), only_rank_0=True)
         self.questions = load_records(config, config.val_path, config.max_val_samples)
 
@@ -74,6 +75,10 @@ class Trainer:
         self.method = method_class(config.trained_method)(config, assembly.backbone.latent_tokens)
         self.batches = TrainingBatches(config, examples, assembly, self.method)
         agree(lambda: self._check_purpose(examples, assembly), only_rank_0=True)
+        if (limit := position_limit(assembly.backbone.model)) is not None:
+            stages = sorted(self._stages)
+            remembered = lengths_file(config, examples, date, limit, stages, len(assembly.backbone.tokenizer))
+            check_training_lengths(limit, examples, assembly.encoder, self.method, stages, remembered)
         shape = model_shape(assembly.reasoner, max(map(self.method.passes, self._stages)))
         ds_config = agree(lambda: resolve_ds_config(Path(config.deepspeed), config, group.size, shape))
         self.engine = build_engine(assembly.reasoner, config, ds_config)
@@ -128,10 +133,7 @@ class Trainer:
         methods = evaluation_methods(config, assembly.backbone.latent_tokens)
         for check in (check_interventions, check_lens):
             check(config, methods, max(self._stages), self.questions, assembly.encoder)
-        if limit is None:
-            return
-        check_training_lengths(limit, examples, assembly.encoder, self.method, self._stages)
-        if self.questions:
+        if limit is not None and self.questions:
             room = (config.generation.max_new_tokens, extended_to(config))
             check_prompt_lengths(limit, self.questions, assembly.encoder, methods.values(), self._stages, *room)
 

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +42,19 @@ def test_refused_is_what_some_stage_would_make_too_long(sizes, limit):
     assert (message is not None) >= (max(rows.values()) > limit)
     if message is not None:  # it may be cautious by the thoughts that an example with fewer steps has not
         assert max(rows.values()) + 4 > limit and "train_path: record 'q" in message
+
+
+@pytest.mark.parametrize("limit", [9, 99])
+def test_what_is_remembered_is_not_looked_for_again(tmp_path, limit):
+    def check(encoder):
+        return refused(
+            lambda: check_training_lengths(limit, examples([(3, 1), (9, 4)]), encoder, METHOD, [0], tmp_path / "f.json")
+        )
+
+    first = check(encode)
+    assert (first is None) == (limit == 99) and check(None) == first
+    (tmp_path / "f.json").write_text("broken")
+    assert check(encode) == first == check(None)
 
 
 @given(sizes=SIZES, limit=st.integers(1, 40), new=st.integers(1, 10))
