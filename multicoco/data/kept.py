@@ -113,6 +113,13 @@ class KeptExamples(Sequence[Example]):
         return example
 
 
+def picked(examples: Sequence[Example], places: NDArray[np.int64]) -> Sequence[Example]:
+    """Some of the examples, held or kept as they all are."""
+    if isinstance(examples, KeptExamples):
+        return KeptExamples(examples.records, examples.chosen[places])
+    return [examples[place] for place in places]
+
+
 def _content(example: Example) -> dict[str, Any]:
     shallow = {field.name: getattr(example, field.name) for field in fields(example)}
     return shallow | {"images": [_image(image) for image in example.images], "groups": dict(example.groups)}

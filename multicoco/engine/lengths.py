@@ -1,82 +1,97 @@
-"""Whether the examples fit a model whose sequences have a longest length: known before a run, not in its middle."""
+"""Whether the examples fit: known before a run, not in its middle. No example is ever cut."""
 
-import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import reduce
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from multicoco.config import RunConfig
+from multicoco.curriculum import ExampleTokens
 from multicoco.data.example import Example
+from multicoco.data.kept import picked
 from multicoco.data.loader import Encoder
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.errors import UserError
 from multicoco.methods import Method
-from multicoco.tracking import write_json
+from multicoco.tracking import write_bytes
+
+_NAMED = 5  # examples that a message names
 
 
-class Longest(NamedTuple):
-    """Of examples: the length of the longest one in columns, its place, and how many are too long."""
+def longest_allowed(config: RunConfig, positions: int | None) -> int | None:
+    """Tokens that a training example may have; None: any number.
 
-    length: int
-    place: int
-    too_long: int
+    Args:
+        positions: of the model, `models.checks.position_limit`.
+    """
+    return min((most for most in (config.max_length, positions) if most is not None), default=None)
 
 
-def check_training_lengths(
-    limit: int,
+def those_that_fit(
+    config: RunConfig,
+    positions: int | None,
     examples: Sequence[Example],
     encoder: Encoder,
     method: Method,
     stages: Iterable[int],
     remembered: Path | None = None,
-) -> None:
-    """Every example in every stage, at its longest. Each rank looks at its share. Collective.
+) -> Sequence[Example]:
+    """The training examples that are short enough in every stage, at their longest; so all stages have the same ones.
+
+    Collective: every rank measures a share of them, and all come to the same result.
 
     Args:
-        limit: columns, of `models.checks.position_limit`.
-        remembered: a file for what was found, of the same examples, model and method, and is not looked for again.
+        positions: as of `longest_allowed`.
+        stages: all that the run can come to.
+        remembered: a file for the lengths of these examples with this model and method, so that they are not measured
+            again; its folder is there.
 
     Raises:
-        UserError: names the longest one.
+        UserError: `too_long` is error and one is too long; or all are.
     """
+    most = longest_allowed(config, positions)
+    if most is None:
+        return examples
     stages = list(stages)
-
-    def look() -> Longest:
-        longest = Longest(0, 0, 0)
-        for place in range(rank(), len(examples), world_size()):
-            tokens, _ = encoder(examples[place], method.asked)
-            length = max(sum(method.extent(tokens, stage)) for stage in stages)
-            longest = _longer(longest, Longest(length, place, length > limit))
-        return longest
-
-    found = agree(lambda: _recall(remembered), only_rank_0=True)
-    if found is None:
-        found = reduce(_longer, gather(agree(look)))
+    lengths = agree(lambda: _recall(remembered, len(examples)), only_rank_0=True)
+    if lengths is None:
+        places = range(rank(), len(examples), world_size())
+        own = agree(lambda: [longest_row(method, encoder.tokens(examples[i], method.asked), stages) for i in places])
+        of_ranks = gather(np.array(own, np.int32))
+        lengths = np.array([of_ranks[i % len(of_ranks)][i // len(of_ranks)] for i in range(len(examples))], np.int32)
         if remembered is not None and rank() == 0:
             with suppress(OSError):  # it costs no more than time, at the next start
-                write_json(remembered, found)
-    if found.length > limit:
-        raise UserError(
-            f"train_path: record {examples[found.place].id!r} is {found.length} tokens long, and the model takes "
-            f"{limit} (so are {found.too_long} of {len(examples)}): leave them out, shorten them, or take a model with "
-            "more positions"
-        )
+                write_bytes(remembered, lengths.tobytes())
+    agree(lambda: _say_what_is_too_long(config, most, examples, lengths.tolist()), only_rank_0=True)
+    return picked(examples, np.flatnonzero(lengths <= most))
 
 
-def _longer(one: Longest, other: Longest) -> Longest:
-    """Of two sets together; of equals the one that stands first."""
-    longer = min(one, other, key=lambda found: (-found.length, found.place))
-    return longer._replace(too_long=one.too_long + other.too_long)
-
-
-def _recall(remembered: Path | None) -> Longest | None:
-    if remembered is None or not remembered.is_file():
+def _recall(remembered: Path | None, n: int) -> NDArray[np.int32] | None:
+    if remembered is None or not remembered.is_file() or remembered.stat().st_size != 4 * n:
         return None
-    try:
-        return Longest(*map(int, json.loads(remembered.read_text(encoding="utf-8"))))
-    except (OSError, TypeError, ValueError):  # then it is looked for
-        return None
+    return np.frombuffer(remembered.read_bytes(), np.int32)
+
+
+def longest_row(method: Method, tokens: ExampleTokens, stages: Iterable[int]) -> int:
+    """Tokens of a training example in the stage in which it has most."""
+    return max(sum(method.extent(tokens, stage)) for stage in stages)
+
+
+def _say_what_is_too_long(config: RunConfig, most: int, examples: Sequence[Example], lengths: Sequence[int]) -> None:
+    too_long = sorted((-length, place) for place, length in enumerate(lengths) if length > most)  # the longest first
+    if not too_long:
+        return
+    named = ", ".join(f"{examples[place].id!r} ({-length})" for length, place in too_long[:_NAMED])
+    more = ", ..." if len(too_long) > _NAMED else ""
+    limit = "max_length" if most == config.max_length else "all that the model takes"
+    said = f"{len(too_long)} of {len(examples)} records are longer than {most} tokens, {limit} ({named}{more})"
+    if len(too_long) == len(examples) or config.too_long == "error":
+        leave = "" if len(too_long) == len(examples) else "set too_long: skip to leave them out, "
+        remedy = "raise max_length" if most == config.max_length else "take a model with more positions"
+        raise UserError(f"train_path: {said}: {leave}shorten them, or {remedy}")
+    print(f"train_path: {said}: left out, as too_long is skip", flush=True)
 
 
 def check_prompt_lengths(
@@ -100,7 +115,7 @@ def check_prompt_lengths(
     stages, lengths = list(stages), []
     methods = list(methods)
     for question in questions:
-        encoded = [(method, encoder(question, method.asked)[0]) for method in methods]
+        encoded = [(method, encoder.tokens(question, method.asked)) for method in methods]
         rows = [(method, method.prompt_row(tokens, stage)) for method, tokens in encoded for stage in stages]
         lengths.append(max(len(row) + _missing_thoughts(method, row, extended_to) for method, row in rows))
     longest = max(lengths)

@@ -82,7 +82,7 @@ def folder_of(config: RunConfig) -> Path:
 
 
 def lengths_file(config: RunConfig, examples: Sequence[Example], *about: object) -> Path | None:
-    """Where `check_training_lengths` remembers what it has found of kept examples; None for others.
+    """Where `those_that_fit` remembers the lengths of kept examples; None for others.
 
     Args:
         about: what it depends on beside the config, such as the date that prompts are written with.
@@ -90,7 +90,7 @@ def lengths_file(config: RunConfig, examples: Sequence[Example], *about: object)
     if not isinstance(examples, KeptExamples):
         return None
     key = json.dumps([about_examples(config), len(examples), *map(str, about)], sort_keys=True)
-    return examples.records.path.with_suffix(f".{sha256(key.encode()).hexdigest()[:16]}.longest.json")
+    return examples.records.path.with_suffix(f".{sha256(key.encode()).hexdigest()[:16]}.lengths")
 
 
 def _kept(config: RunConfig, location: Location) -> Path | None:

@@ -17,7 +17,7 @@ from multicoco.engine.assembly import Assembly, assemble, prompt_date, weights_o
 from multicoco.engine.checkpoint import Checkpoints
 from multicoco.engine.deepspeed import build_engine, model_shape
 from multicoco.engine.ds_config import resolve_ds_config
-from multicoco.engine.lengths import check_prompt_lengths, check_training_lengths
+from multicoco.engine.lengths import check_prompt_lengths, those_that_fit
 from multicoco.engine.preemption import Preempted
 from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
@@ -74,11 +74,11 @@ class Trainer:
         assembly = assemble(config, weights, date, examples, group.device, n_rows)
         self.method = method_class(config.trained_method)(config, assembly.backbone.latent_tokens)
         self.batches = TrainingBatches(config, examples, assembly, self.method)
-        agree(lambda: self._check_purpose(examples, assembly), only_rank_0=True)
-        if (limit := position_limit(assembly.backbone.model)) is not None:
-            stages = sorted(self._stages)
-            remembered = lengths_file(config, examples, date, limit, stages, len(assembly.backbone.tokenizer))
-            check_training_lengths(limit, examples, assembly.encoder, self.method, stages, remembered)
+        positions, stages = position_limit(assembly.backbone.model), sorted(self._stages)
+        remembered = lengths_file(config, examples, date, stages, len(assembly.backbone.tokenizer))
+        fitting = those_that_fit(config, positions, examples, assembly.encoder, self.method, stages, remembered)
+        self.batches.keep(fitting)
+        agree(lambda: self._check_purpose(fitting, assembly, positions), only_rank_0=True)
         shape = model_shape(assembly.reasoner, max(map(self.method.passes, self._stages)))
         ds_config = agree(lambda: resolve_ds_config(Path(config.deepspeed), config, group.size, shape))
         self.engine = build_engine(assembly.reasoner, config, ds_config)
@@ -89,6 +89,8 @@ class Trainer:
         self.stages = Stages(config, self.engine, self.method, self.batches.steps_per_epoch)
         self.at, wandb_id = start.find(self.engine, self.stages, data, self.batches.global_batch)
         self.tracker = agree(lambda: Tracker(config.run_dir, config, wandb_id, enabled=group.rank == 0))
+        if left_out := len(examples) - len(fitting):
+            self.tracker.log({"data/examples": len(fitting), "data/too_long": left_out}, self.at.step)
         origin = TrainerState(
             epoch=0,
             stage=0,
@@ -118,9 +120,9 @@ class Trainer:
         scheduled = {part.stage for epoch in range(epochs) for part in self.method.parts(epoch, steps)}
         return scheduled | self.method.schedule.reachable(epochs)
 
-    def _check_purpose(self, examples: Sequence[Example], assembly: Assembly) -> None:
+    def _check_purpose(self, examples: Sequence[Example], assembly: Assembly, positions: int | None) -> None:
         """What would make the run pointless, or break it in its middle, is said before it starts."""
-        config, limit = self.config, position_limit(assembly.backbone.model)
+        config = self.config
         if self.method.needs_steps:
             require_steps(examples, locate(config.data_dir, str(config.train_path)), config.trained_method)
         if self.method.borrows:
@@ -133,9 +135,9 @@ class Trainer:
         methods = evaluation_methods(config, assembly.backbone.latent_tokens)
         for check in (check_interventions, check_lens):
             check(config, methods, max(self._stages), self.questions, assembly.encoder)
-        if limit is not None and self.questions:
+        if positions is not None and self.questions:
             room = (config.generation.max_new_tokens, extended_to(config))
-            check_prompt_lengths(limit, self.questions, assembly.encoder, methods.values(), self._stages, *room)
+            check_prompt_lengths(positions, self.questions, assembly.encoder, methods.values(), self._stages, *room)
 
     def run(self) -> None:
         """Trains.

@@ -99,7 +99,7 @@ class Family:
         return None
 
     def read_images(self, images: Sequence[Image.Image], image_processor: Any) -> ImageInputs:
-        """RGB pictures as tokens and tensors."""
+        """RGB pictures as tokens and tensors; how many tokens, the pictures' sizes alone say."""
         return ImageInputs()
 
     def content(self, text: str, n_images: int) -> str | list[dict[str, str]]:
