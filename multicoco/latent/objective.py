@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from multicoco.latent.generate import Passes
+    from multicoco.latent.passes import Passes
     from multicoco.latent.reasoner import LatentReasoner
 
 
@@ -17,13 +17,11 @@ class Supervised:
     """A batch after its passes.
 
     Attributes:
-        is_latent: (B, T) bool, where its thoughts stand.
         labels, divisor: as of `LatentReasoner.forward`.
         supervision: see `Objective`.
     """
 
     passes: Passes
-    is_latent: Tensor
     labels: Tensor
     divisor: Tensor | float | None
     supervision: dict[str, Tensor]

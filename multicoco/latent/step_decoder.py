@@ -62,7 +62,8 @@ class StepDecoder(Objective):
     def _read_and_write(self, batch: Supervised) -> tuple[Tensor, Tensor]:
         """What is read, (W, R, D), and what is to be written, (W, S), of all steps, and of a last row that writes
         nothing: the decoder is called whatever the batch holds."""
-        embeds, is_latent, stretches = batch.passes.embeds, batch.is_latent, batch.supervision["stretches"]  # [B, K, S]
+        embeds, stretches = batch.passes.embeds, batch.supervision["stretches"]  # [B, K, S]
+        is_latent = batch.passes.places.is_latent
         order = torch.arange(stretches.shape[1], device=stretches.device)
         exists = order < is_latent.sum(-1, keepdim=True)  # [B, K]
         fed, steps = embeds[is_latent], stretches[exists]  # [N, D], [N, S], both row by row

@@ -34,11 +34,12 @@ class MeanEmbeddings(Objective):
         return mean
 
     def forward(self, reasoner: LatentReasoner, batch: Supervised) -> Tensor:
-        passes, is_latent = batch.passes, batch.is_latent
+        passes, is_latent = batch.passes, batch.passes.places.is_latent
         before = torch.cat([is_latent[:, 1:], torch.zeros_like(is_latent[:, :1])], dim=1)
         wide = torch.promote_types(passes.embeds.dtype, torch.float32)
         target = passes.embeds[is_latent].detach().to(wide)  # [N, D]
-        thought = reasoner.thought_source(passes.hidden[before], 0).to(wide)
+        k = (is_latent.long().cumsum(-1) - 1)[is_latent]
+        thought = reasoner.thought_source(passes.hidden[before], k).to(wide)
         error = (thought - target).square().sum(-1) / target.square().sum(-1).clamp(min=torch.finfo(wide).tiny)
         counted = batch.supervision["counted"][:, None].expand_as(is_latent)[is_latent]
         of_thoughts = error.masked_fill(~counted, 0).sum() / batch.supervision["divisors"][0]

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from multicoco.interventions import order_of, parse
 from multicoco.latent.generate import generate_after, log_likelihoods
-from multicoco.latent.interventions import UNTOUCHED, Intervened, Recorder, replacement, unit_noise
+from multicoco.latent.interventions import UNTOUCHED, Intervened, replacement, unit_noise
 from multicoco.latent.reasoner import LatentReasoner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,9 +50,8 @@ def answer(reasoner, prompts, intervened=UNTOUCHED):
 
 @pytest.fixture(scope="module")
 def own(reasoner, prompts) -> list[torch.Tensor]:
-    recorder = Recorder()
-    answer(reasoner, prompts, Intervened(recorder))
-    return recorder.rows(3)
+    with torch.no_grad():
+        return reasoner.run_passes(**prompts).thoughts_by_row()
 
 
 def material(rows: list[torch.Tensor]) -> torch.Tensor:
@@ -180,7 +179,8 @@ def test_no_pass_waits_for_the_device(monkeypatch, spec):
     with torch.device("meta"):
         reasoner = LatentReasoner(qwen2(), LATENT, "reference").eval()
     ids = torch.ones(2, 12, dtype=torch.long, device="meta")
-    monkeypatch.setattr(reasoner, "_latent_columns", lambda *_: ([5, 6, 7], [8] * (spec == "mask")))
+    found = [[5, 6, 7], [], [7] * (spec == "mask")]
+    monkeypatch.setattr("multicoco.latent.places.columns_with_any", lambda *_: found)
     given = torch.ones(2, 3, 32, device="meta")
     with torch.no_grad():
         intervened = Intervened(replacement(parse(spec), given), hides=spec == "mask")

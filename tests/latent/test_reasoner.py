@@ -28,7 +28,7 @@ from reference import (
 )
 from transformers import GenerationConfig
 
-from multicoco.latent.reasoner import LatentReasoner, split_columns
+from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.checkpointing import checkpoint_activations
 
 LOSS_TOLERANCE = 1e-6
@@ -257,23 +257,6 @@ def test_extra_passes_change_nothing(n_passes):
     assert_same_gradients(reasoner.model, expected, GRADIENT_TOLERANCE)
 
 
-@given(
-    length=st.integers(1, 30),
-    columns=st.sets(st.integers(1, 29), max_size=6),
-    n_passes=st.none() | st.integers(1, 30),
-)
-def test_split_columns_cuts_before_every_latent_and_as_often_as_asked(length, columns, n_passes):
-    columns = sorted(c for c in columns if c < length)
-    if n_passes is not None and not len(columns) < n_passes <= length:
-        with pytest.raises(ValueError, match="passes"):
-            split_columns(columns, length, n_passes)
-        return
-    starts = split_columns(columns, length, n_passes)
-    assert starts[0] == 0 and starts == sorted(set(starts)) and starts[-1] < length
-    assert set(columns) <= set(starts)
-    assert len(starts) == (n_passes or len(columns) + 1)
-
-
 def test_a_batch_without_labels_gives_zero_loss_and_gradients():
     batch = fixed_batch()
     batch["labels"][:] = -100
@@ -382,7 +365,7 @@ def test_no_pass_waits_for_the_device(monkeypatch, checkpointing):
     ids = torch.ones(2, 12, dtype=torch.long, device="meta")
     with pytest.raises((RuntimeError, NotImplementedError)):
         reasoner(ids, torch.ones_like(ids))
-    monkeypatch.setattr(reasoner, "_latent_columns", lambda *_: ([5, 6, 7], []))  # read before the passes
+    monkeypatch.setattr("multicoco.latent.places.columns_with_any", lambda *_: [[5, 6, 7], [], []])  # before the passes
     thoughts = reasoner(ids, torch.ones_like(ids)).thoughts
     thoughts.sum().backward()
     assert thoughts.shape == (2, 3, 32) and reasoner.decoder.layers[2].self_attn.v_proj.weight.grad.is_meta

@@ -1,0 +1,53 @@
+"""Where in a batch thoughts stand, on the device and, for the passes to be laid out, on the host."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Places:
+    """Of the thoughts of a batch (B, T).
+
+    Attributes:
+        is_latent: (B, T) bool.
+        k: (B, T), which of its row's thoughts stands there, from 0; -1 where none does.
+        columns: those in which any row has one.
+        hidden_from: by column that follows some row's last one, (B, T) bool of the thoughts of such rows so far; empty
+            unless they are to be hidden.
+    """
+
+    is_latent: Tensor
+    k: Tensor
+    columns: list[int]
+    hidden_from: dict[int, Tensor]
+
+
+def find(input_ids: Tensor, attention_mask: Tensor, latent_token_id: int | None, hides: bool) -> Places:
+    """Where tokens (B, T) that are no padding have the id.
+
+    Raises:
+        ValueError: one has no token before it or, if they are to be hidden, none after it.
+    """
+    is_latent = torch.zeros_like(input_ids, dtype=torch.bool)
+    if latent_token_id is not None:
+        is_latent = (input_ids == latent_token_id) & attention_mask.bool()
+    k = (is_latent.long().cumsum(-1) - 1).masked_fill(~is_latent, -1)
+    is_last = is_latent & (k == k.amax(-1, keepdim=True)) & hides
+    follows_nothing = is_latent.clone()
+    follows_nothing[:, 1:] &= ~attention_mask[:, :-1].bool()
+    columns, orphaned, last = columns_with_any(is_latent, follows_nothing, is_last)
+    if orphaned:
+        raise ValueError(f"latent token in column {orphaned[0]} has no token before it to take its embedding from")
+    if input_ids.shape[1] - 1 in last:
+        raise ValueError("a thought in the last column cannot be hidden: nothing follows it")
+    ends = {column + 1: is_latent & is_last[:, : column + 1].any(-1, keepdim=True) for column in last}
+    return Places(is_latent, k, columns, ends)
+
+
+def columns_with_any(*flags: Tensor) -> list[list[int]]:
+    """Of each (B, T): the columns in which any row is flagged. The one time that a step waits for the device, before
+    its passes."""
+    by_column = torch.stack([x.any(0) for x in flags]).tolist()
+    return [[column for column, flag in enumerate(row) if flag] for row in by_column]
