@@ -24,6 +24,7 @@ from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import Weights, find_weights
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
+from multicoco.latent.schedule import OnePass
 from multicoco.latent.self_check import self_check
 from multicoco.latent.thoughts import Projected
 from multicoco.methods import Method, thinking_method
@@ -167,10 +168,10 @@ def _load(
 def _thinking(config: RunConfig, method: Method, model: PreTrainedModel, latent_token_id: int) -> LatentReasoner:
     """Raises: ValueError, as `LatentReasoner`."""
     objective = None if config.mode == "eval_only" else method.objective(model)
-    thoughts = method.thought_source()
-    if thoughts is None:
+    if isinstance(method.pass_schedule, OnePass):
         fixed = method.fixed_thoughts(model)
         return LatentReasoner(model, None, config.kernel, fixed_thoughts=fixed, objective=objective)
+    thoughts = method.thought_source()
     if (projection := method.projection(model)) is not None:
         thoughts = Projected(thoughts, projection)
     return LatentReasoner(
@@ -179,5 +180,6 @@ def _thinking(config: RunConfig, method: Method, model: PreTrainedModel, latent_
         config.kernel,
         thoughts,
         gradient_passes=method.gradient_passes,
+        pass_schedule=method.pass_schedule,
         objective=objective,
     )
