@@ -20,7 +20,7 @@ from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.objective import Objective, Supervised
 from multicoco.latent.thoughts import ThoughtSource, constant_before_last, hidden_state, put
 from multicoco.latent.weight_gradients import stack_weight_gradients, stacked_columns
-from multicoco.models.families import family_of
+from multicoco.models.families import Embedding, family_of
 from multicoco_kernels import KERNELS, BufferPool
 
 
@@ -122,6 +122,7 @@ class LatentReasoner(nn.Module):
         self.gradient_passes = gradient_passes
         self.objective = objective
         self.cache_buffers = BufferPool()
+        self.embedding = Embedding()
         self.cross_entropy = LabelledCrossEntropy()
         self.decoder.set_attn_implementation(ATTENTION_NAME)
         if self.decoder.config._attn_implementation != ATTENTION_NAME:
@@ -245,8 +246,7 @@ class LatentReasoner(nn.Module):
         starts = split_columns([*latent_columns, *after], input_ids.shape[1], n_passes)
         if position_ids is None:
             position_ids = self.family.position_ids(input_ids, attention_mask, inputs)
-        embedded = self.family.embed(self.model, input_ids, inputs)
-        embeds = embedded.embeds  # [B, T, D]
+        embeds, further = self.embedding(self.family, self.model, input_ids, inputs)  # embeds: [B, T, D]
         if self.fixed_thoughts is not None:
             embeds = self.fixed_thoughts(embeds, input_ids, seeds)
         if given is not None:
@@ -282,7 +282,7 @@ class LatentReasoner(nn.Module):
                     use_cache=False,
                     segment=segment,
                     output_hidden_states=tapped is not None,
-                    **embedded.further(slice(start, end)),
+                    **further(slice(start, end)),
                 )
                 hidden.append(out.last_hidden_state)
                 fed.append(segment_embeds)
@@ -299,7 +299,7 @@ class LatentReasoner(nn.Module):
             cache,
             visible,
             position_ids,
-            embedded.further,
+            further,
             layers,
         )
 
