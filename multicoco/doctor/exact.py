@@ -31,8 +31,9 @@ def check_exactness(config_path: Path, overrides: Sequence[str]) -> Iterator[str
     name = next(name for name, kind in load_all("families").items() if kind is type(family))
     proven = "which tests hold against transformers" if family.is_proven else "which is tried, and checked in every run"
     yield f"{weights.source}: a {model.config.model_type} model, of the family {name}, {proven}"
-    found = measure_exactness(model, config.kernel, short_and_long(examples, assembly.encoder)[-1])
-    longest = f"the longest of the first {len(examples)}"
+    example = short_and_long(examples, assembly.encoder, config.max_length)[-1]
+    found = measure_exactness(model, config.kernel, example)
+    longest = f"of the first {len(examples)} examples the longest"
     tolerance = f"{found.tolerance.of_spread:.0e} of the spread of the logits: {found.tolerance.reason}"
     for what, value in {
         "example": f"{found.tokens} tokens, {found.thoughts} of them thoughts; {longest}",

@@ -26,6 +26,7 @@ class LlavaOneVision(Sighted):
     """Image tokens for every image: of the whole, then row by row of the tiles."""
 
     input_names = ("pixel_values", "image_sizes", "batch_num_images")
+    host_inputs = ("image_sizes", "batch_num_images")
     is_proven = True
     parts = {"vision_tower": ("vision_tower",), "projector": ("multi_modal_projector",)}  # noqa: RUF012
 
