@@ -142,6 +142,12 @@ def watch_run(args: argparse.Namespace) -> None:
 
 
 def doctor(args: argparse.Namespace) -> None:
+    if args.exact:
+        from multicoco.doctor.exact import check_exactness
+
+        for line in check_exactness(args.config, args.overrides):
+            print(line)
+        return
     from multicoco.doctor.examine import examine, format_table
 
     rows = examine(args.config, args.overrides, args.hostfile, args.timeout)
@@ -299,6 +305,9 @@ def parser() -> argparse.ArgumentParser:
     checkup.add_argument("--hostfile", type=path, help="DeepSpeed hostfile (default: this machine alone)")
     checkup.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
     checkup.add_argument("--timeout", type=int, default=120, help="seconds for the all_reduce (default 120)")
+    checkup.add_argument(
+        "--exact", action="store_true", help="instead: compare the model's loss after thoughts with plain recomputing"
+    )
     checkup.set_defaults(run=doctor)
 
     data = commands.add_parser(

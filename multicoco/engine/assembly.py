@@ -23,6 +23,7 @@ from multicoco.engine.thought_weights import load_thoughts
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import Weights, find_weights
 from multicoco.errors import UserError
+from multicoco.latent.exactness import require_exact
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.latent.schedule import OnePass
 from multicoco.latent.self_check import self_check
@@ -94,7 +95,7 @@ def assemble(
     backbone, reasoner = agree(lambda: _load(config, weights, device, n_rows))
     encoder = encoder_of(config, backbone, date)
     if config.self_check:
-        agree(lambda: self_check(reasoner, _short_and_long(examples, encoder, config.max_length)), only_rank_0=True)
+        agree(lambda: _compare(reasoner, short_and_long(examples, encoder, config.max_length)), only_rank_0=True)
     return Assembly(backbone, reasoner, encoder)
 
 
@@ -111,9 +112,16 @@ def encoder_of(config: RunConfig, reader: Backbone | Reader, date: str) -> Encod
     return Encoder(prompt, partial(reader.family.read_images, image_processor=reader.image_processor))
 
 
-def _short_and_long(examples: Sequence[Example], encoder: Encoder, max_length: int | None) -> list[dict[str, Tensor]]:
-    """Two of the first examples with all that is written of them, as batches of one row; the long one only if it is
-    not too long to be trained on."""
+def _compare(reasoner: LatentReasoner, examples: Sequence[dict[str, Tensor]]) -> None:
+    """The passes with the model's own forward; of a kind of model that no test does, with thoughts first."""
+    if not reasoner.family.is_proven:
+        require_exact(reasoner.model, reasoner.kernel, examples[-1])
+    self_check(reasoner, examples)
+
+
+def short_and_long(examples: Sequence[Example], encoder: Encoder, max_length: int | None) -> list[dict[str, Tensor]]:
+    """Two of the first examples with all that is written of them, as batches of one row; the long one last, and only if
+    it is not too long to be trained on."""
     first = examples[:SHORT_AND_LONG]
     rows: list[dict[str, Tensor]] = []
     for example in dict.fromkeys([min(first, key=_size), max(first, key=_size)]):

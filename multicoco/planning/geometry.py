@@ -104,6 +104,11 @@ class ModelGeometry:
         self.decoder_layer = _part(self._layers(decoder)[0], self.text.num_hidden_layers)
         family = family_of(config)
         self.tile = family.tile
+        if family.sees_images and self.tile is None:
+            raise UserError(
+                f"a {config.model_type} model cannot be planned for: of no family of its own (docs/models.md), it does "
+                "not say what an image is on its way through it"
+            )
         self.vision_layer = self.projector = Part(0, 0, 0, 0)
         if layers := family.vision_layers(model):
             self.vision_layer, self.projector = _part(layers[0], len(layers)), _part(family.part(model, "projector"))
