@@ -118,7 +118,7 @@ def ask(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     from multicoco.export.folder import export
 
-    print(export(args.checkpoint, args.to, args.push))
+    print(export(args.checkpoint, args.to, args.push, args.merge))
 
 
 def report(args: argparse.Namespace) -> None:
@@ -271,6 +271,9 @@ def parser() -> argparse.ArgumentParser:
     exporting.add_argument("checkpoint", type=expanded, help="run folder (its best checkpoint), or checkpoint")
     exporting.add_argument("--to", type=path, required=True, metavar="FOLDER", help="folder to make")
     exporting.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the hub, as this model")
+    exporting.add_argument(
+        "--merge", action="store_true", help="of a run with LoRA: a whole model, and not its adapters"
+    )
     exporting.set_defaults(run=export)
 
     page = commands.add_parser(

@@ -153,6 +153,7 @@ def _load(
     backbone = load_backbone(source, dtype, config.max_image_tiles, config.trust_remote_code)
     if authors_file:
         load_authors_weights(backbone, authors_file, init_token)
+        backbone.base = None
     if thinking:
         add_latent_tokens(backbone, init_token, n_rows)
     latent = backbone.latent_tokens

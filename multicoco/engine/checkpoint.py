@@ -4,6 +4,7 @@
 <run folder>/checkpoints/epoch_0003_step_00000120/   within the fourth, after 120 optimizer steps in all
     model/          weights (safetensors), tokenizer and image processor, for `from_pretrained`; what is trained of the
                     thoughts beside it (`engine.thought_weights`)
+    adapter/        of a run with LoRA: what it has trained, in peft's form, for `PeftModel.from_pretrained`
     deepspeed/      DeepSpeed's sharded state, for resuming
     random/         the state of every rank's random number generators
     trainer.json    where the run stands (`TrainerState`)
@@ -127,9 +128,11 @@ class Checkpoints:
             if weights is not None:
                 backbone.save_pretrained(folder / "model", weights)
                 save_thoughts(folder / "model", thoughts)
+                backbone.save_adapters(folder / "adapter", weights)
                 write_json(folder / "trainer.json", asdict(state))
                 write_text(folder / "config.yaml", config)
-                written += [*(folder / "model").iterdir(), folder / "trainer.json", folder / "config.yaml"]
+                written += [*folder.glob("model/*"), *folder.glob("adapter/*")]
+                written += [folder / "trainer.json", folder / "config.yaml"]
             return describe(folder, written)
 
         return write
