@@ -38,6 +38,8 @@ def contradictions(config: RunConfig) -> Iterator[str]:
         for key in ("interventions", "thoughts"):
             if getattr(config.eval_config, key):
                 yield f"eval_config.inputs is {inputs} but eval_config.{key} is set: each needs a run of its own"
+    if "wandb" in config.tracking and config.wandb.mode == "disabled":
+        yield "tracking has wandb but wandb.mode is disabled: set it to online or offline, or leave wandb out"
     if config.bf16 and config.fp16:
         yield "bf16 and fp16 are both true: set one of them to false"
     if training and config.lora.rank is not None and config.freeze.language_model:

@@ -82,7 +82,8 @@ class Trainer:
         data = start.hash_data()
         self.stages = Stages(config, self.engine, self.method, self.batches.steps_per_epoch)
         self.at, wandb_id = start.find(self.engine, self.stages, data, self.batches.global_batch)
-        self.tracker = agree(lambda: Tracker(config.run_dir, config, wandb_id, enabled=group.rank == 0))
+        next_step = self.at.step + self.at.evaluated  # a missing evaluation of the last one is made up for
+        self.tracker = agree(lambda: Tracker(config.run_dir, config, wandb_id, group.rank == 0, next_step))
         origin = TrainerState(
             epoch=0,
             stage=0,
