@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import date, datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 from pydantic.fields import FieldInfo
@@ -27,6 +27,7 @@ from multicoco.config.section import (
     Section,
     expand,
 )
+from multicoco.config.tracking import Tracking, Wandb, agreed
 from multicoco.errors import UserError
 from multicoco.interventions import parse, split_specs
 from multicoco.registry import Kind, check_name, load_all
@@ -142,13 +143,6 @@ class EvalConfig(Section):
     @property
     def measures_likelihoods(self) -> bool:
         return self.likelihoods or bool(self.interventions) or self.answer_by == "likelihood"
-
-
-class Wandb(Section):
-    mode: Literal["online", "offline", "disabled"] = Field("disabled", description="where Weights & Biases logs to")
-    entity: OptionalStr = Field(None, description="W&B user or team")
-    group: OptionalStr = Field(None, description="W&B group")
-    tags: list[str] = Field([], description="W&B tags")
 
 
 class _First(Section):
@@ -308,6 +302,10 @@ class _Last(Section):
     """The engine's keys below the sections of the methods."""
 
     eval_config: EvalConfig = EvalConfig()
+    tracking: Tracking = Field(
+        ["jsonl"],
+        description="where a run's numbers go: jsonl, which is always among them, is metrics.jsonl in its folder",
+    )
     wandb: Wandb = Wandb()
     deepspeed: PathStr = Field("ds_configs/zero2.json", description="DeepSpeed config (JSON)")
 
@@ -360,6 +358,11 @@ class RunConfig(_Last, _WithMethods):
     def evaluated(self) -> list[str]:
         """The methods that eval_config names; one with thoughts first, as it has the larger vocabulary."""
         return [name for name in ("coconut", "cot", "vanilla") if getattr(self.eval_config, name)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _agree(cls, keys: Any) -> Any:
+        return agreed(keys)
 
     @model_validator(mode="after")
     def _refuse_impossible_combinations(self) -> Self:

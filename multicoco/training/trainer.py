@@ -90,7 +90,8 @@ class Trainer:
         data = start.hash_data()
         self.stages = Stages(config, self.engine, self.method, self.batches.steps_per_epoch, checkpoints)
         self.at, wandb_id = start.find(self.engine, self.stages, data, self.batches.global_batch)
-        self.tracker = agree(lambda: Tracker(config.run_dir, config, wandb_id, enabled=group.rank == 0))
+        next_step = self.at.step + self.at.evaluated  # a missing evaluation of the last one is made up for
+        self.tracker = agree(lambda: Tracker(config.run_dir, config, wandb_id, group.rank == 0, next_step))
         if left_out := len(examples) - len(fitting):
             self.tracker.log({"data/examples": len(fitting), "data/too_long": left_out}, self.at.step)
         origin = TrainerState(

@@ -71,6 +71,10 @@ ALL_FROZEN = [f"freeze.{part}=true" for part in ("vision_tower", "projector", "l
             ["coconut.norm is embedding but there are no thoughts"],
         ),
         ([*COCONUT[:2], "coconut.first_stage=3"], ["coconut.first_stage is 3", "the last stage is 2"]),
+        (
+            ["tracking=[wandb]", "wandb.mode=disabled"],
+            ["tracking has wandb but wandb.mode is disabled", "leave wandb out"],
+        ),
         (["bf16=true", "fp16=true"], ["bf16 and fp16 are both true"]),
         (
             ["val_path=v", "eval_config.inputs=question_only"],
