@@ -18,8 +18,9 @@ from transformers.utils import logging as transformers_logging
 from multicoco.config import RunConfig, load_config
 from multicoco.config.schema import EvalConfig
 from multicoco.data.example import Example
-from multicoco.engine.assembly import assemble, load_records, prompt_date
+from multicoco.engine.assembly import assemble, prompt_date
 from multicoco.engine.lengths import check_prompt_lengths
+from multicoco.engine.records import load_records
 from multicoco.engine.weights import Weights, find_weights
 from multicoco.errors import UserError
 from multicoco.evaluation.asking import Answers, Asking, Respondent

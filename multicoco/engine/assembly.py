@@ -16,8 +16,6 @@ from multicoco.curriculum import layout
 from multicoco.data.example import Example
 from multicoco.data.loader import Encoder
 from multicoco.data.prompt import PromptBuilder
-from multicoco.data.sources import load_of_run
-from multicoco.data.sources.tables import open_stored
 from multicoco.engine.ranks import agree, rank
 from multicoco.engine.thought_weights import load_thoughts
 from multicoco.engine.trainer_state import TrainerState
@@ -47,19 +45,6 @@ class Assembly:
     backbone: Backbone
     reasoner: LatentReasoner
     encoder: Encoder
-
-
-def load_records(config: RunConfig, path: str | None, limit: int | None) -> list[Example]:
-    """The examples of `train_path` or `val_path`, none if it is null, checked on rank 0. Collective.
-
-    Raises:
-        UserError: as `load_examples`; on all ranks.
-    """
-    if path is None:
-        return []
-    examples: list[Example] = agree(lambda: load_of_run(config, path, limit), only_rank_0=True)
-    agree(lambda: open_stored(examples))  # once a rank, not in each of its workers
-    return examples
 
 
 def weights_of(config: RunConfig) -> Weights:
