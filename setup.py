@@ -8,6 +8,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+SITE = ["mkdocs-material>=9.7", "mkdocstrings-python>=2.0"]
 TABLES = ["datasets>=4.0", "pyarrow"]  # parquet, Arrow, the hub's data sets
 
 
@@ -63,6 +64,7 @@ setup(
     ],
     extras_require={
         "test": [
+            *SITE,
             *TABLES,
             "pytest",
             "pytest-xdist",
@@ -82,6 +84,7 @@ setup(
         "report": ["matplotlib"],
         "tensorboard": ["tensorboard"],
         "data": TABLES,
+        "docs": SITE,
         "mpi": ["mpi4py"],
         "flash": ["flash-attn"],
     },

@@ -125,9 +125,10 @@ def one_message(source: str) -> Iterator[None]:
         raise UserError(f"model {source!r}: {error}") from error
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        here = "" if Path(source).exists() else "no such folder is here; "
         raise UserError(
             f"model {source!r} cannot be loaded: {lines[0]} "
-            "(give a Hugging Face directory with config.json, weights and tokenizer, or a hub id)"
+            f"({here}give a Hugging Face directory with config.json, weights and tokenizer, or a hub id)"
         ) from error
 
 
