@@ -41,6 +41,7 @@ from multicoco.training.stages import Stages
 from multicoco.training.start import Start
 from multicoco.training.step import train_step
 from multicoco.training.thought_window import ThoughtWindow
+from multicoco.training.transfer import Transfer
 
 
 class Trainer:
@@ -103,6 +104,7 @@ class Trainer:
         )
         self.saver = Saver(config, checkpoints, self.engine, assembly.backbone, self.tracker, origin, self.at)
         self.look_around = Lookout(self.saver, group.device)
+        self.transfer = Transfer(group.device, assembly.backbone.family.host_inputs)
         self.skip_limit = SkipLimit(config.max_skipped_steps, self.batches)
         self.thoughts = ThoughtWindow(
             assembly.reasoner.latent_token_id, config.batch_size, config.gradient_accumulation_steps
@@ -179,9 +181,10 @@ class Trainer:
     def _train_part(self, part: Part, epoch: int, window: LossWindow, progress: "tqdm[NoReturn]") -> None:
         at, config, n_passes = self.at, self.config, self.method.passes(part.stage)
         progress.set_description(f"stage {part.stage} epoch {epoch + 1}/{config.num_epochs}")
-        for micro_batches in self.batches.steps(part, epoch, at.epoch_step):
+        for micro_batches in self.transfer.ahead(self.batches.steps(part, epoch, at.epoch_step)):
             skipped_before = self.engine.skipped_steps
-            losses, counts, thoughts = train_step(self.engine, self.method, micro_batches, n_passes, self.group.device)
+            flags = self.look_around.flags()
+            losses, counts, thoughts, flagged = train_step(self.engine, self.method, micro_batches, n_passes, flags)
             at.step, at.epoch_step = at.step + 1, at.epoch_step + 1
             at.tokens, at.passes = at.tokens + counts[1], at.passes + n_passes * len(micro_batches)
             skipped = self.engine.skipped_steps > skipped_before
@@ -194,7 +197,7 @@ class Trainer:
             is_last = at.epoch_step == self.batches.steps_per_epoch
             if at.step % config.log_every_steps == 0 or is_last:
                 self._log(window.read() | self.thoughts.read(), epoch, progress)
-            self.look_around()
+            self.look_around.heed(flagged.read())
             if config.save_every_steps and at.step % config.save_every_steps == 0 and not is_last:
                 self.saver.save()
 
