@@ -88,6 +88,9 @@ setup(
         "mpi": ["mpi4py"],
         "flash": ["flash-attn"],
     },
-    entry_points={"console_scripts": ["multicoco = multicoco.cli:main"]},
+    entry_points={
+        "console_scripts": ["multicoco = multicoco.cli:main"],
+        "lmms_eval.models": ["multicoco = multicoco.integrations:lmms_eval_model"],
+    },
     **compiled_kernel(),
 )
