@@ -95,16 +95,25 @@ class Encoder:
     """An example as tokens and image tensors.
 
     Args:
-        read_images: pictures as a model family takes them.
+        read_images: pictures as a model family takes them, their tokens by their sizes alone.
     """
 
     def __init__(self, prompt: PromptBuilder, read_images: Callable[[Sequence[Image.Image]], ImageInputs]):
         self.prompt = prompt
         self.read_images = read_images
+        self._of_sizes: dict[tuple[tuple[int, int], ...], Sequence[Any]] = {}  # image tokens, by (width, height)
 
     def __call__(self, example: Example, asked: Asked) -> tuple[ExampleTokens, dict[str, Tensor]]:
         images = self.read_images([load_image(image) for image in example.images])
         return self.prompt(example, asked, images.tokens), images.tensors
+
+    def tokens(self, example: Example, asked: Asked) -> ExampleTokens:
+        """The tokens alone, for measuring many examples: pictures of sizes that were seen are not processed again."""
+        images = [load_image(image) for image in example.images]
+        sizes = tuple(image.size for image in images)
+        if sizes not in self._of_sizes:
+            self._of_sizes[sizes] = self.read_images(images).tokens
+        return self.prompt(example, asked, self._of_sizes[sizes])
 
 
 def check_donors(n_examples: int, of: str) -> None:

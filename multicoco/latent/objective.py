@@ -19,12 +19,14 @@ class Supervised:
     Attributes:
         labels, divisor: as of `LatentReasoner.forward`.
         supervision: see `Objective`.
+        labels_on_host: the labels on the CPU, where they are there.
     """
 
     passes: Passes
     labels: Tensor
     divisor: Tensor | float | None
     supervision: dict[str, Tensor]
+    labels_on_host: Tensor | None = None
 
 
 class Objective(nn.Module):

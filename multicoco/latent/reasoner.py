@@ -1,6 +1,7 @@
 """Coconut's latent passes: the language model runs segment by segment, each latent embedding being the model's own
 last hidden state of the column before it (Hao et al. 2024, arXiv:2412.06769, section 3)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.cache import ATTENTION_NAME, StaticKVCache
+from multicoco.latent.columns import LatentColumns, places
 from multicoco.latent.controls import GaussianThoughts
 from multicoco.latent.generate import generate_after
 from multicoco.latent.interventions import UNTOUCHED, Intervened
@@ -18,7 +20,6 @@ from multicoco.latent.kinds import check_supported
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.objective import Objective, Supervised
 from multicoco.latent.passes import Passes, Thinking, run
-from multicoco.latent.places import find
 from multicoco.latent.schedule import SEQUENTIAL, OnePass, PassSchedule
 from multicoco.latent.thoughts import ThoughtSource, hidden_state, put
 from multicoco.latent.weight_gradients import stack_weight_gradients
@@ -114,6 +115,7 @@ class LatentReasoner(nn.Module):
         return_logits: bool = False,
         seeds: Tensor | None = None,
         supervision: dict[str, Tensor] | None = None,
+        on_host: Mapping[str, Tensor] | None = None,
         **inputs: Tensor,
     ) -> LatentOutput:
         """Runs the latent passes and, with labels, the next-token loss or the objective's.
@@ -127,6 +129,8 @@ class LatentReasoner(nn.Module):
             return_logits: also compute (B, T, V) logits.
             seeds: (B,) of the rows, on the CPU; only `fixed_thoughts` reads them, and needs them.
             supervision: what the objective asks for beside the labels.
+            on_host: input_ids, attention_mask and labels once more, on the CPU: with them, nothing is read from the
+                device.
             inputs: what the family's models take beside tokens (its `input_names`), of all rows in order; for InternVL
                 pixel_values, (N, 3, H, W) image tiles.
 
@@ -144,13 +148,14 @@ class LatentReasoner(nn.Module):
             intervened=UNTOUCHED,
             given=objective.given(self, supervision) if objective and supervision else None,
             tapped=objective.tapped(supervision) if objective and supervision else None,
+            on_host=on_host,
             **inputs,
         )
-        loss = None
+        loss, labels_on_host = None, on_host.get("labels") if on_host else None
         if labels is not None and objective and supervision:
-            loss = objective(self, Supervised(passes, labels, loss_divisor, supervision))
+            loss = objective(self, Supervised(passes, labels, loss_divisor, supervision, labels_on_host))
         elif labels is not None:
-            loss = self.language_loss(passes.hidden, labels, loss_divisor)
+            loss = self.language_loss(passes.hidden, labels, loss_divisor, labels_on_host)
         logits = self.model.get_output_embeddings()(passes.hidden) if return_logits else None
         return LatentOutput(loss=loss, thoughts=passes.thoughts, logits=logits)
 
@@ -189,6 +194,7 @@ class LatentReasoner(nn.Module):
         intervened: Intervened = UNTOUCHED,
         given: Tensor | None = None,
         tapped: Tensor | None = None,
+        on_host: Mapping[str, Tensor] | None = None,
         **inputs: Tensor,
     ) -> Passes:
         """The passes alone, from which `latent.generate` goes on.
@@ -202,40 +208,48 @@ class LatentReasoner(nn.Module):
             raise ValueError("thoughts are hidden at evaluation only: call it under torch.no_grad()")
         if unknown := inputs.keys() - set(self.family.input_names):
             raise TypeError(f"{self.model.config.model_type} takes no {', '.join(sorted(unknown))}")
-        places = find(input_ids, attention_mask, self.latent_token_id, intervened.hides)
+        tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
+        latent = LatentColumns.find(tokens, self.latent_token_id, intervened.hides, on_host)
         schedule = self.pass_schedule if given is None else OnePass()
-        order = schedule.passes(places.columns, list(places.hidden_from), input_ids.shape[1], n_passes)
+        order = schedule.passes(latent.columns, list(latent.hidden_from), input_ids.shape[1], n_passes)
         if position_ids is None:
             position_ids = self.family.position_ids(input_ids, attention_mask, inputs)
         embedded = self.family.embed(self.model, input_ids, inputs)
         if self.fixed_thoughts is not None:
             embedded = replace(embedded, embeds=self.fixed_thoughts(embedded.embeds, input_ids, seeds))
         if given is not None:
-            embedded = replace(embedded, embeds=put(embedded.embeds, places.is_latent, given))
-        cache = StaticKVCache(attention_mask.bool(), self.kernel, self.cache_buffers)
-        thinking = Thinking(places.k, self.thought_source, self.gradient_passes, intervened.replace)
+            embedded = replace(embedded, embeds=put(embedded.embeds, latent.is_latent, given))
+        keys_on_host = on_host["attention_mask"].bool() if on_host else None
+        cache = StaticKVCache(attention_mask.bool(), self.kernel, self.cache_buffers, keys_on_host)
+        thinking = Thinking(latent.k, self.thought_source, self.gradient_passes, intervened.replace)
         hidden, embeds, layers = run(
-            self.decoder, embedded, position_ids, order, thinking, cache, places.hidden_from, tapped
+            self.decoder, embedded, position_ids, order, thinking, cache, latent.hidden_from, tapped
         )
         return Passes(
             hidden=hidden,
             embeds=embeds,
-            places=places,
+            latent=latent,
             cache=cache,
-            visible=attention_mask.masked_fill(places.is_latent, 0) if intervened.hides else attention_mask,
+            visible=attention_mask.masked_fill(latent.is_latent, 0) if intervened.hides else attention_mask,
             position_ids=position_ids,
             further=embedded.further,
             layers=layers,
         )
 
-    def language_loss(self, hidden: Tensor, labels: Tensor, divisor: Tensor | float | None) -> Tensor:
+    def language_loss(
+        self, hidden: Tensor, labels: Tensor, divisor: Tensor | float | None, on_host: Tensor | None = None
+    ) -> Tensor:
         """The summed next-token cross-entropy of last hidden states (B, T, D) at the labels (B, T), over a divisor: by
-        default the number of labelled positions."""
+        default the number of labelled positions.
+
+        Args:
+            on_host: the same labels on the CPU; where the loss is, is then not asked of the device.
+        """
         head: Any = self.model.get_output_embeddings()
-        targets = labels[:, 1:]
-        labelled = targets != IGNORE_INDEX
+        labelled = (labels if on_host is None else on_host)[:, 1:] != IGNORE_INDEX
         if divisor is None:
             divisor = labelled.sum().clamp(min=1)
         labelled[:, 0] |= ~labelled.any()  # without labels still call the head, as other ranks do: its loss is 0
-        summed: Tensor = self.cross_entropy(hidden[:, :-1][labelled], head, targets[labelled])
+        where = places(labelled, hidden.device)
+        summed: Tensor = self.cross_entropy(hidden[where], head, labels[:, 1:][where])
         return summed / divisor

@@ -25,10 +25,14 @@ class TrainingBatches:
 
     def __init__(self, config: RunConfig, examples: Sequence[Example], assembly: Assembly, method: Method):
         self.config = config
-        self.examples = examples
         self.assembly = assembly
         self.method = method
         self.global_batch = config.batch_size * config.gradient_accumulation_steps * world_size()
+        self.keep(examples)
+
+    def keep(self, examples: Sequence[Example]) -> None:
+        """Trains on these."""
+        self.examples = examples
         self.steps_per_epoch = -(-len(examples) // self.global_batch)
 
     def steps(self, part: Part, epoch: int, done: int) -> Iterator[list[dict[str, Any]]]:

@@ -71,6 +71,7 @@ class Family:
         auto_model: transformers' class that loads it.
         sees_images: whether it takes images.
         input_names: what its forward takes beside the tokens, which the collator batches and the engine moves.
+        host_inputs: those of them that are small and that it reads on the host: they stay there in training.
         other_forms: model types of the same weights in a form that is not read, and what is to be given instead.
         parts: the keys of `freeze` beside language_model, and the submodules of the base model that each stands for; a
             family that sees images has vision_tower and projector.
@@ -79,6 +80,7 @@ class Family:
     auto_model: ClassVar[Any] = AutoModelForCausalLM
     sees_images: ClassVar[bool] = False
     input_names: ClassVar[tuple[str, ...]] = ()
+    host_inputs: ClassVar[tuple[str, ...]] = ()
     other_forms: ClassVar[dict[str, str]] = {}
     parts: ClassVar[dict[str, tuple[str, ...]]] = {}
 
@@ -97,7 +99,7 @@ class Family:
         return None
 
     def read_images(self, images: Sequence[Image.Image], image_processor: Any) -> ImageInputs:
-        """RGB pictures as tokens and tensors."""
+        """RGB pictures as tokens and tensors; how many tokens, the pictures' sizes alone say."""
         return ImageInputs()
 
     def content(self, text: str, n_images: int) -> str | list[dict[str, str]]:

@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from multicoco.errors import UserError
 from multicoco.models.families.family import ImageInputs, Tile
 from multicoco.models.families.sighted import Sighted
+from multicoco_kernels import send
 
 _TILE_SIDE = 448  # pixels of the square in which the size of an image is counted; an InternVL tile's
 _LONGEST_SIDES = 200  # transformers' image processor takes no image that is longer than so many times its width
@@ -26,6 +27,7 @@ class QwenVL(Sighted):
     """`<|vision_start|>`, an image token for every square of merged patches, `<|vision_end|>` for every image."""
 
     input_names = ("pixel_values", "image_grid_thw")
+    host_inputs = ("image_grid_thw",)
 
     def load_image_processor(self, source: str, max_image_tiles: int, **options: Any) -> Any:
         # AutoProcessor would need torchvision for the video part, which is not used here
@@ -54,7 +56,8 @@ class QwenVL(Sighted):
         """(3, B, T): time, height and width."""
         if not inputs:
             return super().position_ids(input_ids, attention_mask, inputs).expand(3, -1, -1)
-        grids = inputs["image_grid_thw"] // inputs["image_grid_thw"].new_tensor([1, self._merge, self._merge])
+        merged = inputs["image_grid_thw"] // inputs["image_grid_thw"].new_tensor([1, self._merge, self._merge])
+        grids = send(merged, input_ids.device)
         ends = grids.prod(-1).cumsum(0)  # [N], of the images, counted in image tokens
         at_image = self.at_images(input_ids) & attention_mask.bool()
         place = (at_image.flatten().long().cumsum(0) - 1).view_as(input_ids)  # of an image token among all
