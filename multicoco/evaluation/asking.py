@@ -153,9 +153,10 @@ class Respondent:
             for batch in make_loader(dataset, batches, collator, self.config.num_workers):
                 self.between_batches()
                 places = batch["index"]
+                on_host = {name: batch[name] for name in ("input_ids", "attention_mask")}
                 passes = self.reasoner.run_passes(
-                    batch["input_ids"].to(device),
-                    batch["attention_mask"].to(device),
+                    **{name: tensor.to(device) for name, tensor in on_host.items()},
+                    on_host=on_host,
                     **{name: tensor.to(device) for name, tensor in batch["inputs"].items()},
                     n_passes=asking.passes,
                     seeds=batch["seeds"],

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from multicoco.latent.cache import Segment, StaticKVCache, no_mask, rotary_tables
-from multicoco.latent.columns import LatentColumns
+from multicoco.latent.places import Places
 from multicoco.latent.schedule import Pass
 from multicoco.latent.thoughts import Replacement, ThoughtSource, constant_before_last
 from multicoco.latent.weight_gradients import stacked_columns
@@ -24,7 +24,7 @@ class Passes:
     Attributes:
         hidden: (B, T, D) last hidden states, of a column that was run again those of the last time.
         embeds: (B, T, D) what was fed, likewise.
-        latent: where the thoughts stand.
+        places: of the thoughts.
         cache: keys and values.
         visible: (B, T) the columns that may be attended to by what follows.
         position_ids: (B, T), or with further axes in front.
@@ -35,7 +35,7 @@ class Passes:
 
     hidden: Tensor
     embeds: Tensor
-    latent: LatentColumns
+    places: Places
     cache: StaticKVCache
     visible: Tensor
     position_ids: Tensor
@@ -45,14 +45,14 @@ class Passes:
     @property
     def thoughts(self) -> Tensor:
         """(B, C, D): what was fed to the C columns in which any row is latent; 0 in rows that are not."""
-        if not self.latent.columns:
+        if not self.places.columns:
             return self.embeds[:, :0]
-        parts = [self.embeds[:, c].masked_fill(self.latent.k[:, c, None] < 0, 0) for c in self.latent.columns]
+        parts = [self.embeds[:, c].masked_fill(self.places.k[:, c, None] < 0, 0) for c in self.places.columns]
         return torch.stack(parts, dim=1)
 
     def thoughts_by_row(self) -> list[Tensor]:
         """The K thoughts of each row, (K, D), on the CPU."""
-        thoughts, is_latent = self.thoughts.cpu(), self.latent.is_latent[:, self.latent.columns].cpu()
+        thoughts, is_latent = self.thoughts.cpu(), self.places.is_latent[:, self.places.columns].cpu()
         return [row[own] for row, own in zip(thoughts, is_latent, strict=True)]
 
     def length_before_last(self) -> int:

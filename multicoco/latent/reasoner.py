@@ -12,7 +12,6 @@ from transformers.utils import ModelOutput
 
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.cache import ATTENTION_NAME, StaticKVCache
-from multicoco.latent.columns import LatentColumns, places
 from multicoco.latent.controls import GaussianThoughts
 from multicoco.latent.generate import generate_after
 from multicoco.latent.interventions import UNTOUCHED, Intervened
@@ -20,6 +19,7 @@ from multicoco.latent.kinds import check_supported
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.objective import Objective, Supervised
 from multicoco.latent.passes import Passes, Thinking, run
+from multicoco.latent.places import coordinates, find
 from multicoco.latent.schedule import SEQUENTIAL, OnePass, PassSchedule
 from multicoco.latent.thoughts import ThoughtSource, hidden_state, put
 from multicoco.latent.weight_gradients import stack_weight_gradients
@@ -153,7 +153,7 @@ class LatentReasoner(nn.Module):
         )
         loss, labels_on_host = None, on_host.get("labels") if on_host else None
         if labels is not None and objective and supervision:
-            loss = objective(self, Supervised(passes, labels, loss_divisor, supervision, labels_on_host))
+            loss = objective(self, Supervised(passes, labels, loss_divisor, supervision))
         elif labels is not None:
             loss = self.language_loss(passes.hidden, labels, loss_divisor, labels_on_host)
         logits = self.model.get_output_embeddings()(passes.hidden) if return_logits else None
@@ -208,29 +208,30 @@ class LatentReasoner(nn.Module):
             raise ValueError("thoughts are hidden at evaluation only: call it under torch.no_grad()")
         if unknown := inputs.keys() - set(self.family.input_names):
             raise TypeError(f"{self.model.config.model_type} takes no {', '.join(sorted(unknown))}")
-        tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
-        latent = LatentColumns.find(tokens, self.latent_token_id, intervened.hides, on_host)
+        host = on_host or {"input_ids": input_ids, "attention_mask": attention_mask}
+        tokens, mask = host["input_ids"], host["attention_mask"]
+        places = find(tokens, mask, self.latent_token_id, intervened.hides, input_ids.device)
         schedule = self.pass_schedule if given is None else OnePass()
-        order = schedule.passes(latent.columns, list(latent.hidden_from), input_ids.shape[1], n_passes)
+        order = schedule.passes(places.columns, list(places.hidden_from), input_ids.shape[1], n_passes)
         if position_ids is None:
             position_ids = self.family.position_ids(input_ids, attention_mask, inputs)
         embedded = self.family.embed(self.model, input_ids, inputs)
         if self.fixed_thoughts is not None:
             embedded = replace(embedded, embeds=self.fixed_thoughts(embedded.embeds, input_ids, seeds))
         if given is not None:
-            embedded = replace(embedded, embeds=put(embedded.embeds, latent.is_latent, given))
-        keys_on_host = on_host["attention_mask"].bool() if on_host else None
-        cache = StaticKVCache(attention_mask.bool(), self.kernel, self.cache_buffers, keys_on_host)
-        thinking = Thinking(latent.k, self.thought_source, self.gradient_passes, intervened.replace)
+            embedded = replace(embedded, embeds=put(embedded.embeds, places.is_latent, given))
+        known = on_host["attention_mask"].bool() if on_host else None
+        cache = StaticKVCache(attention_mask.bool(), self.kernel, self.cache_buffers, known)
+        thinking = Thinking(places.k, self.thought_source, self.gradient_passes, intervened.replace)
         hidden, embeds, layers = run(
-            self.decoder, embedded, position_ids, order, thinking, cache, latent.hidden_from, tapped
+            self.decoder, embedded, position_ids, order, thinking, cache, places.hidden_from, tapped
         )
         return Passes(
             hidden=hidden,
             embeds=embeds,
-            latent=latent,
+            places=places,
             cache=cache,
-            visible=attention_mask.masked_fill(latent.is_latent, 0) if intervened.hides else attention_mask,
+            visible=attention_mask.masked_fill(places.is_latent, 0) if intervened.hides else attention_mask,
             position_ids=position_ids,
             further=embedded.further,
             layers=layers,
@@ -250,6 +251,6 @@ class LatentReasoner(nn.Module):
         if divisor is None:
             divisor = labelled.sum().clamp(min=1)
         labelled[:, 0] |= ~labelled.any()  # without labels still call the head, as other ranks do: its loss is 0
-        where = places(labelled, hidden.device)
+        where = coordinates(labelled, hidden.device)
         summed: Tensor = self.cross_entropy(hidden[where], head, labels[:, 1:][where])
         return summed / divisor
