@@ -24,7 +24,8 @@ from multicoco.errors import UserError
 
 # keys, or sections, that change how a run is watched, kept or computed, but not what is computed
 _HARMLESS = {
-    *("project", "name", "output_dir", "use_run_name_in_output_dir", "wandb", "log_every_steps", "report"),
+    *("project", "name", "output_dir", "use_run_name_in_output_dir", "log_every_steps", "report"),
+    *("tracking", "wandb"),
     *("resume", "max_checkpoints_to_keep", "keep_best_checkpoints", "save_only_improve", "save_every_steps"),
     *("asynchronous_save", "on_save_error", "preemption_grace_seconds", "lost_rank_seconds", "max_skipped_steps"),
     *("val_path", "max_val_samples", "eval_batch_size", "eval_every_epochs", "eval_config", "generation"),

@@ -59,7 +59,11 @@ class Trainer:
         self.config = config
         self.group = group = ProcessGroup(config.lost_rank_seconds)
         checkpoints = Checkpoints(
-            config.run_dir, config.max_checkpoints_to_keep, config.keep_best_checkpoints, config.asynchronous_save
+            config.run_dir,
+            config.max_checkpoints_to_keep,
+            config.keep_best_checkpoints,
+            config.asynchronous_save,
+            keep_stage_before=method_class(config.trained_method)(config).collapse_below is not None,
         )
         start = Start(config, checkpoints, allow_change)
         earlier = start.check_folder()
@@ -86,9 +90,10 @@ class Trainer:
 
         set_seed(config.seed + group.rank)
         data = start.hash_data()
-        self.stages = Stages(config, self.engine, self.method, self.batches.steps_per_epoch)
+        self.stages = Stages(config, self.engine, self.method, self.batches.steps_per_epoch, checkpoints)
         self.at, wandb_id = start.find(self.engine, self.stages, data, self.batches.global_batch)
-        self.tracker = agree(lambda: Tracker(config.run_dir, config, wandb_id, enabled=group.rank == 0))
+        next_step = self.at.step + self.at.evaluated  # a missing evaluation of the last one is made up for
+        self.tracker = agree(lambda: Tracker(config.run_dir, config, wandb_id, group.rank == 0, next_step))
         if left_out := len(examples) - len(fitting):
             self.tracker.log({"data/examples": len(fitting), "data/too_long": left_out}, self.at.step)
         origin = TrainerState(
@@ -144,8 +149,8 @@ class Trainer:
 
         Raises:
             Preempted: a rank was signalled to end; a checkpoint was written first.
-            UserError: a checkpoint could not be written, and `on_save_error` is to stop; or too many steps were
-                skipped.
+            UserError: a checkpoint could not be written, and `on_save_error` is to stop; too many steps were
+                skipped; or a stage has collapsed.
         """
         with self.group.watched():
             self._train()

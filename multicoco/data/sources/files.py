@@ -1,6 +1,8 @@
-"""Files of records: a JSON list, JSON Lines, or an object of records by their ids."""
+"""Files of records: a JSON list, JSON Lines, an object of records by their ids, or CSV."""
 
 import codecs
+import csv
+import io
 import json
 import mmap
 from array import array
@@ -12,6 +14,7 @@ from multicoco.data.sources.source import ID_KEYS
 from multicoco.errors import UserError
 
 _LINES = (".jsonl", ".ndjson")
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 class Lines(Sequence[Any]):
@@ -48,7 +51,7 @@ class Lines(Sequence[Any]):
 
 
 def read_records(path: Path) -> Sequence[Any]:
-    """The records of a file, whatever they are; a line of JSON Lines that is no JSON is a UserError among them.
+    """The records of a file, whatever they are; among them a UserError for a line of JSON Lines or CSV that is none.
 
     Raises:
         UserError: the file cannot be read, or holds no records.
@@ -60,7 +63,9 @@ def read_records(path: Path) -> Sequence[Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): give the path of a JSON file") from error
     except ValueError as error:
-        raise UserError(f"{path}: is not valid JSON ({error})") from error
+        raise UserError(f"{path}: is not valid UTF-8, as JSON and CSV must be ({error})") from error
+    if separator := _SEPARATORS.get(Path(path).suffix.lower()):
+        return _rows(path, content, separator)
     try:
         records = _parse(content)
     except json.JSONDecodeError as error:
@@ -81,6 +86,37 @@ def read_records(path: Path) -> Sequence[Any]:
 def _begins_with_object(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
+
+
+def _rows(path: Path, content: str, separator: str) -> list[Any]:
+    """By the names in the first row: texts, lists where a cell is one in JSON, nothing where it is empty."""
+    records: list[Any] = []
+    csv.field_size_limit(2**31 - 1)  # of the process; pictures in base64 are longer than the default
+    rows = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
+    try:
+        header = next(rows, [])
+        if len(set(header)) < len(header):
+            raise UserError(f"{path}: two columns have the same name")
+        for row in filter(None, rows):
+            if len(row) == len(header):
+                records.append(dict(zip(header, map(_cell, row), strict=True)))
+            else:
+                cells = f"{len(row)} cells where the first row has {len(header)}"
+                records.append(UserError(f"the row up to line {rows.line_num} has {cells}"))
+    except csv.Error as error:
+        raise UserError(f"{path}: line {rows.line_num} is not valid CSV ({error})") from error
+    if not records:
+        raise UserError(f"{path}: must hold a row of names, and one record a row after it")
+    return records
+
+
+def _cell(text: str) -> Any:
+    if text.lstrip().startswith("["):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+    return text if text.strip() else None
 
 
 def _parse(content: str) -> Any:

@@ -88,7 +88,9 @@ def tell_problems(
     if len(problems) > _SHOWN:
         report += f"\n  and {len(problems) - _SHOWN} more"
     if on_bad_record == "error":
-        raise UserError(f"{report}\nFix them, or leave them out with on_bad_record: skip")
+        raise UserError(
+            f"{report}\nFix them, say which key is which (columns), or leave them out with on_bad_record: skip"
+        )
     if not n_good:
         raise UserError(f"{report}\nNone is left: check that this is the right file and image folder")
     logger.warning("%s\nThey are left out", report)
