@@ -67,6 +67,17 @@ def test_arms_of_a_study_train_for_as_long_from_the_same_weights(file):
     assert {study.spec.role(arm) for arm in steps} >= {"hidden", "cot", "direct", "no_thoughts", "pause"}
 
 
+@pytest.mark.parametrize("recipe", sorted((REPO / "args").glob("m3cot_*.yaml")), ids=lambda path: path.stem)
+def test_m3cot_is_trained_on_as_aokvqa_is(recipe):
+    config, other = load(recipe), load(recipe.with_name(recipe.name.replace("m3cot", "aokvqa")))
+    ours, theirs = config.model_dump(), other.model_dump()
+    differing = {key for key in ours if ours[key] != theirs[key]}
+    assert differing - {"load_model_path"} == {"name", "train_path", "val_path", "generation"}
+    assert {str(config.train_path), str(config.val_path)} == {
+        f"hf://LightChen2333/M3CoT?split={split}" for split in ("train", "validation")
+    }
+
+
 @pytest.mark.parametrize(
     ("recipe", "model", "parameters"),
     [

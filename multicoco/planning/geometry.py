@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from multicoco.errors import UserError
-from multicoco.models.families import family_of
+from multicoco.models.families import check_form, family_of
 from multicoco.planning.trace import Tracer, meta_model
 
 
@@ -159,11 +159,14 @@ def read_model_config(model_id: str, trust_remote_code: bool) -> PreTrainedConfi
     """transformers' config of a hub id or of a directory, in which config.json suffices.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is of a form that is not read.
     """
     try:
+        check_form(model_id)
         config: PreTrainedConfig = AutoConfig.from_pretrained(model_id, trust_remote_code=trust_remote_code)
         return config
+    except UserError as error:
+        raise UserError(f"model_id {model_id!r}: {error}") from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"model_id {model_id!r}: no model config can be read ({str(error).strip().splitlines()[0]}): give a "
