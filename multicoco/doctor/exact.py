@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from multicoco.config import load_config
-from multicoco.engine.assembly import SHORT_AND_LONG, assemble, load_records, prompt_date, short_and_long, weights_of
+from multicoco.engine.assembly import SHORT_AND_LONG, assemble, prompt_date, short_and_long, weights_of
+from multicoco.engine.records import load_records
 from multicoco.errors import UserError
 from multicoco.evaluation.run import as_trained
 from multicoco.latent.exactness import measure_exactness

@@ -16,8 +16,6 @@ from multicoco.curriculum import layout
 from multicoco.data.example import Example
 from multicoco.data.loader import Encoder
 from multicoco.data.prompt import PromptBuilder
-from multicoco.data.sources import load_of_run
-from multicoco.data.sources.tables import open_stored
 from multicoco.engine.ranks import agree, rank
 from multicoco.engine.thought_weights import load_thoughts
 from multicoco.engine.trainer_state import TrainerState
@@ -25,6 +23,7 @@ from multicoco.engine.weights import Weights, find_weights
 from multicoco.errors import UserError
 from multicoco.latent.exactness import require_exact
 from multicoco.latent.reasoner import LatentReasoner
+from multicoco.latent.schedule import OnePass
 from multicoco.latent.self_check import self_check
 from multicoco.latent.thoughts import Projected
 from multicoco.methods import Method, thinking_method
@@ -46,19 +45,6 @@ class Assembly:
     backbone: Backbone
     reasoner: LatentReasoner
     encoder: Encoder
-
-
-def load_records(config: RunConfig, path: str | None, limit: int | None) -> list[Example]:
-    """The examples of `train_path` or `val_path`, none if it is null, checked on rank 0. Collective.
-
-    Raises:
-        UserError: as `load_examples`; on all ranks.
-    """
-    if path is None:
-        return []
-    examples: list[Example] = agree(lambda: load_of_run(config, path, limit), only_rank_0=True)
-    agree(lambda: open_stored(examples))  # once a rank, not in each of its workers
-    return examples
 
 
 def weights_of(config: RunConfig) -> Weights:
@@ -152,6 +138,7 @@ def _load(
     backbone = load_backbone(source, dtype, config.max_image_tiles, config.trust_remote_code)
     if authors_file:
         load_authors_weights(backbone, authors_file, init_token)
+        backbone.base = None
     if thinking:
         add_latent_tokens(backbone, init_token, n_rows)
     latent = backbone.latent_tokens
@@ -175,10 +162,10 @@ def _load(
 def _thinking(config: RunConfig, method: Method, model: PreTrainedModel, latent_token_id: int) -> LatentReasoner:
     """Raises: ValueError, as `LatentReasoner`."""
     objective = None if config.mode == "eval_only" else method.objective(model)
-    thoughts = method.thought_source()
-    if thoughts is None:
+    if isinstance(method.pass_schedule, OnePass):
         fixed = method.fixed_thoughts(model)
         return LatentReasoner(model, None, config.kernel, fixed_thoughts=fixed, objective=objective)
+    thoughts = method.thought_source()
     if (projection := method.projection(model)) is not None:
         thoughts = Projected(thoughts, projection)
     return LatentReasoner(
@@ -187,5 +174,6 @@ def _thinking(config: RunConfig, method: Method, model: PreTrainedModel, latent_
         config.kernel,
         thoughts,
         gradient_passes=method.gradient_passes,
+        pass_schedule=method.pass_schedule,
         objective=objective,
     )

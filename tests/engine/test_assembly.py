@@ -8,7 +8,8 @@ from transformers.models.llama import modeling_llama
 from multicoco.config import load_config
 from multicoco.data.sources import load_examples
 from multicoco.engine import assembly
-from multicoco.engine.assembly import assemble, load_records, weights_of
+from multicoco.engine.assembly import assemble, weights_of
+from multicoco.engine.records import load_records
 from multicoco.errors import UserError
 from multicoco.methods import method_class
 from multicoco.models.tiny import TINY

@@ -58,7 +58,7 @@ def content(case: Case, model: PreTrainedModel, of_rows: Tensor) -> Callable[[Te
     """What a thought is made of, for the reference: another row's hidden state, or the row's next vector of noise."""
     if case.thoughts == "borrowed":
         return lambda hidden: hidden[[*range(GLOBAL_BATCH, 2 * GLOBAL_BATCH)] * 2]
-    if case.thoughts == "hidden":
+    if case.thoughts in ("hidden", "parallel"):  # in as many iterations as there are thoughts these are the same
         return lambda hidden: hidden
     drawn = [torch.randn(PASSES - 1, 32, generator=torch.Generator().manual_seed(seed)) for seed in of_rows.tolist()]
     noise = iter(model.get_decoder().norm(torch.stack(drawn)).detach().unbind(1))

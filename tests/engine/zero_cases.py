@@ -68,7 +68,7 @@ class Case:
     lora: bool = False
     tied: bool = True
     experts: bool = False
-    thoughts: Literal["hidden", "noise", "borrowed"] = "hidden"
+    thoughts: Literal["hidden", "noise", "borrowed", "parallel"] = "hidden"
     family: str = "internvl"
 
 
@@ -125,6 +125,8 @@ CASES = {
         for stage in (2, 3)
         for thoughts in ("noise", "borrowed")
     },
+    "zero2_parallel": Case({"stage": 2}, accumulation=2, thoughts="parallel"),
+    "zero3_parallel": Case({"stage": 3, **SHARDED}, checkpointing=True, steps=4, reset_after=2, thoughts="parallel"),
     "zero2_qwen2_5_vl": Case({"stage": 2}, family="qwen2_5_vl"),
     "zero3_qwen3_vl": Case({"stage": 3, **SHARDED}, checkpointing=True, family="qwen3_vl"),
     "zero2_llava_onevision": Case({"stage": 2}, checkpointing=True, family="llava_onevision"),

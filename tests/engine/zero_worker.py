@@ -17,6 +17,7 @@ from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.engine.optimizer import reset_optimizer_state, start_schedule, wrapped_optimizer
 from multicoco.latent.controls import GaussianThoughts, another_rows
 from multicoco.latent.reasoner import LatentReasoner
+from multicoco.latent.schedule import SEQUENTIAL, Jacobi
 from multicoco.latent.thoughts import hidden_state
 from multicoco.process import end_process
 
@@ -38,8 +39,9 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
         noise = GaussianThoughts(LATENT, PASSES - 1, model.get_decoder())
         reasoner = LatentReasoner(model, None, fixed_thoughts=noise)
     else:
-        borrows = case.thoughts == "borrowed"
-        reasoner = LatentReasoner(model, LATENT, thoughts=another_rows if borrows else hidden_state)
+        source = another_rows if case.thoughts == "borrowed" else hidden_state
+        schedule = Jacobi(PASSES - 1) if case.thoughts == "parallel" else SEQUENTIAL
+        reasoner = LatentReasoner(model, LATENT, thoughts=source, pass_schedule=schedule)
     ds_config = resolve_ds_config(path, config, world_size, model_shape(reasoner, passes=PASSES))
     engine = build_engine(reasoner, config, ds_config)
     assert not wrapped_optimizer(engine.optimizer).state, "AdamW has taken a step before the first"
