@@ -21,6 +21,7 @@ from homes import make_home
 from peft import PeftModel
 from PIL import Image
 from runs import Ended, RunServer
+from tracked import scalars
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from multicoco.engine.deepspeed import free_port
@@ -210,12 +211,16 @@ class TestCot:
         assert {p: p.stat().st_mtime_ns for p in cot_run.rglob("*")} == before
 
     def test_a_resumed_run_goes_on_like_the_unbroken_one(self, home, train, cot_run):
-        train("name=broken", "num_epochs=1")
+        tracked = "tracking=[tensorboard]"
+        train("name=broken", "num_epochs=1", tracked)
         [refused] = train("name=broken", "num_epochs=2", ok=False).said
         assert "num_epochs: 1 -> 2" in refused and "--allow-change" in refused
-        train("name=broken", "num_epochs=2", allow_change=("num_epochs",))
+        train("name=broken", "num_epochs=2", tracked, allow_change=("num_epochs",))
         broken = home / "runs" / "broken"
         assert metrics(broken, "train/loss") == metrics(cot_run, "train/loss")
+        events = scalars(broken)
+        for name in ("train/loss", "eval/cot/accuracy"):
+            assert [value for _, value in events[name]] == pytest.approx(metrics(broken, name))
         for name in ("epoch_0001", "epoch_0002"):
             weights = [run / "checkpoints" / name / "model" / "model.safetensors" for run in (broken, cot_run)]
             assert weights[0].read_bytes() == weights[1].read_bytes()

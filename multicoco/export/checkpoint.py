@@ -13,6 +13,7 @@ from multicoco.engine.manifest import damage
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import find_weights
 from multicoco.errors import UserError
+from multicoco.latent.schedule import OnePass, Sequential
 from multicoco.latent.thoughts import hidden_state
 from multicoco.methods import Method, method_class
 from multicoco.models.lora import ADAPTER_FILES
@@ -94,15 +95,15 @@ def _thinks(method: Method, reader: Reader) -> bool:
     """
     if not method.has_thoughts:
         return False
-    source = method.thought_source()
-    if source is None:
+    if isinstance(method.pass_schedule, OnePass):
         with torch.device("meta"):  # its parts are asked for, not its weights
             model: Any = reader.family.auto_model.from_config(reader.config)
         if method.fixed_thoughts(model) is None:
             return False
-    elif source is hidden_state and not method.borrows:
+    elif method.thought_source() is hidden_state and isinstance(method.pass_schedule, Sequential):
         return True
     raise UserError(
-        f"{method.config.trained_method}: its thoughts are not its own last hidden states (docs/controls.md), which "
-        "plain transformers cannot make: evaluate it with MultiCoCo (mode: eval_only)"
+        f"{method.config.trained_method}: its thoughts are not its own last hidden states one after the other "
+        "(docs/controls.md, docs/methods.md), which is all that plain transformers make: evaluate it with MultiCoCo "
+        "(mode: eval_only)"
     )

@@ -84,7 +84,7 @@ def load_backbone(
         UserError: nothing loadable there, a model of no family, damaged or unfitting weights, a tokenizer that has no
             words, no end-of-text token or words that the model has not, or a chat template that loses a user's text.
     """
-    options = {"trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with one_message(source):
         check_files(Path(source))
         check_form(source)
@@ -93,6 +93,8 @@ def load_backbone(
         if tokenizer.chat_template is None:
             tokenizer.chat_template = _template_of_processor(source)
         image_processor = family.load_image_processor(source, max_image_tiles, **options)
+        # by the family's config, which may say what the image processor was set to
+        options["config"] = family.config
         model, report = family.auto_model.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[kind]:
@@ -123,9 +125,10 @@ def one_message(source: str) -> Iterator[None]:
         raise UserError(f"model {source!r}: {error}") from error
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        here = "" if Path(source).exists() else "no such folder is here; "
         raise UserError(
             f"model {source!r} cannot be loaded: {lines[0]} "
-            "(give a Hugging Face directory with config.json, weights and tokenizer, or a hub id)"
+            f"({here}give a Hugging Face directory with config.json, weights and tokenizer, or a hub id)"
         ) from error
 
 

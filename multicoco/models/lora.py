@@ -19,6 +19,7 @@ from multicoco.errors import UserError
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _ADAPTER = "default"
+_OF_PEFT = ("lora_", "trainable_tokens_delta")  # in the names of its own parameters
 _IN_PEFT = "base_model.model."  # in front of a model's own names
 
 
@@ -119,7 +120,8 @@ def merge_lora(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Te
 
 def save_lora(model: PreTrainedModel, state: dict[str, Tensor], base: str, folder: Path) -> None:
     """What training has changed of a model with adapters, in peft's own form: for `PeftModel.from_pretrained` on its
-    base. Nothing of a model without adapters.
+    base. Nothing of a model without adapters, or of one that trains what peft does not save: a parameter of no module
+    but the whole model (LLaVA-OneVision's `image_newline`).
 
     Parts that train beside the language model are in it whole, as peft's `modules_to_save`.
 
@@ -131,8 +133,12 @@ def save_lora(model: PreTrainedModel, state: dict[str, Tensor], base: str, folde
     if not hasattr(model, "peft_config"):
         return
     parts = list(_trained_parts(model, {id(model.get_decoder()), id(model.get_output_embeddings())}))
+    in_parts = tuple(f"{part}." for part in parts)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if any(not name.startswith(in_parts) and not any(kind in name for kind in _OF_PEFT) for name in trained):
+        return
     saved = get_peft_model_state_dict(model, state, save_embedding_layers=False)
-    saved |= {name: tensor for name, tensor in state.items() if name.startswith(tuple(f"{part}." for part in parts))}
+    saved |= {name: tensor for name, tensor in state.items() if name.startswith(in_parts)}
     config = copy.copy(own.peft_config[_ADAPTER])
     config.base_model_name_or_path, config.inference_mode, config.modules_to_save = base, True, parts or None
     folder.mkdir(parents=True)

@@ -4,41 +4,22 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from homes import make_home, seal_whole
+from homes import make_trained_home
 from PIL import Image
 
 import multicoco
 from multicoco.ask.asker import Asker
-from multicoco.config import load_config
 from multicoco.data.sources import load_examples
-from multicoco.engine.trainer_state import TrainerState
 from multicoco.errors import UserError
-from multicoco.models.backbone import load_backbone
-from multicoco.models.vocabulary import add_latent_tokens
-
-SETTINGS = ["mode=coconut_train", "coconut={enabled: true, c_thought: 2, max_latent_stage: 3}", "num_epochs=4"]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A run folder, runs/run, with a checkpoint of stage 2, and the data that it was trained on."""
-    config = "mode: cot_train\ngeneration: {max_new_tokens: 12}"
-    home = make_home(tmp_path_factory.mktemp("ask"), 12, 6, config)
-    checkpoint = home / "runs" / "run" / "checkpoints" / "epoch_0003"
-    torch.manual_seed(0)
-    backbone = load_backbone(str(home / "model"))
-    add_latent_tokens(backbone, None)
-    backbone.save_pretrained(checkpoint / "model")
-    (checkpoint / "config.yaml").write_text(load_config(home / "run.yaml", SETTINGS).to_yaml())
-    state = TrainerState(3, stage=2, step=9, method="coconut", prompt_date="2026-11-25")
-    (checkpoint / "trainer.json").write_text(json.dumps(asdict(state)))
-    seal_whole(checkpoint)
-    return home
+    return make_trained_home(tmp_path_factory.mktemp("ask"))
 
 
 @pytest.fixture(scope="module")

@@ -113,9 +113,9 @@ def test_what_does_not_think_in_passes_has_no_code_for_it(make_run, tmp_path, se
     assert not (to / "custom_generate").exists() and "custom_generate" not in (to / "README.md").read_text()
 
 
-@pytest.mark.parametrize("thoughts", ["noise", "borrowed"])
-def test_thoughts_that_transformers_cannot_make_are_refused(make_run, tmp_path, thoughts, capsys):
-    assert main(["export", str(make_run("text", f"coconut.thoughts={thoughts}")), "--to", str(tmp_path / "out")]) == 1
+@pytest.mark.parametrize("setting", ["thoughts=noise", "thoughts=borrowed", "jacobi_iterations=1"])
+def test_thoughts_that_transformers_cannot_make_are_refused(make_run, tmp_path, setting, capsys):
+    assert main(["export", str(make_run("text", f"coconut.{setting}")), "--to", str(tmp_path / "out")]) == 1
     assert "evaluate it with MultiCoCo" in capsys.readouterr().err and not [*tmp_path.iterdir()]
 
 

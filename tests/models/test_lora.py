@@ -145,6 +145,16 @@ def test_adapters_apart_and_merged_and_in_training_compute_the_same(tmp_path, na
     assert not any("language_model.layers" in n and "lora_" not in n for n in names)  # nothing of the base's own
 
 
+def test_what_peft_would_lose_is_not_saved_apart(tmp_path):
+    model = SIGHTED["llava_onevision"]()
+    add_lora(model, RANK, ALPHA)
+    save_lora(model, model.state_dict(), "somewhere", tmp_path / "newline")
+    freeze(model, projector=True)
+    save_lora(model, model.state_dict(), "somewhere", tmp_path / "adapter")
+    save_lora(qwen2(), qwen2().state_dict(), "somewhere", tmp_path / "none")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
 def images(model) -> dict[str, torch.Tensor]:
     """One picture of four tokens."""
     family = family_of(model.config)
