@@ -186,6 +186,18 @@ class Family:
         """
         raise NotImplementedError
 
+    def columns_of_images(
+        self, input_ids: Tensor, tokens: Sequence[Any], tokenizer: PreTrainedTokenizerBase
+    ) -> list[Tensor]:
+        """Of each image of a row (T,), the columns that its features are in; tokens as of `ImageInputs`. Only for a
+        family that sees images, as `grid`."""
+        raise NotImplementedError
+
+    def grid(self, tensors: dict[str, Tensor], image: int) -> tuple[int, int]:
+        """Rows and columns in which the last tokens of an image, by its number among `ImageInputs.tensors`, show the
+        whole of it, row by row; those before them are its tiles, if it is cut."""
+        raise NotImplementedError
+
     def blank_tiles(self, n_tiles: int, like: Tensor) -> dict[str, Tensor]:
         """`ImageInputs.tensors` of so many tiles that are 0 all over, of the dtype and device of `like`."""
         raise NotImplementedError

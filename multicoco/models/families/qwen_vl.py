@@ -52,6 +52,10 @@ class QwenVL(Sighted):
         tokens = read.image_grid_thw.prod(-1) // self._merge**2
         return ImageInputs(tokens.tolist(), {name: read[name] for name in self.input_names})
 
+    def grid(self, tensors: dict[str, Tensor], image: int) -> tuple[int, int]:
+        _, height, width = tensors["image_grid_thw"][image].tolist()
+        return height // self._merge, width // self._merge
+
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """(3, B, T): time, height and width."""
         if not inputs:
