@@ -8,6 +8,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+SITE = ["mkdocs-material>=9.7", "mkdocstrings-python>=2.0"]
 TABLES = ["datasets>=4.0", "pyarrow"]  # parquet, Arrow, the hub's data sets
 
 
@@ -63,6 +64,7 @@ setup(
     ],
     extras_require={
         "test": [
+            *SITE,
             *TABLES,
             "pytest",
             "pytest-xdist",
@@ -84,9 +86,13 @@ setup(
         "report": ["matplotlib"],
         "tensorboard": ["tensorboard"],
         "data": TABLES,
+        "docs": SITE,
         "mpi": ["mpi4py"],
         "flash": ["flash-attn"],
     },
-    entry_points={"console_scripts": ["multicoco = multicoco.cli:main"]},
+    entry_points={
+        "console_scripts": ["multicoco = multicoco.cli:main"],
+        "lmms_eval.models": ["multicoco = multicoco.integrations:lmms_eval_model"],
+    },
     **compiled_kernel(),
 )

@@ -39,7 +39,9 @@ def prepare_gsm8k(args: argparse.Namespace) -> None:
 
 
 def prepare_model(args: argparse.Namespace) -> None:
+    from multicoco.config import load_config
     from multicoco.data.sources import load_examples
+    from multicoco.data.sources.of_run import load_of_run
     from multicoco.models.tiny import TINY
     from multicoco.registry import load
 
@@ -47,10 +49,16 @@ def prepare_model(args: argparse.Namespace) -> None:
         raise UserError(f"--family {args.family}: there are tiny models of {', '.join(TINY)}")
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"{args.out} is not empty: give another --out or remove it")
-    examples = load_examples(args.data, args.data.parent, verify_images=False)
+    if args.config is None:
+        data, examples = args.data, load_examples(args.data, args.data.parent, verify_images=False)
+    else:
+        config = load_config(args.config)
+        if (data := config.train_path or config.val_path) is None:
+            raise UserError(f"{args.config} names neither train_path nor val_path, which the tokenizer is trained on")
+        examples = load_of_run(config, data, None, verify_images=False)
     sees_images = load("families", args.family).sees_images
     if not sees_images and (shown := [example.id for example in examples if example.images]):
-        raise UserError(f"{args.data}: record {shown[0]!r:.60} has an image, which a text model does not see")
+        raise UserError(f"{data}: record {shown[0]!r:.60} has an image, which a text model does not see")
     texts = []
     for e in examples:
         asked = [f"The choices are {', '.join(e.choices)}."] if e.choices else [e.answer or ""]
@@ -117,7 +125,7 @@ def ask(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     from multicoco.export.folder import export
 
-    print(export(args.checkpoint, args.to, args.push))
+    print(export(args.checkpoint, args.to, args.push, args.merge))
 
 
 def serve_app(args: argparse.Namespace) -> None:
@@ -148,6 +156,12 @@ def watch_run(args: argparse.Namespace) -> None:
 
 
 def doctor(args: argparse.Namespace) -> None:
+    if args.exact:
+        from multicoco.doctor.exact import check_exactness
+
+        for line in check_exactness(args.config, args.overrides):
+            print(line)
+        return
     from multicoco.doctor.examine import examine, format_table
 
     rows = examine(args.config, args.overrides, args.hostfile, args.timeout)
@@ -286,6 +300,9 @@ def parser() -> argparse.ArgumentParser:
     exporting.add_argument("checkpoint", type=expanded, help="run folder (its best checkpoint), or checkpoint")
     exporting.add_argument("--to", type=path, required=True, metavar="FOLDER", help="folder to make")
     exporting.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the hub, as this model")
+    exporting.add_argument(
+        "--merge", action="store_true", help="of a run with LoRA: a whole model, and not its adapters"
+    )
     exporting.set_defaults(run=export)
 
     app = commands.add_parser(
@@ -335,6 +352,9 @@ def parser() -> argparse.ArgumentParser:
     checkup.add_argument("--hostfile", type=path, help="DeepSpeed hostfile (default: this machine alone)")
     checkup.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
     checkup.add_argument("--timeout", type=int, default=120, help="seconds for the all_reduce (default 120)")
+    checkup.add_argument(
+        "--exact", action="store_true", help="instead: compare the model's loss after thoughts with plain recomputing"
+    )
     checkup.set_defaults(run=doctor)
 
     data = commands.add_parser(
@@ -422,7 +442,9 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
         help="write a tiny model with random weights and a tokenizer for the data",
         epilog="example: multicoco prepare model --data data/scenes/aokvqa_v1p0_train.json --out models/tiny",
     )
-    model.add_argument("--data", type=path, required=True, help="JSON file that the tokenizer is trained on")
+    texts = model.add_mutually_exclusive_group(required=True)
+    texts.add_argument("--data", type=path, metavar="FILE", help="records that the tokenizer is trained on")
+    texts.add_argument("--config", type=path, metavar="RUN.yaml", help="the same, read as a run config says")
     model.add_argument("--out", type=path, required=True)
     model.add_argument("--seed", type=int, default=0)
     model.add_argument("--family", default="internvl", metavar="NAME", help="docs/models.md (default internvl)")

@@ -43,15 +43,15 @@ deepspeed: {REPO}/ds_configs/zero2.json
     return home
 
 
-def make_asked_home(folder: Path) -> Path:
-    """A home with runs/run, a Coconut run whose checkpoint, epoch_0003 of stage 2, has random weights."""
-    settings = ["mode=coconut_train", "coconut={enabled: true, c_thought: 2, max_latent_stage: 3}", "num_epochs=4"]
-    home = make_home(folder, 12, 6, "mode: cot_train\ngeneration: {max_new_tokens: 12}")
+def make_trained_home(home: Path) -> Path:
+    """One with a run folder, runs/run, that holds a checkpoint of Coconut's stage 2 of an untrained model."""
+    make_home(home, 12, 6, "mode: cot_train\ngeneration: {max_new_tokens: 12}")
     checkpoint = home / "runs" / "run" / "checkpoints" / "epoch_0003"
     torch.manual_seed(0)
     backbone = load_backbone(str(home / "model"))
     add_latent_tokens(backbone, None)
     backbone.save_pretrained(checkpoint / "model")
+    settings = ["mode=coconut_train", "coconut={enabled: true, c_thought: 2, max_latent_stage: 3}", "num_epochs=4"]
     (checkpoint / "config.yaml").write_text(load_config(home / "run.yaml", settings).to_yaml())
     state = TrainerState(3, stage=2, step=9, method="coconut", prompt_date="2026-11-25")
     (checkpoint / "trainer.json").write_text(json.dumps(asdict(state)))

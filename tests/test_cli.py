@@ -54,6 +54,22 @@ def test_text_tasks_and_their_model_are_made_by_commands(tmp_path, capsys):
     assert tokenizer.decode(tokenizer.encode(question)) == question
 
 
+def test_a_model_is_made_for_the_records_that_a_run_reads(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"ask": "Which colour?", "why": "It is so.", "then": "tourmaline"}\n')
+    run = "{mode: cot_train, name: x, model_id: m, data_dir: %s, train_path: a.jsonl, %s}"
+    columns = "columns: {question: ask, steps: why, answer: then}"
+    for name, keys in (("run", columns), ("bad", "lr: 1"), ("none", "")):
+        (tmp_path / f"{name}.yaml").write_text(run % (tmp_path, keys))
+    (tmp_path / "none.yaml").write_text("{mode: eval_only, name: x, model_id: m, eval_config: {cot: true}}")
+    command = ["prepare", "model", "--text", "--out", str(tmp_path / "model"), "--config"]
+    assert main([*command, str(tmp_path / "bad.yaml")]) == 1
+    assert "'question' is missing, there are 'ask', 'why', 'then'" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "none.yaml")]) == 1
+    assert "none.yaml" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "run.yaml")]) == 0
+    assert len(load_backbone(str(tmp_path / "model")).tokenizer.encode("tourmaline", add_special_tokens=False)) < 4
+
+
 def test_a_model_is_made_of_the_family_that_is_named_if_it_sees_the_pictures(tmp_path, capsys):
     scenes = tmp_path / "scenes"
     assert main(["prepare", "scenes", "--out", str(scenes), "--train", "2", "--val", "1", "--test", "0"]) == 0

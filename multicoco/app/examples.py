@@ -5,7 +5,7 @@ from pathlib import Path
 
 from multicoco.ask.asker import Asker
 from multicoco.data.example import Example
-from multicoco.engine.assembly import load_records
+from multicoco.engine.records import load_records
 from multicoco.errors import UserError
 
 _MOST = 24

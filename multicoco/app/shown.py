@@ -52,7 +52,8 @@ def show_thoughts(answer: Answer, seen: Sequence[Seen], sources: Sequence[ImageS
     pictures = [_thumbnail(source) for source in sources]
 
     def drawn(maps: Sequence[Sequence[Sequence[float]]]) -> list[str]:
-        return [_url(_laid_over(picture, weights)) for picture, weights in zip(pictures, maps, strict=True)]
+        both = zip(pictures, maps, strict=True)
+        return [_url(_laid_over(picture, weights)) for picture, weights in both if weights]
 
     longest = max(answer.norms, default=0) or 1
     rows = [

@@ -20,8 +20,10 @@ from multicoco.ask.changes import Change, read_changes
 from multicoco.config import RunConfig, load_config
 from multicoco.config.schema import EvalConfig
 from multicoco.data.example import Example
-from multicoco.engine.assembly import assemble, load_records, prompt_date
+from multicoco.data.sources.fields import place_images
+from multicoco.engine.assembly import assemble, prompt_date
 from multicoco.engine.lengths import check_prompt_lengths
+from multicoco.engine.records import load_records
 from multicoco.engine.weights import Weights, find_weights
 from multicoco.errors import UserError
 from multicoco.evaluation.asking import Answers, Asking, Respondent
@@ -56,6 +58,7 @@ class Answer:
         words: of each thought, the likeliest words that the head reads in it, with their probabilities.
         under: the answers under each intervention, by its name.
         norms: of each thought, its Euclidean length; with words.
+        said: the line that `answer` is read from, as it is written; None if the text gives none.
     """
 
     mode: str
@@ -69,11 +72,15 @@ class Answer:
     words: list[list[tuple[str, float]]] = field(default_factory=list)
     under: "dict[str, Answer]" = field(default_factory=dict)
     norms: list[float] = field(default_factory=list)
+    said: str | None = None
 
 
-def load(checkpoint: str | Path) -> "Asker":
+def load(checkpoint: str | Path, device: str | None = None) -> "Asker":
     """A run folder (its best checkpoint), a checkpoint, its `model` folder, or a Hugging Face model, which is asked
-    without thoughts; on a GPU if this machine has one.
+    without thoughts.
+
+    Args:
+        device: such as "cuda:1"; None: a GPU if this machine has one.
 
     Raises:
         UserError: there is none, it is damaged, or it is of a kind that is not supported.
@@ -83,7 +90,7 @@ def load(checkpoint: str | Path) -> "Asker":
     if path.name == "model" and (path.parent / "trainer.json").exists():
         path = path.parent
     weights = find_weights(str(path) if path.exists() else str(checkpoint))
-    return Asker(weights, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return Asker(weights, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 class Asker:
@@ -125,7 +132,8 @@ class Asker:
         """Asks one question, as an evaluation would: with the checkpoint's stage, prompts and decoding.
 
         Args:
-            image: a file, its content, an opened picture, several of them, or None.
+            image: a file, its content, an opened picture, several of them, or None. They stand in front of the
+                question, or where it has the mark `<image>` for each.
             choices: their texts; without any, the question is open.
             mode: one of `modes`; None: the one it was trained in.
             latents: how many thoughts; None: as many as at its stage.
@@ -184,6 +192,11 @@ class Asker:
     def sees_pictures(self) -> bool:
         return self.assembly.backbone.image_processor is not None
 
+    def limit_answers(self, max_new_tokens: int) -> None:
+        """Answers have no more tokens, their reasoning included, from here on."""
+        generation = self.config.generation.model_copy(update={"max_new_tokens": max_new_tokens})
+        self.config = self.config.model_copy(update={"generation": generation})
+
     def streamer(self) -> BaseStreamer | None:
         """Writes the tokens of an answer to the terminal as they come; None where beams leave that open."""
         if self.config.generation.num_beams > 1:
@@ -194,7 +207,8 @@ class Asker:
         pictures = [] if image is None else [image] if isinstance(image, Picture) else [*image]
         if pictures and not self.sees_pictures:
             raise UserError("this model sees no pictures: ask without one")
-        return Example("question", question, tuple(map(_source, pictures)), tuple(choices), (), None, None)
+        sources = tuple(map(_source, pictures))
+        return place_images(Example("question", question, sources, tuple(choices), (), None, None))
 
     def _asked(
         self, mode: str | None, latents: int | None, wanted: Sequence[Intervention], has_choices: bool, lens: bool
@@ -276,6 +290,7 @@ class Asker:
             chances=dict(zip(example.choices, chances, strict=True)) if chances else {},
             words=self._words(answers),
             norms=_norms(answers),
+            said=sample["said"],
         )
 
     def _words(self, answers: Answers) -> list[list[tuple[str, float]]]:

@@ -23,7 +23,7 @@ class Seen:
     Attributes:
         share: of its attention in the last layer, what is on pictures, their tiles included.
         last, rollout: of each picture, rows x columns over the whole of it: the weights of `latent.attention`, whose
-            rest is on tiles, on text and on other thoughts.
+            rest is on tiles, on text and on other thoughts; [] where the family does not say how its tokens lie.
     """
 
     share: float
@@ -55,12 +55,11 @@ def look(assembly: Assembly, asking: Asking, device: torch.device) -> list[Seen]
     columns: list[Tensor] = []
     if example.images:
         columns = family.columns_of_images(input_ids[0].cpu(), images.tokens, assembly.backbone.tokenizer)
-    grids = [family.grid(images.tensors, number) for number in range(len(columns))]
+    laid_out = [family.laid_out(of, images.tensors, number) for number, of in enumerate(columns)]
 
     def maps(weights: Tensor) -> list[list[list[float]]]:
         """(T,), of each picture over the whole of it."""
-        whole = zip(columns, grids, strict=True)
-        return [weights[of[-height * width :]].view(height, width).tolist() for of, (height, width) in whole]
+        return [[] if of is None else weights[of].tolist() for of in laid_out]
 
     return [
         Seen(float(sum(last[of].sum() for of in columns)), maps(last), maps(rollout))

@@ -105,6 +105,11 @@ class EvalConfig(Section):
     coconut: bool = Field(False, description="evaluate with latent reasoning")
     vanilla: bool = Field(False, description="evaluate direct answers")
     eval_latent_tokens: NonNegativeInt | None = Field(None, description="latent tokens; null: as many as the stage has")
+    think_then_write: NonNegativeInt | None = Field(
+        None,
+        description="as eval_latent_tokens, and reasoning must be written after them: the text may not begin with the "
+        "answer (docs/evaluation.md); null: the model may do as it likes",
+    )
     interventions: Annotated[list[str], BeforeValidator(_specs), AfterValidator(_known_interventions)] = Field(
         [],
         description="what is done to the thoughts while they are thought, each for all questions again "
@@ -129,6 +134,11 @@ class EvalConfig(Section):
         "how much they differ between questions (docs/lens.md)",
     )
     thoughts_top_k: PositiveInt = Field(10, description="words written for each thought")
+
+    @property
+    def asked_thoughts(self) -> int | None:
+        """As many thoughts as are asked for, whatever the stage has."""
+        return self.eval_latent_tokens if self.think_then_write is None else self.think_then_write
 
     @property
     def measures_likelihoods(self) -> bool:

@@ -52,8 +52,9 @@ class Evaluator:
         self.questions = asked_with(config.eval_config.inputs, examples, config.seed)
         self.tracker = tracker
         self.respondent = Respondent(config, assembly, examples, tracker, sharded_weights, between_batches)
-        inputs = config.eval_config.inputs
+        inputs, thoughts = config.eval_config.inputs, config.eval_config.think_then_write
         self.about = (about or {}) | ({} if inputs == "all" else {"inputs": inputs})
+        self.about |= {} if thoughts is None else {"think_then_write": thoughts}
         self.methods = evaluation_methods(config, self.backbone.latent_tokens)
         if any(method.borrows for method in self.methods.values()):
             check_donors(len(examples), "val_path")
@@ -67,13 +68,13 @@ class Evaluator:
                 f"evaluating as `generation` of the run config says; the model's generation_config.json has {ignored}",
                 flush=True,
             )
-        asked = self.config.eval_config.eval_latent_tokens or 0
+        asked = self.config.eval_config.asked_thoughts or 0
         for name, method in self.methods.items():
             trained = method.schedule.max_latent_stage * method.schedule.c_thought
             if method.has_thoughts and asked > trained:
                 print(
-                    f"eval_config.eval_latent_tokens is {asked}, {name} is trained with at most {trained}: it is asked "
-                    "for more thoughts than it has ever had",
+                    f"eval_config asks for {asked} thoughts, {name} is trained with at most {trained}: it has never "
+                    "had so many",
                     flush=True,
                 )
 

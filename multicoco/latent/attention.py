@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from multicoco.latent.cache import ATTENTION_NAME
-from multicoco.latent.generate import Passes
+from multicoco.latent.passes import Passes
 
 
 @dataclass(frozen=True)

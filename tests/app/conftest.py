@@ -2,7 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from homes import make_asked_home
+from homes import make_trained_home
 
 import multicoco
 from multicoco.app.examples import read_examples
@@ -16,7 +16,7 @@ pytest.importorskip("gradio")
 @pytest.fixture(scope="package")
 def home(tmp_path_factory) -> Path:
     """A run folder, runs/run, with a checkpoint of stage 2, and the data that it was trained on."""
-    return make_asked_home(tmp_path_factory.mktemp("app"))
+    return make_trained_home(tmp_path_factory.mktemp("app"))
 
 
 @pytest.fixture(scope="module")

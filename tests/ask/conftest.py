@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from homes import make_asked_home
+from homes import make_trained_home
 
 import multicoco
 from multicoco.ask.asker import Asker
@@ -12,7 +12,7 @@ from multicoco.data.sources import load_examples
 @pytest.fixture(scope="package")
 def home(tmp_path_factory) -> Path:
     """A run folder, runs/run, with a checkpoint of stage 2, and the data that it was trained on."""
-    return make_asked_home(tmp_path_factory.mktemp("ask"))
+    return make_trained_home(tmp_path_factory.mktemp("ask"))
 
 
 @pytest.fixture(scope="module")

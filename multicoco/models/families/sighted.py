@@ -1,6 +1,5 @@
 """What families that see images have in common: every image is a run of one token, in whose places its features go."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,11 +50,6 @@ class Sighted(Family):
         columns = self.at_images(input_ids).nonzero()[:, 0]
         image_token = self.config.image_token_id
         return [*columns.split([self.image_ids(written, tokenizer).count(image_token) for written in tokens])]
-
-    def grid(self, tensors: dict[str, Tensor], image: int) -> tuple[int, int]:
-        assert self.tile is not None
-        side = math.isqrt(self.tile.tokens)
-        return side, side
 
     def all_features(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]:
         """`image_features` and, behind them, those that enter the language model later, shaped likewise."""
