@@ -126,7 +126,7 @@ def ask(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     from multicoco.export.folder import export
 
-    print(export(args.checkpoint, args.to, args.push))
+    print(export(args.checkpoint, args.to, args.push, args.merge))
 
 
 def report(args: argparse.Namespace) -> None:
@@ -150,6 +150,12 @@ def watch_run(args: argparse.Namespace) -> None:
 
 
 def doctor(args: argparse.Namespace) -> None:
+    if args.exact:
+        from multicoco.doctor.exact import check_exactness
+
+        for line in check_exactness(args.config, args.overrides):
+            print(line)
+        return
     from multicoco.doctor.examine import examine, format_table
 
     rows = examine(args.config, args.overrides, args.hostfile, args.timeout)
@@ -273,6 +279,9 @@ def parser() -> argparse.ArgumentParser:
     exporting.add_argument("checkpoint", type=expanded, help="run folder (its best checkpoint), or checkpoint")
     exporting.add_argument("--to", type=path, required=True, metavar="FOLDER", help="folder to make")
     exporting.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the hub, as this model")
+    exporting.add_argument(
+        "--merge", action="store_true", help="of a run with LoRA: a whole model, and not its adapters"
+    )
     exporting.set_defaults(run=export)
 
     page = commands.add_parser(
@@ -307,6 +316,9 @@ def parser() -> argparse.ArgumentParser:
     checkup.add_argument("--hostfile", type=path, help="DeepSpeed hostfile (default: this machine alone)")
     checkup.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
     checkup.add_argument("--timeout", type=int, default=120, help="seconds for the all_reduce (default 120)")
+    checkup.add_argument(
+        "--exact", action="store_true", help="instead: compare the model's loss after thoughts with plain recomputing"
+    )
     checkup.set_defaults(run=doctor)
 
     data = commands.add_parser(

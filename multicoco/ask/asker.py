@@ -18,8 +18,10 @@ from transformers.utils import logging as transformers_logging
 from multicoco.config import RunConfig, load_config
 from multicoco.config.schema import EvalConfig
 from multicoco.data.example import Example
-from multicoco.engine.assembly import assemble, load_records, prompt_date
+from multicoco.data.sources.fields import place_images
+from multicoco.engine.assembly import assemble, prompt_date
 from multicoco.engine.lengths import check_prompt_lengths
+from multicoco.engine.records import load_records
 from multicoco.engine.weights import Weights, find_weights
 from multicoco.errors import UserError
 from multicoco.evaluation.asking import Answers, Asking, Respondent
@@ -53,6 +55,7 @@ class Answer:
         chances: of each choice, by its text, by teacher forcing; {} for open questions.
         words: of each thought, the likeliest words that the head reads in it, with their probabilities.
         under: the answers under each intervention, by its name.
+        said: the line that `answer` is read from, as it is written; None if the text gives none.
     """
 
     mode: str
@@ -65,11 +68,15 @@ class Answer:
     chances: dict[str, float] = field(default_factory=dict)
     words: list[list[tuple[str, float]]] = field(default_factory=list)
     under: "dict[str, Answer]" = field(default_factory=dict)
+    said: str | None = None
 
 
-def load(checkpoint: str | Path) -> "Asker":
+def load(checkpoint: str | Path, device: str | None = None) -> "Asker":
     """A run folder (its best checkpoint), a checkpoint, its `model` folder, or a Hugging Face model, which is asked
-    without thoughts; on a GPU if this machine has one.
+    without thoughts.
+
+    Args:
+        device: such as "cuda:1"; None: a GPU if this machine has one.
 
     Raises:
         UserError: there is none, it is damaged, or it is of a kind that is not supported.
@@ -79,7 +86,7 @@ def load(checkpoint: str | Path) -> "Asker":
     if path.name == "model" and (path.parent / "trainer.json").exists():
         path = path.parent
     weights = find_weights(str(path) if path.exists() else str(checkpoint))
-    return Asker(weights, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return Asker(weights, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 class Asker:
@@ -116,7 +123,8 @@ class Asker:
         """Asks one question, as an evaluation would: with the checkpoint's stage, prompts and decoding.
 
         Args:
-            image: a file, its content, an opened picture, several of them, or None.
+            image: a file, its content, an opened picture, several of them, or None. They stand in front of the
+                question, or where it has the mark `<image>` for each.
             choices: their texts; without any, the question is open.
             mode: one of `modes`; None: the one it was trained in.
             latents: how many thoughts; None: as many as at its stage.
@@ -129,7 +137,8 @@ class Asker:
             UserError: the picture cannot be read, or what is asked for is not possible with this model or question.
         """
         pictures = [] if image is None else [image] if isinstance(image, Picture) else [*image]
-        example = Example("question", question, tuple(map(_source, pictures)), tuple(choices), (), None, None)
+        sources = tuple(map(_source, pictures))
+        example = place_images(Example("question", question, sources, tuple(choices), (), None, None))
         if example.images and self.assembly.backbone.image_processor is None:
             raise UserError("this model sees no pictures: ask without one")
         transplants, wanted = _split(intervene)
@@ -153,6 +162,11 @@ class Asker:
             for spec in wanted:
                 answer.under[str(spec)] = self._answer(self._under(spec, asking, one, material), one, example)
         return answer
+
+    def limit_answers(self, max_new_tokens: int) -> None:
+        """Answers have no more tokens, their reasoning included, from here on."""
+        generation = self.config.generation.model_copy(update={"max_new_tokens": max_new_tokens})
+        self.config = self.config.model_copy(update={"generation": generation})
 
     def streamer(self) -> BaseStreamer | None:
         """Writes the tokens of an answer to the terminal as they come; None where beams leave that open."""
@@ -246,6 +260,7 @@ class Asker:
             truncated=sample["truncated"],
             chances=dict(zip(example.choices, chances, strict=True)) if chances else {},
             words=self._words(answers),
+            said=sample["said"],
         )
 
     def _words(self, answers: Answers) -> list[list[tuple[str, float]]]:

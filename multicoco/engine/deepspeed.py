@@ -130,9 +130,11 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict[st
         owners: dict[nn.Module, nn.Module] = {reasoner.cross_entropy: reasoner.model.get_output_embeddings()}
         owners |= {} if reasoner.objective is None else reasoner.objective.weights_of_others()
         owners |= {module: module for module in reasoner.modules() if isinstance(module, TrainableTokensLayer)}
-        for module, owner in owners.items():
-            for parameter in owner.parameters():
-                deepspeed.zero.register_external_parameter(module, parameter)
+        computed_with = [(module, parameter) for module, owner in owners.items() for parameter in owner.parameters()]
+        beside_modules = reasoner.model.base_model.parameters(recurse=False)
+        computed_with += [(reasoner.embedding, parameter) for parameter in beside_modules]
+        for module, parameter in computed_with:
+            deepspeed.zero.register_external_parameter(module, parameter)
     return engine
 
 

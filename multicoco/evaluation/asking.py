@@ -23,8 +23,9 @@ from multicoco.evaluation.interventions import thinks_itself
 from multicoco.evaluation.lens import Lens, Seen
 from multicoco.evaluation.likelihood import Likelihoods, likeliest, sample_fields
 from multicoco.interventions import Intervention, resize_thoughts
-from multicoco.latent.generate import Passes, generate_after
-from multicoco.latent.interventions import UNTOUCHED, Intervened, Recorder
+from multicoco.latent.generate import generate_after
+from multicoco.latent.interventions import UNTOUCHED, Intervened
+from multicoco.latent.passes import Passes
 from multicoco.methods import Method
 from multicoco.tracking import Tracker
 
@@ -61,7 +62,7 @@ class Asking:
         if self.intervention is None:
             return passes
         if self.intervention.kind == "extend":
-            return max(passes, int(self.intervention.number) + 1)
+            return max(passes, self.method.pass_schedule.n_passes(int(self.intervention.number)))
         return passes + (self.intervention.kind == "mask")
 
     def row(self, example: Example, tokens: ExampleTokens) -> tuple[list[int], list[int]]:
@@ -151,33 +152,35 @@ class Respondent:
         with self.tracker.progress(len(batches), f"evaluating {asking.name}") as progress:
             for batch in make_loader(dataset, batches, collator, self.config.num_workers):
                 self.between_batches()
-                recorder, places = Recorder(), batch["index"]
+                places = batch["index"]
+                on_host = {name: batch[name] for name in ("input_ids", "attention_mask")}
                 passes = self.reasoner.run_passes(
-                    batch["input_ids"].to(device),
-                    batch["attention_mask"].to(device),
+                    **{name: tensor.to(device) for name, tensor in on_host.items()},
+                    on_host=on_host,
                     **{name: tensor.to(device) for name, tensor in batch["inputs"].items()},
                     n_passes=asking.passes,
                     seeds=batch["seeds"],
-                    intervened=Intervened(recorder) if records else asking.intervened(places),
+                    intervened=asking.intervened(places),
                 )
                 counted = [row for row, counts in enumerate(batch["counted"]) if counts]
                 if records:
-                    recorded = recorder.rows(len(places))
-                    answers.thoughts.update((places[row], recorded[row]) for row in counted)
+                    thoughts = passes.thoughts_by_row()
+                    answers.thoughts.update((places[row], thoughts[row]) for row in counted)
                 if lens:
                     seen = lens.look(places, batch["input_ids"], passes.embeds)
                     answers.seen.update((places[row], seen[row]) for row in counted)
                 if not asking.thinks_only:
                     examples = [self.examples[place] for place in places]
                     measured = likelihoods.measure(passes, examples) if likelihoods else None
-                    texts = self._generate(passes) if evaluated.answer_by == "generation" else None
+                    texts = self._generate(passes, asking) if evaluated.answer_by == "generation" else None
                     for row in counted:
                         logprobs = measured[row] if measured else None
                         said = self._said(examples[row], texts[row], method) if texts else _likeliest(logprobs or [])
                         prompt = batch["input_ids"][row].tolist()
+                        n_thoughts = prompt.count(method.latent_tokens.latent) if method.latent_tokens else 0
                         cost = {
-                            "latent_tokens": prompt.count(method.latent_tokens.latent) if method.latent_tokens else 0,
-                            "latent_passes": 0 if latent is None else prompt.count(latent),  # a pass of its own each
+                            "latent_tokens": n_thoughts,
+                            "latent_passes": method.pass_schedule.n_passes(n_thoughts) - 1,
                         }
                         answers.samples[places[row]] = _sample(examples[row], said, cost, logprobs)
                 progress.update()
@@ -191,12 +194,15 @@ class Respondent:
         lens = Lens(self.reasoner.model, self.encoder, asking.method, asking.row, self.examples, top_k)
         return lens if lens.most else None
 
-    def _generate(self, passes: Passes) -> list[list[int]]:
+    def _generate(self, passes: Passes, asking: Asking) -> list[list[int]]:
         """By the config's `generation`, whatever the model was published with."""
+        must_reason = self.config.eval_config.think_then_write is not None and asking.method.has_thoughts
+        not_first = [self.encoder.prompt.announcement[0], *self.backbone.end_token_ids] if must_reason else None
         config = GenerationConfig(
             **self.config.generation.model_dump(),
             eos_token_id=self.backbone.end_token_ids,
             pad_token_id=self.backbone.tokenizer.pad_token_id,
+            begin_suppress_tokens=not_first,
         )
         synced = self.sharded_weights and world_size() > 1
         tokens: list[list[int]] = generate_after(

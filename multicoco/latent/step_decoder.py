@@ -62,9 +62,10 @@ class StepDecoder(Objective):
     def _read_and_write(self, batch: Supervised) -> tuple[Tensor, Tensor]:
         """What is read, (W, R, D), and what is to be written, (W, S), of all steps, and of a last row that writes
         nothing: the decoder is called whatever the batch holds."""
-        embeds, stretches, (rows, columns) = batch.passes.embeds, batch.supervision["stretches"], batch.latent
-        order = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)  # of a thought in its row
-        fed, steps = embeds[rows, columns], stretches[rows, order]  # [N, D], [N, S], both row by row
+        embeds, stretches = batch.passes.embeds, batch.supervision["stretches"]  # [B, K, S]
+        places = batch.passes.places
+        rows, columns = places.rows_and_columns
+        fed, steps = embeds[rows, columns], stretches[rows, places.k[rows, columns]]  # [N, D], [N, S], both row by row
         counted = batch.supervision["counted"][rows]
         writes = ((steps[:, 0] != IGNORE_INDEX) & counted).nonzero()[:, 0]
         thoughts = fed[writes[:, None] + torch.arange(1 - self.n_read, 1, device=fed.device)]

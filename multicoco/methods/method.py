@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from multicoco.config.section import MethodKeys
 from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, Supervision, layout
+from multicoco.latent.schedule import SEQUENTIAL, OnePass, PassSchedule
 from multicoco.registry import load
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ class Method:
         """Whether a stage is over because of an evaluation at the end of an epoch."""
         return False
 
+    @property
+    def collapse_below(self) -> float | None:
+        """The share of the best accuracy below which a stage has collapsed, and training stops; None: never."""
+        return None
+
     def end_stages_after(self, epochs: Sequence[int]) -> None:
         """Has stages end early, after so many finished epochs each: all that have, of the run."""
         self.schedule = replace(self.schedule, ended_early=tuple(epochs))
@@ -141,10 +147,14 @@ class Method:
         """The most columns that a `train_row` can have in a stage, whatever it draws."""
         return Extent(len(tokens.prompt), 0, sum(map(len, tokens.steps)) + len(tokens.answer))
 
-    def thought_source(self) -> ThoughtSource | None:
-        """Where a thought's content comes from; None: not from a pass before it, so all columns run in one pass and
-        latent ones hold what `fixed_thoughts` gives. Not asked of methods without thoughts.
-        """
+    @property
+    def pass_schedule(self) -> PassSchedule:
+        """In which order thoughts are made; with `OnePass` they wait for no pass, and latent columns hold what
+        `fixed_thoughts` gives."""
+        return SEQUENTIAL if self.has_thoughts else OnePass()
+
+    def thought_source(self) -> ThoughtSource:
+        """Where a thought's content comes from."""
         from multicoco.latent.thoughts import hidden_state
 
         return hidden_state

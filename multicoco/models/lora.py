@@ -1,19 +1,24 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685) on the language model, by peft: its own weights stay as they are, and
 low-rank adapters beside its linear layers train. The rows of new tokens train too: the model has never seen them."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.trainable_tokens import TrainableTokensLayer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multicoco.errors import UserError
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _ADAPTER = "default"
+_IN_PEFT = "base_model.model."  # in front of a model's own names
 
 
 def add_lora(
@@ -84,3 +89,39 @@ def merge_lora(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Te
             ids = torch.tensor(layer.token_indices[_ADAPTER])
             state[weight] = state[weight].index_copy(0, ids, rows.to(state[weight].dtype))
     return {name.replace(".token_adapter", "").replace(".base_layer", ""): tensor for name, tensor in state.items()}
+
+
+def save_lora(model: PreTrainedModel, state: dict[str, Tensor], base: str, folder: Path) -> None:
+    """What training has changed of a model with adapters, in peft's own form: for `PeftModel.from_pretrained` on its
+    base. Nothing of a model without adapters.
+
+    Parts that train beside the language model are in it whole, as peft's `modules_to_save`.
+
+    Args:
+        state: the model's, or that of its parameters alone.
+        base: folder or hub id of the model without the adapters, whose embeddings may have to grow to as many rows.
+    """
+    own: Any = model  # peft_config is peft's
+    if not hasattr(model, "peft_config"):
+        return
+    parts = list(_trained_parts(model, {id(model.get_decoder()), id(model.get_output_embeddings())}))
+    saved = get_peft_model_state_dict(model, state, save_embedding_layers=False)
+    saved |= {name: tensor for name, tensor in state.items() if name.startswith(tuple(f"{part}." for part in parts))}
+    config = copy.copy(own.peft_config[_ADAPTER])
+    config.base_model_name_or_path, config.inference_mode, config.modules_to_save = base, True, parts or None
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    tensors = {f"{_IN_PEFT}{name}": tensor.contiguous() for name, tensor in saved.items()}
+    save_file(tensors, folder / ADAPTER_FILES[1], metadata={"format": "pt"})
+
+
+def _trained_parts(module: nn.Module, own: set[int], name: str = "") -> Iterator[str]:
+    """Names of the largest modules below one that train, without those of the language model (ids) and what holds them;
+    peft does not take lists."""
+    if id(module) in own or not any(parameter.requires_grad for parameter in module.parameters()):
+        return
+    if isinstance(module, nn.ModuleList) or any(id(part) in own for part in module.modules()):
+        for child, part in module.named_children():
+            yield from _trained_parts(part, own, f"{name}.{child}".removeprefix("."))
+    else:
+        yield name

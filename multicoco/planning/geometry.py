@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from multicoco.errors import UserError
+from multicoco.latent.schedule import SEQUENTIAL, Pass, PassSchedule
 from multicoco.models.families import family_of
 from multicoco.planning.trace import Tracer, meta_model
 
@@ -36,9 +38,10 @@ class Workload:
     Attributes:
         tiles: image tiles of an example; 0 without an image.
         prompt: columns before the first latent one, image tokens included.
-        latents: latent tokens; passes over the language model are one more.
+        latents: latent tokens.
         written: columns that carry a loss.
         rows: that an example takes in a batch; the first of them carries the loss.
+        schedule: of the passes.
     """
 
     tiles: int
@@ -46,17 +49,25 @@ class Workload:
     latents: int
     written: int
     rows: int = 1
+    schedule: PassSchedule = SEQUENTIAL
 
     @property
     def length(self) -> int:
         return self.prompt + self.latents + self.written
 
+    @cached_property
+    def passes(self) -> list[Pass]:
+        return self.schedule.passes(range(self.prompt, self.prompt + self.latents), (), self.length, None)
+
     @property
     def segments(self) -> list[int]:
-        """Columns of each pass: the prefill, every latent column but the last, the last one with what is written."""
-        if not self.latents:
-            return [self.length]
-        return [self.prompt, *[1] * (self.latents - 1), 1 + self.written]
+        """Columns of each pass."""
+        return [one.end - one.start for one in self.passes]
+
+    @property
+    def written_over(self) -> int:
+        """Columns that a pass runs again, of all passes together."""
+        return sum(self.segments) - self.length
 
 
 class ModelGeometry:
@@ -93,6 +104,11 @@ class ModelGeometry:
         self.decoder_layer = _part(self._layers(decoder)[0], self.text.num_hidden_layers)
         family = family_of(config)
         self.tile = family.tile
+        if family.sees_images and self.tile is None:
+            raise UserError(
+                f"a {config.model_type} model cannot be planned for: of no family of its own (docs/models.md), it does "
+                "not say what an image is on its way through it"
+            )
         self.vision_layer = self.projector = Part(0, 0, 0, 0)
         if layers := family.vision_layers(model):
             self.vision_layer, self.projector = _part(layers[0], len(layers)), _part(family.part(model, "projector"))

@@ -22,7 +22,7 @@ Role = Literal["hidden", "cot", "direct", "no_thoughts", "pause", "borrowed"]
 # how a run is watched and where it lies, not what is trained
 _WATCHING = {
     *("project", "name", "output_dir", "use_run_name_in_output_dir"),
-    *("wandb", "log_every_steps", "num_workers", "report"),
+    *("tracking", "wandb", "log_every_steps", "num_workers", "report"),
 }
 
 _OWN = {"seed", "name", "output_dir", "use_run_name_in_output_dir"}

@@ -68,7 +68,7 @@ class Case:
     lora: bool = False
     tied: bool = True
     experts: bool = False
-    thoughts: Literal["hidden", "noise", "borrowed"] = "hidden"
+    thoughts: Literal["hidden", "noise", "borrowed", "parallel"] = "hidden"
     family: str = "internvl"
 
 
@@ -125,8 +125,12 @@ CASES = {
         for stage in (2, 3)
         for thoughts in ("noise", "borrowed")
     },
+    "zero2_parallel": Case({"stage": 2}, accumulation=2, thoughts="parallel"),
+    "zero3_parallel": Case({"stage": 3, **SHARDED}, checkpointing=True, steps=4, reset_after=2, thoughts="parallel"),
     "zero2_qwen2_5_vl": Case({"stage": 2}, family="qwen2_5_vl"),
     "zero3_qwen3_vl": Case({"stage": 3, **SHARDED}, checkpointing=True, family="qwen3_vl"),
+    "zero2_llava_onevision": Case({"stage": 2}, checkpointing=True, family="llava_onevision"),
+    "zero3_llava_onevision": Case({"stage": 3, **SHARDED}, family="llava_onevision"),
     "zero3_smolvlm": Case({"stage": 3, **SHARDED}, family="smolvlm"),
     "zero3_hpz": Case({"stage": 3, **SHARDED, "zero_hpz_partition_size": 2}),
     "zero2_bf16_switches": Case(
@@ -177,11 +181,16 @@ def run_config(case: Case) -> RunConfig:
     )
 
 
-def row(step: int, index: int) -> tuple[list[int], list[int]]:
+def image_tokens(case: Case) -> int:
+    """Of LLaVA-OneVision's images: of the whole, and of one tile, whose four rows end with a new line."""
+    return 16 + 4 * (4 + 1) if case.family == "llava_onevision" else IMAGE_TOKENS
+
+
+def row(step: int, index: int, n_image: int = IMAGE_TOKENS) -> tuple[list[int], list[int]]:
     """(input_ids, labels): an image, 2 to 5 words, 0 to 4 latents, 3 to 4 labelled words."""
     rng = torch.Generator().manual_seed(100 * step + index)
     words = torch.randint(0, 60, (9,), generator=rng).tolist()
-    context = [IMAGE] * IMAGE_TOKENS + words[: 2 + index] + [LATENT] * ((step + index) % 5)
+    context = [IMAGE] * n_image + words[: 2 + index] + [LATENT] * ((step + index) % 5)
     answer = words[-(3 + index % 2) :]
     return context + answer, [-100] * len(context) + answer
 
@@ -198,9 +207,9 @@ def has_image(case: Case, step: int, index: int) -> bool:
 
 
 def collate(step: int, indices: range, case: Case = PLAIN) -> dict[str, torch.Tensor]:
-    borrows = case.thoughts == "borrowed"
-    rows = [row(step, i) for i in indices] + [donor(step, i) for i in indices if borrows]
-    length, first = 24, 12
+    borrows, n_image = case.thoughts == "borrowed", image_tokens(case)
+    rows = [row(step, i, n_image) for i in indices] + [donor(step, i) for i in indices if borrows]
+    length, first = 20 + n_image, 8 + n_image
     batch = {
         "input_ids": torch.full((len(rows), length), PAD),
         "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
@@ -209,8 +218,8 @@ def collate(step: int, indices: range, case: Case = PLAIN) -> dict[str, torch.Te
     images = [*indices, *((i + 1) % GLOBAL_BATCH for i in indices if borrows)]
     for i, (ids, labels) in enumerate(rows):
         if not has_image(case, step, images[i]):
-            ids, labels = ids[IMAGE_TOKENS:], labels[IMAGE_TOKENS:]
-        left = first - (ids.index(LATENT) if LATENT in ids else 8)
+            ids, labels = ids[n_image:], labels[n_image:]
+        left = first - (ids.index(LATENT) if LATENT in ids else 4 + n_image)
         batch["input_ids"][i, left : left + len(ids)] = torch.tensor(ids)
         batch["attention_mask"][i, left : left + len(ids)] = 1
         batch["labels"][i, left : left + len(ids)] = torch.tensor(labels)
@@ -218,6 +227,11 @@ def collate(step: int, indices: range, case: Case = PLAIN) -> dict[str, torch.Te
     images = [i for i in images if has_image(case, step, i)]
     if images and case.family in ("internvl", "smolvlm"):
         batch["pixel_values"] = torch.randn(GLOBAL_BATCH, 3, 56, 56, generator=pixels)[images]
+    elif images and case.family == "llava_onevision":
+        pixel_values = torch.randn(GLOBAL_BATCH, 2, 3, 56, 56, generator=pixels)[images]
+        batch["pixel_values"] = pixel_values.flatten(0, 1)
+        batch["image_sizes"] = torch.tensor([[56, 56]] * len(images))
+        batch["batch_num_images"] = torch.ones(len(images), dtype=torch.long)
     elif images:  # of 4 x 4 patches
         batch["pixel_values"] = torch.randn(GLOBAL_BATCH, 16, 3 * 2 * 14 * 14, generator=pixels)[images].flatten(0, 1)
         batch["image_grid_thw"] = torch.tensor([[1, 4, 4]] * len(images))

@@ -1,13 +1,17 @@
 import pytest
 import torch
-from reference import LATENT, MODELS, assert_same_gradients, gradients, internvl, qwen2
+from peft import PeftModel
+from reference import IMAGE, IMAGE_TOKENS, LATENT, MODELS, SIGHTED, assert_same_gradients, gradients, internvl, qwen2
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from zero_cases import collate
 
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.checkpointing import checkpoint_activations
-from multicoco.models.lora import add_lora, merge_lora
+from multicoco.models.families import family_of
+from multicoco.models.freezing import freeze
+from multicoco.models.lora import add_lora, merge_lora, save_lora
 
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 ALPHA, RANK = 12, 4
@@ -108,3 +112,45 @@ def test_what_cannot_be_adapted_is_refused():
     with pytest.raises(UserError, match="the head of qwen2 has a bias"):
         add_lora(biased, RANK, ALPHA, new_tokens=[LATENT])
     add_lora(biased, RANK, ALPHA)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["internvl", "qwen3_vl", "smolvlm", "qwen2"])
+def test_adapters_apart_and_merged_and_in_training_compute_the_same(tmp_path, name, tied):
+    """By plain peft on the base, with a projector that trains beside them and a vision tower that does not."""
+    make = {**SIGHTED, "qwen2": qwen2}[name]
+    options = {} if name == "qwen2" else {"tied": tied}
+    model = make(**options)
+    if name != "qwen2":
+        freeze(model, vision_tower=True)
+    adapted(model, new_tokens=[LATENT]).eval()
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_" not in path and "trainable_tokens" not in path:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    state = {path: parameter.detach().clone() for path, parameter in model.named_parameters()}  # as a checkpoint has it
+    save_lora(model, state, "somewhere", tmp_path / "adapter")
+    apart = PeftModel.from_pretrained(make(**options), tmp_path / "adapter").eval()
+    merged = make(**options).eval()
+    merged.load_state_dict(merge_lora(model, model.state_dict()))
+    row = torch.tensor([[20, *[IMAGE] * (IMAGE_TOKENS if name != "qwen2" else 1), 21, LATENT, 22]])
+    inputs = {} if name == "qwen2" else images(model)
+    with torch.no_grad():
+        expected, *others = (m(row, **inputs).logits for m in (model, apart, merged, apart.merge_and_unload()))
+        before = make(**options).eval()(row, **inputs).logits
+    for logits in others:
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    assert (expected - before).abs().max() > 1e-2
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
+    assert not any("language_model.layers" in n and "lora_" not in n for n in names)  # nothing of the base's own
+
+
+def images(model) -> dict[str, torch.Tensor]:
+    """One picture of four tokens."""
+    family = family_of(model.config)
+    if "image_grid_thw" not in family.input_names:
+        shape = (1, 3, 56, 56) if model.config.model_type == "internvl" else (1, 1, 3, 56, 56)
+        return {"pixel_values": torch.randn(shape)}
+    pixels = {"pixel_values": torch.randn(16, 3 * 2 * 14 * 14), "image_grid_thw": torch.tensor([[1, 2, 8]])}
+    row = torch.tensor([[20, *[IMAGE] * IMAGE_TOKENS, 21, LATENT, 22]])
+    return family.own_inputs(row, pixels)

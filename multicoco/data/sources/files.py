@@ -1,8 +1,12 @@
 """Files of records: a JSON list, JSON Lines, an object of records by their ids, or CSV."""
 
+import codecs
 import csv
 import io
 import json
+import mmap
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +17,48 @@ _LINES = (".jsonl", ".ndjson")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
-def read_records(path: Path) -> list[Any]:
-    """The records of a file, whatever they are; a line of JSON Lines or CSV that is none is a UserError in the list.
+class Lines(Sequence[Any]):
+    """The records of JSON Lines in UTF-8, each read when it is asked for. Blank lines are none.
+
+    Args:
+        path: of a file that is not empty.
+    """
+
+    def __init__(self, path: Path):
+        with path.open("rb") as file:
+            self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._starts, self._numbers = array("q"), array("q")
+        start, number = (3 if self._content[:3] == codecs.BOM_UTF8 else 0), 1
+        while start < len(self._content):
+            end = self._content.find(b"\n", start)
+            end = len(self._content) if end < 0 else end
+            if self._content[start:end].strip():
+                self._starts.append(start)
+                self._numbers.append(number)
+            start, number = end + 1, number + 1
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The record, or a UserError for a line that is no JSON."""
+        start = self._starts[index]
+        end = self._content.find(b"\n", start)
+        try:
+            return _parse(self._content[start : len(self._content) if end < 0 else end].decode())
+        except (ValueError, RecursionError) as error:
+            return UserError(f"line {self._numbers[index]} is not valid JSON ({error})")
+
+
+def read_records(path: Path) -> Sequence[Any]:
+    """The records of a file, whatever they are; among them a UserError for a line of JSON Lines or CSV that is none.
 
     Raises:
         UserError: the file cannot be read, or holds no records.
     """
     try:
+        if Path(path).suffix.lower() in _LINES and _begins_with_object(path):
+            return Lines(Path(path))
         content = Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): give the path of a JSON file") from error
@@ -27,13 +66,11 @@ def read_records(path: Path) -> list[Any]:
         raise UserError(f"{path}: is not valid UTF-8, as JSON and CSV must be ({error})") from error
     if separator := _SEPARATORS.get(Path(path).suffix.lower()):
         return _rows(path, content, separator)
-    if content.lstrip().startswith("{") and Path(path).suffix.lower() in _LINES:
-        return _lines(content)
     try:
         records = _parse(content)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and content.lstrip().startswith("{"):
-            return _lines(content)
+            return Lines(Path(path))
         raise UserError(f"{path}: is not valid JSON ({error})") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON ({error})") from error
@@ -46,16 +83,9 @@ def read_records(path: Path) -> list[Any]:
     return records
 
 
-def _lines(content: str) -> list[Any]:
-    records: list[Any] = []
-    for number, line in enumerate(content.split("\n"), 1):  # splitlines() would also split within texts
-        if not line.strip():
-            continue
-        try:
-            records.append(_parse(line))
-        except (ValueError, RecursionError) as error:
-            records.append(UserError(f"line {number} is not valid JSON ({error})"))
-    return records
+def _begins_with_object(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
 
 
 def _rows(path: Path, content: str, separator: str) -> list[Any]:

@@ -92,6 +92,11 @@ class Family:
         """Whether a model of this config is one of the family."""
         raise NotImplementedError
 
+    @property
+    def is_proven(self) -> bool:
+        """Whether tests hold such a model against transformers. Where none does, every run does at its start."""
+        return False
+
     # data: in the loader's workers, without the model
 
     def load_image_processor(self, source: str, max_image_tiles: int, **options: Any) -> Any:
@@ -147,9 +152,10 @@ class Family:
         if name == "language_model":
             decoder: nn.Module = model.get_decoder()
             return decoder
-        if name not in self.parts:
-            raise UserError(f"freeze: {self.config.model_type} has no {name}; set it to false")
-        return nn.ModuleList(model.base_model.get_submodule(path) for path in self.parts[name])
+        try:
+            return nn.ModuleList(model.base_model.get_submodule(path) for path in self.parts[name])
+        except (KeyError, AttributeError) as error:
+            raise UserError(f"freeze: {self.config.model_type} has no {name}; set it to false") from error
 
     def with_layers(self, layers: int) -> PreTrainedConfig:
         """A copy of the config with so many layers in the language model, and in every tower."""
@@ -191,6 +197,18 @@ class Family:
         raise NotImplementedError
 
 
+class Embedding(nn.Module):
+    """`Family.embed` as a module, which ZeRO-3 can be told to give parameters: those that a model holds itself, beside
+    its modules, and makes image features with outside of its forward."""
+
+    def forward(
+        self, family: Family, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor]
+    ) -> tuple[Tensor, Callable[[slice], dict[str, Any]]]:
+        """The attributes of `Embedded`; of a tuple, DeepSpeed's hooks find the tensors."""
+        embedded = family.embed(model, input_ids, inputs)
+        return embedded.embeds, embedded.further
+
+
 def check_form(source: str) -> None:
     """What is known of a model's form before its config, which may ask for code of its own, is read.
 
@@ -218,6 +236,6 @@ def family_of(config: PreTrainedConfig) -> Family:
             found: Family = family(config)
             return found
     raise UserError(
-        f"a {config.model_type} model is of no family that is supported ({', '.join(families)}): give a model of one "
-        "(docs/models.md), or add a family (docs/contributing.md)"
+        f"a {config.model_type} model is of no family that is supported ({', '.join(families)}), and has not the usual "
+        "interface of one that sees: give another model (docs/models.md), or add a family (docs/contributing.md)"
     )

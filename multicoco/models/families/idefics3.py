@@ -19,6 +19,7 @@ class Idefics3(Sighted):
     """For every tile a mark, its row and column, image tokens; the whole image likewise; and a mark at the end."""
 
     input_names = ("pixel_values",)
+    is_proven = True
     parts = {"vision_tower": ("vision_model",), "projector": ("connector",)}  # noqa: RUF012
 
     @classmethod

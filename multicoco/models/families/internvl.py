@@ -18,6 +18,7 @@ class InternVL(Sighted):
     """`<img>`, tiles x image_seq_length context tokens, `</img>` for every image."""
 
     input_names = ("pixel_values",)
+    is_proven = True
     other_forms = {  # noqa: RUF012
         "internvl_chat": "the same in transformers' own form, whose name ends in -hf (OpenGVLab/InternVL3-1B-hf)"
     }

@@ -28,6 +28,7 @@ class QwenVL(Sighted):
 
     input_names = ("pixel_values", "image_grid_thw")
     host_inputs = ("image_grid_thw",)
+    is_proven = True
 
     def load_image_processor(self, source: str, max_image_tiles: int, **options: Any) -> Any:
         # AutoProcessor would need torchvision for the video part, which is not used here

@@ -21,12 +21,12 @@ def test_a_list_or_lines_whatever_the_name(tmp_path, encoding, name, form):
         "lines with blank ones": "\n\r\n".join([*lines, ""]),
     }
     (tmp_path / name).write_text(content[form], encoding=encoding)
-    assert read_records(tmp_path / name) == RECORDS
+    assert [*read_records(tmp_path / name)] == RECORDS
 
 
 def test_one_line(tmp_path):
     (tmp_path / "f.jsonl").write_text(json.dumps(RECORDS[0]))
-    assert read_records(tmp_path / "f.jsonl") == RECORDS[:1]
+    assert [*read_records(tmp_path / "f.jsonl")] == RECORDS[:1]
 
 
 def test_a_broken_line_is_one_bad_record(tmp_path):
