@@ -8,7 +8,7 @@ from homes import REPO
 from transformers import GPT2Config, LlamaConfig
 
 from multicoco.cli import main
-from multicoco.config import load_config
+from multicoco.config import RunConfig, load_config
 from multicoco.methods import method_class
 from multicoco.study.spec import load_study
 
@@ -35,6 +35,17 @@ def test_every_recipe_loads_and_starts_from_a_run_that_another_makes(recipe):
     assert config.name == config.run_dir.name
     starts = {load(other).run_dir for other in RECIPES if load(other).mode != "eval_only"}
     assert config.load_model_path is None or Path(config.load_model_path) in starts
+
+
+def test_decoding_is_greedy_but_with_the_published_settings():
+    """The sampling of the published configs, and whatever inherits it."""
+    sampling = {path.stem: load(path).generation for path in RECIPES if load(path).generation.do_sample}
+    published = {"coconut": (0.8, 0.9), "coconut_eval": (0.8, 0.9), "cot": (1.0, 0.9), "cot_eval": (1.0, 0.9)}
+    for name, settings in (published | {"vanilla_eval": (0.6, 0.8)}).items():
+        generation = sampling[f"aokvqa_{name}"]
+        assert (generation.temperature, generation.top_p) == settings
+    assert all(name.startswith(("aokvqa_", "m3cot_")) and "qwen" not in name for name in sampling)
+    assert not RunConfig.model_fields["generation"].default.do_sample
 
 
 @pytest.mark.parametrize(
