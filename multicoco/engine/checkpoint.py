@@ -4,6 +4,7 @@
 <run folder>/checkpoints/epoch_0003_step_00000120/   within the fourth, after 120 optimizer steps in all
     model/          weights (safetensors), tokenizer and image processor, for `from_pretrained`; what is trained of the
                     thoughts beside it (`engine.thought_weights`)
+    adapter/        of a run with LoRA: what it has trained, in peft's form, for `PeftModel.from_pretrained`
     deepspeed/      DeepSpeed's sharded state, for resuming
     random/         the state of every rank's random number generators
     trainer.json    where the run stands (`TrainerState`)
@@ -27,6 +28,7 @@ from safetensors import SafetensorError
 
 from multicoco.engine.deepspeed import thought_state_dict, whole_state_dict
 from multicoco.engine.manifest import damage, describe, flush, seal
+from multicoco.engine.optimizer import wrapped_optimizer
 from multicoco.engine.random_state import random_state, set_random_state
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.engine.state_files import StateFiles
@@ -127,9 +129,11 @@ class Checkpoints:
             if weights is not None:
                 backbone.save_pretrained(folder / "model", weights)
                 save_thoughts(folder / "model", thoughts)
+                backbone.save_adapters(folder / "adapter", weights)
                 write_json(folder / "trainer.json", asdict(state))
                 write_text(folder / "config.yaml", config)
-                written += [*(folder / "model").iterdir(), folder / "trainer.json", folder / "config.yaml"]
+                written += [*folder.glob("model/*"), *folder.glob("adapter/*")]
+                written += [folder / "trainer.json", folder / "config.yaml"]
             return describe(folder, written)
 
         return write
@@ -213,6 +217,11 @@ class Checkpoints:
                 f"checkpoint {path} is of ZeRO stage {state.zero_stage}, this run of stage {stage}: DeepSpeed converts "
                 "between 1, 2 and 3 only; go on with the same stage, or start a new run from its weights with "
                 "load_model_path"
+            )
+        if not fits and len(wrapped_optimizer(engine.optimizer).param_groups) > 1:
+            raise UserError(
+                f"checkpoint {path} is of {state.world_size} ranks and ZeRO stage {state.zero_stage}: with a learning "
+                "rate for each part (lr) a run goes on with these alone, DeepSpeed's conversion mixes the rates up"
             )
         try:
             if fits:

@@ -6,11 +6,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import LatentTokens
-from multicoco.data.example import Example
+from multicoco.data.example import Example, load_image
 from multicoco.data.loader import check_donors
 from multicoco.engine.assembly import Assembly
 from multicoco.engine.ranks import rank
@@ -138,13 +139,16 @@ class Evaluator:
             summary |= summarize_likelihoods(samples)
         summary |= official_scores(samples, self.examples)
         summary |= {**found, "seconds": time.time() - started}
-        self.tracker.log_evaluation(name, asking.name, summary, samples, step)
+        self.tracker.log_evaluation(name, asking.name, summary, samples, step, self._pictures)
         for data_set, predictions in official_predictions(samples, self.examples).items():
             self.tracker.write_predictions(name, asking.name, data_set, predictions)
         if answers.seen and rank() == 0:
             self._log_thoughts(name, asking, answers)
         accuracy: float | None = summary["accuracy"]
         return accuracy
+
+    def _pictures(self, place: int) -> list[Image.Image]:
+        return [load_image(image) for image in self.questions[place].images]
 
     def _log_thoughts(self, name: str, asking: Asking, answers: Answers) -> None:
         """What was seen in them; on rank 0."""

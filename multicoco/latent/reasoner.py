@@ -23,7 +23,7 @@ from multicoco.latent.places import coordinates, find
 from multicoco.latent.schedule import SEQUENTIAL, OnePass, PassSchedule
 from multicoco.latent.thoughts import ThoughtSource, hidden_state, put
 from multicoco.latent.weight_gradients import stack_weight_gradients
-from multicoco.models.families import family_of
+from multicoco.models.families import Embedded, Embedding, family_of
 from multicoco_kernels import KERNELS, BufferPool
 
 
@@ -91,6 +91,7 @@ class LatentReasoner(nn.Module):
         self.pass_schedule = pass_schedule
         self.objective = objective
         self.cache_buffers = BufferPool()
+        self.embedding = Embedding()
         self.cross_entropy = LabelledCrossEntropy()
         self.decoder.set_attn_implementation(ATTENTION_NAME)
         if self.decoder.config._attn_implementation != ATTENTION_NAME:
@@ -215,7 +216,7 @@ class LatentReasoner(nn.Module):
         order = schedule.passes(places.columns, list(places.hidden_from), input_ids.shape[1], n_passes)
         if position_ids is None:
             position_ids = self.family.position_ids(input_ids, attention_mask, inputs)
-        embedded = self.family.embed(self.model, input_ids, inputs)
+        embedded = Embedded(*self.embedding(self.family, self.model, input_ids, inputs))
         if self.fixed_thoughts is not None:
             embedded = replace(embedded, embeds=self.fixed_thoughts(embedded.embeds, input_ids, seeds))
         if given is not None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from multicoco.config.rates import Rates
 from multicoco.config.section import MethodKeys
 from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, Supervision, layout
 from multicoco.latent.schedule import SEQUENTIAL, OnePass, PassSchedule
@@ -108,8 +109,8 @@ class Method:
         """The token whose embedding the latent tokens start from; None: the tokenizer's eos."""
         return None
 
-    def learning_rate(self, stage: int) -> float:
-        """The peak learning rate of a stage."""
+    def learning_rate(self, stage: int) -> Rates:
+        """The peak learning rate of a stage, or of each part in it."""
         return self.config.lr
 
     def train_row(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> tuple[list[int], list[int]]:

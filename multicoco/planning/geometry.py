@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from multicoco.errors import UserError
 from multicoco.latent.schedule import SEQUENTIAL, Pass, PassSchedule
 from multicoco.methods.method import ModelCopy
-from multicoco.models.families import family_of
+from multicoco.models.families import check_form, family_of
 from multicoco.models.layers import find_layers
 from multicoco.planning.trace import Tracer, meta_model
 
@@ -105,6 +105,11 @@ class ModelGeometry:
         self.decoder_layer = _part(self._layers(decoder)[0], self.text.num_hidden_layers)
         family = family_of(config)
         self.tile = family.tile
+        if family.sees_images and self.tile is None:
+            raise UserError(
+                f"a {config.model_type} model cannot be planned for: of no family of its own (docs/models.md), it does "
+                "not say what an image is on its way through it"
+            )
         self.vision_layer = self.projector = Part(0, 0, 0, 0)
         if layers := family.vision_layers(model):
             self.vision_layer, self.projector = _part(layers[0], len(layers)), _part(family.part(model, "projector"))
@@ -163,11 +168,14 @@ def read_model_config(model_id: str, trust_remote_code: bool) -> PreTrainedConfi
     """transformers' config of a hub id or of a directory, in which config.json suffices.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is of a form that is not read.
     """
     try:
+        check_form(model_id)
         config: PreTrainedConfig = AutoConfig.from_pretrained(model_id, trust_remote_code=trust_remote_code)
         return config
+    except UserError as error:
+        raise UserError(f"model_id {model_id!r}: {error}") from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"model_id {model_id!r}: no model config can be read ({str(error).strip().splitlines()[0]}): give a "

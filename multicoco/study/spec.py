@@ -22,7 +22,7 @@ Role = Literal["hidden", "cot", "direct", "no_thoughts", "pause", "borrowed"]
 # how a run is watched and where it lies, not what is trained
 _WATCHING = {
     *("project", "name", "output_dir", "use_run_name_in_output_dir"),
-    *("wandb", "log_every_steps", "num_workers", "report"),
+    *("tracking", "wandb", "log_every_steps", "num_workers", "report"),
 }
 
 _OWN = {"seed", "name", "output_dir", "use_run_name_in_output_dir"}
@@ -60,9 +60,7 @@ class StudySpec(Section):
     tests: Annotated[dict[Name, QuestionsSpec], Field(min_length=1)] = Field(
         description="sets of questions; the reading rule looks at the first one in distribution"
     )
-    interventions: list[str] = Field(
-        [], description="on the thoughts of the hidden arm and of those that are intervened"
-    )
+    interventions: list[str] = Field([], description="on the thoughts of the hidden arm and of those intervened")
     margin: float = Field(0.02, gt=0, lt=1, description="accuracies that differ by less tie in the reading rule")
 
     @model_validator(mode="after")

@@ -135,7 +135,7 @@ class Tracker:
     def __init__(self):
         self.summaries, self.samples, self.predictions = {}, {}, {}
 
-    def log_evaluation(self, name, mode, summary, samples, step):
+    def log_evaluation(self, name, mode, summary, samples, step, pictures):
         self.summaries[mode], self.samples[mode] = summary, samples
 
     def write_predictions(self, name, mode, data_set, predictions):

@@ -12,7 +12,8 @@ from homes import make_home
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from multicoco.config import RunConfig, load_config
-from multicoco.engine.assembly import Assembly, assemble, load_records, weights_of
+from multicoco.engine.assembly import Assembly, assemble, weights_of
+from multicoco.engine.records import load_records
 from multicoco.errors import UserError
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
 from multicoco.evaluation.lens import check_lens

@@ -21,6 +21,8 @@ from multicoco_kernels import (
     operator,
 )
 
+pytestmark = pytest.mark.gpu
+
 B, H, H_KV, L, D = 2, 4, 2, 11, 8
 KERNELS = ("reference", "cpu", "triton", "flash")
 
