@@ -145,13 +145,22 @@ def _by_stage(run: RunFolder) -> dict[int, dict[str, Any]]:
 
 
 def _hardest(by_stage: dict[int, dict[str, Any]]) -> str:
-    """Of several stages, in words, the one whose best accuracy is the lowest, or else that began the lowest."""
-    known = {stage: of["accuracy"] for stage, of in by_stage.items() if of["accuracy"]}
-    if len(known) < 2:
+    """Of several stages, in words, the one whose best accuracy is the lowest, else the one that began the lowest."""
+    reached = {stage: (max(of["accuracy"]), of["accuracy"][0]) for stage, of in by_stage.items() if of["accuracy"]}
+    if len(reached) < 2:
         return ""
-    stage = min(known, key=lambda stage: (max(known[stage]), known[stage][0]))
-    first, best = known[stage][0], max(known[stage])
-    return f"The hardest stage was stage {stage}: accuracy {first:.3f} after its first epoch, {best:.3f} at its best."
+    if len({*reached.values()}) > 1:
+        stage = min(reached, key=lambda stage: reached[stage])
+        best, first = reached[stage]
+        return (
+            f"The hardest stage was stage {stage}: accuracy {first:.3f} after its first epoch, {best:.3f} at its best."
+        )
+    text = "No stage stands out: all had the same accuracy after their first epochs, and at their best"
+    losses = {stage: known[-1] for stage, of in by_stage.items() if (known := [x for x in of["loss"] if x is not None])}
+    if not losses:
+        return f"{text}."
+    stage = max(losses, key=lambda stage: losses[stage])
+    return f"{text}. The loss ended the highest in stage {stage}, at {losses[stage]:.4g}."
 
 
 def _stages(by_stage: dict[int, dict[str, Any]]) -> Grid | None:

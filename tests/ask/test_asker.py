@@ -11,6 +11,7 @@ from PIL import Image
 
 import multicoco
 from multicoco.errors import UserError
+from multicoco.evaluation import asking
 
 
 def test_written_answers_are_those_of_the_models_own_generate(asker, example):
@@ -85,6 +86,28 @@ def test_single_thoughts_are_changed_together(asker, example):
 def test_what_cannot_be_asked_is_said(asker, example, options, expected):
     with pytest.raises(UserError, match=expected):
         asker.ask(**({"image": example.image, "question": "What?", "choices": ["a", "b"]} | options))
+
+
+def test_answers_are_greedy_or_sampled_as_the_config_says(asker, example, monkeypatch):
+    used = []
+    inner = asking.generate_after
+
+    def generate_after(*arguments, generation_config, **further):
+        used.append(generation_config)
+        return inner(*arguments, generation_config=generation_config, **further)
+
+    monkeypatch.setattr(asking, "generate_after", generate_after)
+
+    def answers(**settings) -> list[str]:
+        generation = asker.config.generation.model_copy(update=settings)
+        monkeypatch.setattr(asker, "config", asker.config.model_copy(update={"generation": generation, "seed": 5}))
+        return [asker.ask(example.image, example.question, mode="cot").text for _ in range(2)]
+
+    greedy, again = answers()
+    hot, as_hot = answers(do_sample=True, temperature=2.0, top_p=0.9)
+    assert greedy == again and hot == as_hot != greedy  # of one seed
+    assert [config.do_sample for config in used] == [False, False, True, True]
+    assert (used[-1].temperature, used[-1].top_p, used[-1].num_beams) == (2.0, 0.9, 1)
 
 
 def test_a_control_whose_thoughts_are_of_another_question_is_not_asked_alone(asker, example, monkeypatch):

@@ -98,7 +98,7 @@ def test_thoughts_are_shown_by_their_words_beside_the_steps_they_stand_for(runs,
         _, first, second = shown.texts(".thoughts tr")
         parts = [part.strip() for part in first.split("\t")]
         assert parts[:5] == ["1", "step<go>", "2.5", "step 0 of 4", "step 1"]
-        assert parts[5] == "✗ only(1, mean) b log p -2.00 (-2.00)"
+        assert parts[5] == "✗ mean b log p -2.00 (-2.00)"
         assert "no step" in second and second.strip().endswith("step 4")
         assert shown.texts(".whole .scroll p")[0].endswith("mean size of 1.25.")
         shares = shown.page.eval_on_selector_all(".word", "all => all.map(word => word.title)")

@@ -164,11 +164,11 @@
   }
 
   // what became of an answer, and of the likelihood of the right one
-  function outcome(q, place, other) {
+  function outcome(q, place, other, how) {
     const element = make("span");
     const before = q.e[place].gold;
     const after = q.e[other].gold;
-    element.append(answerChip(q.e[other], data.touched[other].how));
+    element.append(answerChip(q.e[other], how));
     if (before !== undefined && after !== undefined) {
       const change = after - before;
       element.append(make("span", "note", ` log p ${after.toFixed(2)} (${change < 0 ? "" : "+"}${change.toFixed(2)})`));
@@ -187,8 +187,9 @@
     under.forEach((other) => {
       const row = make("tr");
       const cell = make("td");
-      cell.append(outcome(q, place, other));
-      row.append(make("td", "", data.touched[other].how), cell, make("td", "long", short(q.e[other].t, 300)));
+      const { how } = data.touched[other];
+      cell.append(outcome(q, place, other, how));
+      row.append(make("td", "", how), cell, make("td", "long", short(q.e[other].t, 300)));
       table.append(row);
     });
     element.append(make("h3", "", "Does it matter?"), table);
@@ -204,7 +205,7 @@
     const table = make("table", "thoughts");
     const head = make("tr");
     const names = ["thought", "reads like", "size", "stands for", "ranks of its words"];
-    if (alone.length) names.push("with another in its place alone");
+    if (alone.length) names.push("this one alone replaced by");
     names.forEach((name) => head.append(make("th", "", name)));
     table.append(head);
     read.forEach((thought, number) => {
@@ -217,7 +218,9 @@
       row.append(make("td", "", String(number + 1)), words, make("td", "note", thought.n === null ? "" : String(thought.n)));
       row.append(make("td", "long", step), gold);
       const cell = make("td");
-      alone.filter((other) => data.touched[other].at === number + 1).forEach((other) => cell.append(outcome(q, place, other)));
+      alone
+        .filter((other) => data.touched[other].at === number + 1)
+        .forEach((other) => cell.append(outcome(q, place, other, data.touched[other].how.replace(/^only\(\d+, *|\)$/g, ""))));
       if (alone.length) row.append(cell);
       table.append(row);
     });
