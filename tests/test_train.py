@@ -325,11 +325,16 @@ def test_lora_resumes_exactly_and_saves_a_plain_model(home, train, cot_run):
     records = ("max_train_samples=8", "max_val_samples=4")
     weights = f"load_model_path={cot_run}/checkpoints/epoch_0002"
     settings = (*COCONUT, *zero3(), *records, weights, "lora={rank: 4, dropout: 0.1}", "freeze.vision_tower=true")
+    settings = (*settings, "lr={projector: 3e-3, language_model: 1e-3, new_tokens: 2e-3}", "coconut.stage_lr=null")
     train(*settings, "name=lora", "num_epochs=2", ranks=2)
     train(*settings, "name=lora_broken", "num_epochs=1", ranks=2)
     train(*settings, "name=lora_broken", "num_epochs=2", ranks=2, allow_change=("num_epochs",))
     unbroken, broken = (home / "runs" / name for name in ("lora", "lora_broken"))
     assert metrics(unbroken, "train/loss") == metrics(broken, "train/loss")
+    for part, times in (("projector", 3), ("language_model", 1), ("new_tokens", 2)):
+        rates = metrics(unbroken, f"train/lr/{part}")
+        assert rates == metrics(broken, f"train/lr/{part}")
+        assert rates == pytest.approx([times * rate for rate in metrics(unbroken, "train/lr")])
     paths = [run / "checkpoints" / "epoch_0002" / "model" for run in (unbroken, broken)]
     saved, again = ((path / "model.safetensors").read_bytes() for path in paths)
     assert saved == again

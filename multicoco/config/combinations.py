@@ -80,6 +80,9 @@ def pointless(config: RunConfig) -> Iterator[str]:
             yield "eval_config.thoughts is true but val_path is null: set it to false, or name the records to evaluate"
     if training and config.lora.rank is None and config.lora != type(config.lora)():
         yield "lora.rank is null, so all other keys of lora do nothing: set the rank, or leave them out"
+    for part in config.lr if training and isinstance(config.lr, dict) else ():
+        if getattr(config.freeze, part, False):
+            yield f"lr.{part} is set but freeze.{part} is true: leave one of them out"
     if training and all(config.freeze.model_dump().values()):
         yield (
             "freeze.vision_tower, freeze.projector and freeze.language_model are all true "

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from multicoco.config.columns import Columns
 from multicoco.config.combinations import PUBLISHED_MODES, contradictions, pointless
 from multicoco.config.dialect import dump
+from multicoco.config.rates import Rates
 from multicoco.config.section import (
     Beta,
     MethodKeys,
@@ -248,7 +249,12 @@ class _First(Section):
     batch_size: PositiveInt = Field(1, description="micro-batch per rank")
     eval_batch_size: PositiveInt = Field(1, description="batch per rank at evaluation")
     gradient_accumulation_steps: PositiveInt = Field(1, description="micro-batches per optimizer step")
-    lr: float = Field(1e-5, gt=0, description="peak learning rate")
+    lr: Rates = Field(
+        1e-5,
+        description="peak learning rate; or one for each part that trains: {vision_tower: 1e-6, projector: 1e-4, "
+        "language_model: 1e-5, new_tokens: 1e-4}, of which new_tokens, the rows of the latent tokens, may be left out "
+        "([training](training.md#learning-rates-by-part))",
+    )
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False, description="the two betas of AdamW")
     max_grad_norm: float = Field(

@@ -30,7 +30,7 @@ from multicoco.methods import Method, thinking_method
 from multicoco.models.authors import load_authors_weights
 from multicoco.models.backbone import Backbone, load_backbone
 from multicoco.models.freezing import freeze
-from multicoco.models.lora import add_lora
+from multicoco.models.lora import add_lora, add_token_rows
 from multicoco.models.reader import Reader
 from multicoco.models.vocabulary import add_latent_tokens
 from multicoco_kernels import implementation
@@ -145,6 +145,8 @@ def _load(
     if config.mode != "eval_only":
         if config.lora.rank:
             add_lora(backbone.model, **config.lora.model_dump(), new_tokens=latent.block(1) if latent else ())
+        elif isinstance(config.lr, dict) and "new_tokens" in config.lr and latent:
+            add_token_rows(backbone.model, latent.block(1))
         freeze(backbone.model, **config.freeze.model_dump())
     try:
         if thinking and latent:

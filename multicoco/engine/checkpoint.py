@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 
 from multicoco.engine.deepspeed import thought_state_dict, whole_state_dict
 from multicoco.engine.manifest import damage, describe, flush, seal
+from multicoco.engine.optimizer import wrapped_optimizer
 from multicoco.engine.random_state import random_state, set_random_state
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.engine.state_files import StateFiles
@@ -216,6 +217,11 @@ class Checkpoints:
                 f"checkpoint {path} is of ZeRO stage {state.zero_stage}, this run of stage {stage}: DeepSpeed converts "
                 "between 1, 2 and 3 only; go on with the same stage, or start a new run from its weights with "
                 "load_model_path"
+            )
+        if not fits and len(wrapped_optimizer(engine.optimizer).param_groups) > 1:
+            raise UserError(
+                f"checkpoint {path} is of {state.world_size} ranks and ZeRO stage {state.zero_stage}: with a learning "
+                "rate for each part (lr) a run goes on with these alone, DeepSpeed's conversion mixes the rates up"
             )
         try:
             if fits:

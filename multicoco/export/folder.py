@@ -67,8 +67,8 @@ def _is_apart(checkpoint: Checkpoint, push: str | None, merge: bool) -> bool:
         return False
     if checkpoint.base is None:
         raise UserError(
-            f"{checkpoint.folder} has its LoRA adapters merged alone: it is of an earlier version, or started from a "
-            "state dict file. Export it with --merge"
+            f"{checkpoint.folder} has its LoRA adapters merged alone: it is of an earlier version, started from a "
+            "state dict file, or has trained what peft does not save. Export it with --merge"
         )
     if push is not None and Path(checkpoint.base).exists():
         raise UserError(

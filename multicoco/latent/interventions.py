@@ -3,6 +3,7 @@
 An intervention is made for a batch, with all that it needs on the device before the first pass, so that none waits.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,17 @@ class Intervened:
 
 
 UNTOUCHED = Intervened()
+
+
+def together(parts: Sequence[Intervened]) -> Intervened:
+    """One after the other, on each thought."""
+
+    def replace(thoughts: Tensor, k: Tensor) -> Tensor:
+        for part in parts:
+            thoughts = part.replace(thoughts, k)
+        return thoughts
+
+    return Intervened(replace, hides=any(part.hides for part in parts))
 
 
 class First:

@@ -3,11 +3,12 @@ hidden states."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from multicoco.config.rates import Rates
 from multicoco.config.section import MethodKeys, NonNegativeInt, OptionalStr, PositiveInt
 from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, layout
 from multicoco.latent.schedule import SEQUENTIAL, Jacobi, OnePass, PassSchedule
@@ -103,6 +104,8 @@ class CoconutKeys(MethodKeys):
             yield f"coconut.uniform_prob is {self.uniform_prob} but {named}, without stages: set it to 0"
         if self.stage_lr is not None and not config.reset_optimizer:
             yield "coconut.stage_lr is set but reset_optimizer is false: without a restart there is one learning rate"
+        if self.stage_lr is not None and isinstance(config.lr, dict):
+            yield "coconut.stage_lr is set but lr has a rate for each part: leave one of the two out"
         if is_own and self.thoughts != "hidden" and not method(config).schedule.c_thought:
             why = f"{named}, which has none" if self.c_thought else "coconut.c_thought is 0"
             yield f"coconut.thoughts is {self.thoughts} but {why}: leave it at hidden"
@@ -226,8 +229,8 @@ class Coconut(Method):
     def latent_init_token(self) -> str | None:
         return self.keys.latent_init_token
 
-    def learning_rate(self, stage: int) -> float:
-        rates = self.keys.stage_lr or [self.config.lr]
+    def learning_rate(self, stage: int) -> Rates:
+        rates: Sequence[Rates] = self.keys.stage_lr or [self.config.lr]
         return rates[min(stage - self.schedule.first_stage, len(rates) - 1)]
 
     def train_row(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> tuple[list[int], list[int]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from multicoco.config.rates import Rates
 from multicoco.config.section import MethodKeys
 from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, Supervision, layout
 from multicoco.latent.schedule import SEQUENTIAL, OnePass, PassSchedule
@@ -37,6 +38,13 @@ class Part(NamedTuple):
     stage: int
     first: int
     end: int
+
+
+class ModelCopy(NamedTuple):
+    """What training holds of the language model besides: its first layers, or all (None), with embeddings and head."""
+
+    is_trained: bool
+    layers: int | None
 
 
 class Method:
@@ -101,8 +109,8 @@ class Method:
         """The token whose embedding the latent tokens start from; None: the tokenizer's eos."""
         return None
 
-    def learning_rate(self, stage: int) -> float:
-        """The peak learning rate of a stage."""
+    def learning_rate(self, stage: int) -> Rates:
+        """The peak learning rate of a stage, or of each part in it."""
         return self.config.lr
 
     def train_row(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> tuple[list[int], list[int]]:
@@ -182,8 +190,8 @@ class Method:
         return None
 
     @property
-    def model_copy(self) -> Literal["trained", "frozen"] | None:
-        """Whether training holds a copy of the language model besides, and whether it is trained."""
+    def model_copy(self) -> ModelCopy | None:
+        """The copy of the language model that training holds besides."""
         return None
 
     def counts(self, batch: dict[str, Any]) -> list[int]:

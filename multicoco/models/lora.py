@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.utils import set_additional_trainable_modules
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -18,6 +19,7 @@ from multicoco.errors import UserError
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _ADAPTER = "default"
+_OF_PEFT = ("lora_", "trainable_tokens_delta")  # in the names of its own parameters
 _IN_PEFT = "base_model.model."  # in front of a model's own names
 
 
@@ -51,26 +53,51 @@ def add_lora(
             f"lora.target_modules: {model.config.model_type} has no linear layers {', '.join(unknown)} in its language "
             f"model; it has {', '.join(kinds)}"
         )
-    if new_tokens and getattr(head, "bias", None) is not None:
-        raise UserError(
-            f"lora: the head of {model.config.model_type} has a bias, with which peft does not train single rows, as "
-            "the latent tokens need: train without LoRA"
-        )
-    embeddings = model.get_input_embeddings()
-    trained_rows = [embeddings] if head.weight is embeddings.weight else [embeddings, head]
+    trained_rows = _with_trained_rows(model, "lora: ") if new_tokens else []
     inject_adapter_in_model(
         LoraConfig(
             r=rank,
             lora_alpha=cast(Any, alpha),  # peft says int, and takes any number
             lora_dropout=dropout,
             target_modules=[name for name in linear if name.rpartition(".")[2] in (target_modules or kinds)],
-            trainable_token_indices={name_of[m]: list(new_tokens) for m in trained_rows} if new_tokens else None,
+            trainable_token_indices={name: list(new_tokens) for name in trained_rows} or None,
         ),
         model,
         _ADAPTER,
     )
     for parameter in trained_elsewhere:  # peft takes everything but its adapters out of training
         parameter.requires_grad_(True)
+
+
+def add_token_rows(model: PreTrainedModel, tokens: Sequence[int]) -> None:
+    """Makes rows of the embeddings and of the head parameters of their own, beside tables that train as before, so that
+    they can have a learning rate of their own: the tables' rows are put aside, and get no gradient.
+
+    Raises:
+        UserError: as `add_lora`, of the head's rows.
+    """
+    indices = {name: list(tokens) for name in _with_trained_rows(model, "lr.new_tokens: ")}
+    before = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    tied = {"tie_word_embeddings": len(indices) == 1}
+    set_additional_trainable_modules(model, LoraConfig(trainable_token_indices=indices), tied, _ADAPTER)
+    for parameter in before:  # peft takes the tables out of training
+        parameter.requires_grad_(True)
+
+
+def _with_trained_rows(model: PreTrainedModel, key: str) -> list[str]:
+    """Names of the embeddings and, if it is untied, of the head, whose single rows can be trained.
+
+    Raises:
+        UserError: peft cannot.
+    """
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise UserError(
+            f"{key}the head of {model.config.model_type} has a bias, with which peft does not train single rows, as "
+            "the latent tokens need"
+        )
+    name_of = {module: name for name, module in model.named_modules()}
+    return [name_of[embeddings]] if head.weight is embeddings.weight else [name_of[embeddings], name_of[head]]
 
 
 def merge_lora(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -93,7 +120,8 @@ def merge_lora(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Te
 
 def save_lora(model: PreTrainedModel, state: dict[str, Tensor], base: str, folder: Path) -> None:
     """What training has changed of a model with adapters, in peft's own form: for `PeftModel.from_pretrained` on its
-    base. Nothing of a model without adapters.
+    base. Nothing of a model without adapters, or of one that trains what peft does not save: a parameter of no module
+    but the whole model (LLaVA-OneVision's `image_newline`).
 
     Parts that train beside the language model are in it whole, as peft's `modules_to_save`.
 
@@ -105,8 +133,12 @@ def save_lora(model: PreTrainedModel, state: dict[str, Tensor], base: str, folde
     if not hasattr(model, "peft_config"):
         return
     parts = list(_trained_parts(model, {id(model.get_decoder()), id(model.get_output_embeddings())}))
+    in_parts = tuple(f"{part}." for part in parts)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if any(not name.startswith(in_parts) and not any(kind in name for kind in _OF_PEFT) for name in trained):
+        return
     saved = get_peft_model_state_dict(model, state, save_embedding_layers=False)
-    saved |= {name: tensor for name, tensor in state.items() if name.startswith(tuple(f"{part}." for part in parts))}
+    saved |= {name: tensor for name, tensor in state.items() if name.startswith(in_parts)}
     config = copy.copy(own.peft_config[_ADAPTER])
     config.base_model_name_or_path, config.inference_mode, config.modules_to_save = base, True, parts or None
     folder.mkdir(parents=True)

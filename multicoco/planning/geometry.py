@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import nn
@@ -11,7 +10,9 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from multicoco.errors import UserError
 from multicoco.latent.schedule import SEQUENTIAL, Pass, PassSchedule
-from multicoco.models.families import family_of
+from multicoco.methods.method import ModelCopy
+from multicoco.models.families import check_form, family_of
+from multicoco.models.layers import find_layers
 from multicoco.planning.trace import Tracer, meta_model
 
 
@@ -77,8 +78,8 @@ class ModelGeometry:
         config: transformers' config of a model of any family.
         dtype: of the parameters.
         freezing: as in the run config's `freeze`.
-        copy: of the language model with its embeddings and head, held besides and trained or frozen; its weights and
-            what training keeps of them are counted, its activations are not.
+        copy: of the language model with its embeddings and head, held besides; its weights and what training keeps of
+            them are counted, its activations are not.
 
     Raises:
         UserError: the model is of another kind, or has not the parts that `freezing` names.
@@ -89,7 +90,7 @@ class ModelGeometry:
         config: PreTrainedConfig,
         dtype: torch.dtype,
         freezing: dict[str, bool],
-        copy: Literal["trained", "frozen"] | None = None,
+        copy: ModelCopy | None = None,
     ):
         self.config = config
         self.text = config.get_text_config()
@@ -117,20 +118,17 @@ class ModelGeometry:
         self.decoder_parameters = sum(p.numel() for p in decoder.parameters()) - self.embedding.parameters
         self.largest = max(p.numel() for p in model.parameters() if p.requires_grad)
         if copy is not None:
+            left_out = 0 if copy.layers is None else self.decoder_layer.copies - copy.layers
             copied = self.embedding.parameters + self.decoder_parameters + self.head.parameters
+            copied -= left_out * self.decoder_layer.parameters
             self.parameters += copied
-            self.trainable += copied if copy == "trained" else 0
+            self.trainable += copied if copy.is_trained else 0
 
     def _layers(self, decoder: nn.Module) -> nn.ModuleList:
-        """Whatever they are called: `layers`, or `h` in GPT-2."""
-        n_layers = self.text.num_hidden_layers
-        lists = [part for part in decoder.children() if isinstance(part, nn.ModuleList) and len(part) == n_layers]
-        if len(lists) != 1:
-            raise UserError(
-                f"a {self.config.model_type} model cannot be planned for: its decoder has {len(lists)} lists of "
-                f"{n_layers} layers, where one is expected"
-            )
-        return lists[0]
+        try:
+            return find_layers(decoder, self.text.num_hidden_layers)[1]
+        except ValueError as error:
+            raise UserError(f"a {self.config.model_type} model cannot be planned for: {error}") from error
 
     @property
     def width(self) -> int:
@@ -170,11 +168,14 @@ def read_model_config(model_id: str, trust_remote_code: bool) -> PreTrainedConfi
     """transformers' config of a hub id or of a directory, in which config.json suffices.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is of a form that is not read.
     """
     try:
+        check_form(model_id)
         config: PreTrainedConfig = AutoConfig.from_pretrained(model_id, trust_remote_code=trust_remote_code)
         return config
+    except UserError as error:
+        raise UserError(f"model_id {model_id!r}: {error}") from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"model_id {model_id!r}: no model config can be read ({str(error).strip().splitlines()[0]}): give a "

@@ -21,6 +21,7 @@ from multicoco.engine.lengths import check_prompt_lengths, those_that_fit
 from multicoco.engine.preemption import Preempted
 from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
+from multicoco.engine.rates import learning_rates
 from multicoco.engine.records import lengths_file, load_records, load_training_records
 from multicoco.engine.resume import lock_run_folder
 from multicoco.engine.trainer_state import TrainerState
@@ -214,9 +215,8 @@ class Trainer:
             metrics["train/skipped_steps"] = self.engine.skipped_steps
             shown["skipped"] = str(self.engine.skipped_steps)
         progress.set_postfix(shown, tokens_s=f"{metrics['train/tokens_per_s']:.0f}", refresh=False)
-        learning_rate = self.engine.lr_scheduler.get_last_lr()[0]
-        where = {"train/stage": self.at.stage, "train/epoch": epoch + 1, "train/lr": learning_rate}
-        self.tracker.log(metrics | where, self.at.step)
+        where = {"train/stage": self.at.stage, "train/epoch": epoch + 1}
+        self.tracker.log(metrics | where | learning_rates(self.engine, self.config.lr), self.at.step)
 
     def _evaluate(self, epochs: int) -> None:
         """After so many epochs, if it is due; the accuracy goes to the checkpoint, or decides whether it stays."""

@@ -22,6 +22,14 @@ ALL_FROZEN = [f"freeze.{part}=true" for part in ("vision_tower", "projector", "l
         (["train_path=null"], ["mode is cot_train", "train_path is null"]),
         (["mode=eval_only", "eval_config.cot=true"], ["mode is eval_only", "val_path is null"]),
         (["mode=eval_only", "val_path=v"], ["mode is eval_only", "none of eval_config.cot", "name a method"]),
+        (
+            ["lr={language_model: 1e-3, projector: 1e-4}", "freeze.projector=true"],
+            ["lr.projector is set but freeze.projector is true"],
+        ),
+        (
+            [*COCONUT, "lr={language_model: 1e-3}", "coconut.stage_lr=[1e-3]"],
+            ["coconut.stage_lr is set but lr has a rate for each part"],
+        ),
         (["coconut.stage_lr=[1e-3]", "reset_optimizer=false"], ["coconut.stage_lr is set but reset_optimizer"]),
         (
             [*COCONUT, "coconut.c_thought=0", "coconut.thoughts=pause"],

@@ -65,6 +65,19 @@ def content(case: Case, model: PreTrainedModel, of_rows: Tensor) -> Callable[[Te
     return lambda hidden: next(noise)
 
 
+def own_groups(case: Case, model: PreTrainedModel) -> list[dict]:
+    """Of AdamW, by the names of parameters."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not case.rates:
+        return [{"params": [p for _, p in named], "peak": run_config(case).lr}]
+    marks = {"vision_tower": "vision_tower", "multi_modal_projector": "projector", "trainable_tokens": "new_tokens"}
+    parts: dict[str, list] = {}
+    for name, p in named:
+        part = next((part for mark, part in marks.items() if mark in name), "language_model")
+        parts.setdefault(part, []).append(p)
+    return [{"params": own, "peak": case.rates[part]} for part, own in parts.items()]
+
+
 def single_process(case: Case, fresh_optimizer_at: int | None) -> tuple[list[float], dict]:
     """Recomputing forward passes, torch's own AdamW; at `fresh_optimizer_at` a brand-new one.
 
@@ -75,15 +88,16 @@ def single_process(case: Case, fresh_optimizer_at: int | None) -> tuple[list[flo
     losses, optimizer, started = [], None, 0
     for step in range(case.steps):
         if step in (0, fresh_optimizer_at):
-            trainable = [p for p in model.parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW(trainable, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+            groups = own_groups(case, model)
+            optimizer = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay)
             started = step
         if step == case.poisoned:  # left out, by the schedule too
             losses.append(math.nan)
             started += 1
             continue
         factor = lr_factor(step - started, config.lr_schedule, config.warmup_steps, case.reset_after)
-        optimizer.param_groups[0]["lr"] = config.lr * factor
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
         [batch] = batches(case, step)
         copied.load_state_dict(model.state_dict())
         copied.zero_grad()
@@ -147,6 +161,16 @@ def test_losses_and_weights_equal_single_process_adamw(two_ranks, name):
         assert differences[: len(differences) - len(differences) // 32].mean() < tolerance, key
     differing = set(weights) ^ set(gathered)
     assert all(key.startswith("lm_head.") or "post_layernorm" in key for key in differing)  # tied: it is the embedding
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.rates])
+def test_each_part_has_its_rate_to_the_end_of_a_stage_and_from_a_checkpoint(two_ranks, name):
+    rates = CASES[name].rates
+    ended, started, loaded = two_ranks[name]["rates"]
+    peaks = {"train/lr": rates["language_model"], **{f"train/lr/{part}": rate for part, rate in rates.items()}}
+    assert started == pytest.approx({key: lr_factor(0, "cosine", 1, 9) * peak for key, peak in peaks.items()})
+    assert set(ended.values()) == {0} and loaded == started
 
 
 def test_every_key_that_a_ds_config_may_have_is_in_a_case():

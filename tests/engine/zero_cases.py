@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from multicoco.config import RunConfig
 from multicoco.models.freezing import freeze
-from multicoco.models.lora import add_lora
+from multicoco.models.lora import add_lora, add_token_rows
 
 GLOBAL_BATCH = 4
 PASSES = 5  # of each micro-batch, over the language model
@@ -46,6 +46,8 @@ ZERO3_SWITCHES = {
     "stage3_allgather_sequential": True,
 }
 SMALL_BUFFERS = {"pin_memory": False, "buffer_count": 2, "buffer_size": 10_000, "max_in_cpu": 1000}
+RATES = {"vision_tower": 1e-3, "projector": 3e-2, "language_model": 1e-2, "new_tokens": 3e-3}
+RATES_OF_LORA = {"projector": 3e-2, "language_model": 1e-2, "new_tokens": 3e-3}  # its vision tower is frozen
 SHARDED = {"stage3_param_persistence_threshold": 0}  # at DeepSpeed's own, nothing of a model this small is let go
 
 
@@ -69,6 +71,7 @@ class Case:
     tied: bool = True
     experts: bool = False
     thoughts: Literal["hidden", "noise", "borrowed", "parallel"] = "hidden"
+    rates: dict[str, float] | None = None
     family: str = "internvl"
 
 
@@ -138,6 +141,11 @@ CASES = {
         bf16=True,
         other={"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}},
     ),
+    "zero0_rates": Case(rates=RATES),
+    "zero2_rates": Case({"stage": 2}, rates=RATES),
+    "zero3_rates_untied": Case({"stage": 3, **SHARDED}, checkpointing=True, tied=False, rates=RATES),
+    "zero3_rates_lora": Case({"stage": 3, **SHARDED}, frozen=True, lora=True, rates=RATES_OF_LORA),
+    "zero2_rates_offload": Case({"stage": 2, "offload_optimizer": OFFLOAD}, rates=RATES),
     "zero2_fp16_static": Case({"stage": 2}, poisoned=2, fp16={"loss_scale": 4096}),
     "zero1_offload": Case({"stage": 1, "offload_optimizer": OFFLOAD}),
     "zero2_offload": Case({"stage": 2, "offload_optimizer": OFFLOAD}),
@@ -156,6 +164,8 @@ def build_model(case: Case) -> PreTrainedModel:
         model = SIGHTED[case.family](tied=case.tied, spread=0.05)  # with more, rounding grows faster in AdamW
     if case.lora:
         add_lora(model, rank=4, alpha=8, new_tokens=[LATENT])
+    elif case.rates:
+        add_token_rows(model, [LATENT])
     freeze(model, vision_tower=case.frozen)
     return model
 
@@ -172,7 +182,7 @@ def run_config(case: Case) -> RunConfig:
         gradient_accumulation_steps=case.accumulation,
         bf16=case.bf16,
         fp16=case.fp16 is not None,
-        lr=1e-2,
+        lr=case.rates or 1e-2,
         weight_decay=0.1,
         betas=(0.9, 0.95),
         max_grad_norm=0.5,

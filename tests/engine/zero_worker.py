@@ -15,6 +15,7 @@ from zero_cases import CASES, PASSES, Case, batches, build_model, precision, run
 from multicoco.engine.deepspeed import build_engine, device, init_distributed, model_shape, whole_state_dict
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.engine.optimizer import reset_optimizer_state, start_schedule, wrapped_optimizer
+from multicoco.engine.rates import learning_rates
 from multicoco.latent.controls import GaussianThoughts, another_rows
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.latent.schedule import SEQUENTIAL, Jacobi
@@ -91,8 +92,17 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
         losses.append(mean(of_step))
         loss_scales += [engine.optimizer.loss_scale] if case.fp16 else []
     held.append(bytes_held())
+    rates = [learning_rates(engine, config.lr)]
+    if case.rates:  # a checkpoint keeps them
+        start_schedule(engine, config, config.lr, total_steps=9)
+        rates.append(learning_rates(engine, config.lr))
+        engine.save_checkpoint(str(folder / "state"), tag="state")
+        start_schedule(engine, config, dict.fromkeys(case.rates, 1.0), total_steps=1)
+        engine.load_checkpoint(str(folder / "state"), tag="state")
+        rates.append(learning_rates(engine, config.lr))
     weights = whole_state_dict(engine.module.model)
     counted = {
+        "rates": rates,
         "evaluated": before,
         "skipped": engine.skipped_steps,
         "steps": engine.global_steps,

@@ -1,11 +1,16 @@
 """The adapter against VLMEvalKit's interface and, where that is installed, in it itself (docs/integrations.md)."""
 
+import base64
 import importlib
 import inspect
+import io
 import sys
+from hashlib import md5
+from pathlib import Path
 
 import doubles
 import pytest
+from PIL import Image
 
 from multicoco.errors import UserError
 
@@ -72,3 +77,64 @@ def test_the_double_is_like_the_real_one():
         own, real = (inspect.signature(getattr(of.BaseModel, method)) for of in (doubles, base))
         assert [*own.parameters] == [*real.parameters]
     assert doubles.BaseModel.INTERLEAVE == base.BaseModel.INTERLEAVE
+
+
+SETS = ("BLINK", "MMMU_DEV_VAL", "MMStar", "ScienceQA_VAL", "VStarBench")
+
+
+def table(name: str) -> str:
+    """Two records of a set in the columns of its published table."""
+    file = io.BytesIO()
+    Image.new("RGB", (84, 84), "red").save(file, "PNG")
+    picture = base64.b64encode(file.getvalue()).decode()
+    several = name in ("BLINK", "MMMU_DEV_VAL")
+    question = "See <image 1> and <image 2>. Which?" if name == "MMMU_DEV_VAL" else "Which is it?"
+    columns = {"image": str([picture] * 2) if several else picture, "question": question, "A": "red", "B": "blue"}
+    about = {"answer": "B", "category": "one", "l2_category": "two", "split": "validation"}
+    lines = [{"index": str(place), **columns, **about} for place in range(2)]
+    return "\n".join("\t".join(line) for line in ([*lines[0]], *(line.values() for line in lines))) + "\n"
+
+
+@pytest.fixture
+def evaluate(tmp_path, monkeypatch):
+    """Evaluates on two records of each set by VLMEvalKit's own run.py and rules."""
+    image_mcq = pytest.importorskip("vlmeval.dataset.image_mcq")
+    run = Path(sys.modules["vlmeval"].__file__).parents[1] / "run.py"
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    for name in SETS:
+        (tmp_path / f"{name}.tsv").write_text(table(name))
+        digest = md5((tmp_path / f"{name}.tsv").read_bytes()).hexdigest()
+        for of in (image_mcq.ImageMCQDataset, image_mcq.MMMUDataset):
+            if name in of.DATASET_MD5:
+                monkeypatch.setitem(of.DATASET_MD5, name, digest)
+    sys.modules.pop(ADAPTER, None)
+    adapter = importlib.import_module(ADAPTER)
+
+    def scores(checkpoint: Path | str, *modes: str) -> dict[str, dict[str, float]]:
+        """By model and set."""
+        options = ["--checkpoint", str(checkpoint), "--modes", *modes, "--max-new-tokens", "5", "--data", *SETS]
+        options += ["--judge", "exact_matching", "--work-dir", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["vlmevalkit", str(run), *options])
+        adapter.main()
+        found: dict[str, dict[str, float]] = {}
+        for path in (tmp_path / "out").rglob("*_acc.csv"):
+            model, _, rest = path.name.partition("_")
+            names, values = (line.replace('"', "").split(",") for line in path.read_text().splitlines()[:2])
+            found.setdefault(model, {})[rest.removesuffix("_acc.csv")] = float(values[names.index("Overall")])
+        return found
+
+    return scores
+
+
+@pytest.mark.parametrize(("writes", "score"), [("B", 1), ("blue", 1), ("A", 0)])
+def test_vlmevalkit_scores_what_was_answered(evaluate, fake, writes, score):
+    fake.writes = writes
+    assert evaluate("runs/run", "cot") == {"run-cot": dict.fromkeys(SETS, score)}
+    assert len(fake.asked) == 2 * len(SETS) and all(images for images, *_ in fake.asked)
+
+
+def test_vlmevalkit_asks_a_checkpoint_in_all_modes(evaluate, asked_home, one_thread):
+    found = evaluate(asked_home / "runs" / "run", "vanilla", "cot", "coconut")
+    assert {model: {*scores} for model, scores in found.items()} == {
+        f"run-{mode}": {*SETS} for mode in ("vanilla", "cot", "coconut")
+    }

@@ -1,5 +1,7 @@
 """The check that compares the loss after thoughts with plain recomputing: what it takes, and what it finds."""
 
+from functools import partial
+
 import pytest
 import torch
 from latent.test_self_check import lively, of_kind, texts
@@ -8,6 +10,7 @@ from reference import SIGHTED, coconut_logits, llava, qwen2
 
 from multicoco.errors import UserError
 from multicoco.latent.exactness import measure_exactness, require_exact
+from multicoco.latent.reasoner import LatentReasoner
 
 
 def example(name):
@@ -99,7 +102,8 @@ def test_a_layer_that_is_not_exact_is_refused_with_both_losses(tamper, model):
 
 
 def test_what_only_thoughts_show_is_found(monkeypatch):
-    monkeypatch.setattr("multicoco.latent.reasoner.constant_before_last", lambda hidden, *_: 1.01 * hidden)
+    otherwise = partial(LatentReasoner, thoughts=lambda hidden, k: 1.01 * hidden)
+    monkeypatch.setattr("multicoco.latent.exactness.LatentReasoner", otherwise)
     assert not measure_exactness(llava(), "auto", example("llava")).agrees
 
 

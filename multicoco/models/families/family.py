@@ -192,6 +192,18 @@ class Family:
         """
         raise NotImplementedError
 
+    def columns_of_images(
+        self, input_ids: Tensor, tokens: Sequence[Any], tokenizer: PreTrainedTokenizerBase
+    ) -> list[Tensor]:
+        """Of each image of a row (T,), the columns that its features are in; tokens as of `ImageInputs`. Only for a
+        family that sees images."""
+        raise NotImplementedError
+
+    def laid_out(self, columns: Tensor, tensors: dict[str, Tensor], image: int) -> Tensor | None:
+        """Of an image's columns (N,), those that show the whole of it, (rows, columns) as they lie in it; the others
+        are its tiles, if it is cut. None where it is not known. `image` is its number among `ImageInputs.tensors`."""
+        return None
+
     def blank_tiles(self, n_tiles: int, like: Tensor) -> dict[str, Tensor]:
         """`ImageInputs.tensors` of so many tiles that are 0 all over, of the dtype and device of `like`."""
         raise NotImplementedError

@@ -56,6 +56,10 @@ class Idefics3(Sighted):
             placed += tokenizer.encode("\n" if row < rows else "\n\n", add_special_tokens=False)
         return [*placed, mark, _known("<global-img>", tokenizer), *image, mark]
 
+    def laid_out(self, columns: Tensor, tensors: dict[str, Tensor], image: int) -> Tensor:
+        side = math.isqrt(self.tile.tokens)
+        return columns[-(side**2) :].view(side, side)
+
     def own_inputs(self, input_ids: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tiles[None] for name, tiles in inputs.items()}  # by rows, of which there is one
 

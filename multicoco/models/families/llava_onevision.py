@@ -64,6 +64,9 @@ class LlavaOneVision(Sighted):
             rows, columns = int(rows // ratio), int(columns // ratio)
         return side**2 + int(rows * (columns + 1))
 
+    def laid_out(self, columns: Tensor, tensors: dict[str, Tensor], image: int) -> Tensor:
+        return columns[: self._side**2].view(self._side, self._side)
+
     def image_features(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
         seeing: Any = model.base_model
         # numbers are read on the host: for each image the model itself would ask the device

@@ -53,6 +53,10 @@ class QwenVL(Sighted):
         tokens = read.image_grid_thw.prod(-1) // self._merge**2
         return ImageInputs(tokens.tolist(), {name: read[name] for name in self.input_names})
 
+    def laid_out(self, columns: Tensor, tensors: dict[str, Tensor], image: int) -> Tensor:
+        _, height, width = tensors["image_grid_thw"][image].tolist()
+        return columns.view(height // self._merge, width // self._merge)
+
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """(3, B, T): time, height and width."""
         if not inputs:

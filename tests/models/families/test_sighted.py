@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from PIL import Image
 from reference import (
     EOS,
     IMAGE,
@@ -26,10 +27,12 @@ from multicoco.errors import UserError
 from multicoco.latent.generate import log_likelihoods
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.latent.self_check import self_check
+from multicoco.models.backbone import load_backbone
 from multicoco.models.checkpointing import checkpoint_activations
 from multicoco.models.families import family_of
 from multicoco.models.freezing import freeze
 from multicoco.models.lora import add_lora, merge_lora
+from multicoco.models.tiny import TINY
 from multicoco.planning.geometry import ModelGeometry
 
 GRIDS = ((4, 6), (2, 2), (6, 10))  # patches, 2 x 2 of which are an image token
@@ -304,3 +307,38 @@ def test_it_is_planned_for(name):
     assert frozen.trace.vision(1, False).saved == 0
     language = family_of(config).part(SIGHTED[name](), "language_model")
     assert frozen.trainable == sum(p.numel() for p in language.parameters())  # the head is tied
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in TINY if name not in ("text", "generic")])
+@pytest.mark.parametrize("place", [(2, 0), (0, 1)])
+def test_the_tokens_of_a_picture_lie_in_a_grid(tiny_of, name, place):
+    """Where a picture is changed, the features of the tokens of that place change most."""
+    backbone = load_backbone(str(tiny_of(name)))
+    family, (column, row) = backbone.family, place
+    plain = Image.new("RGB", (84, 56), "grey")
+    images = family.read_images([plain.resize((56, 84)), plain], backbone.image_processor)
+    image_token = backbone.model.config.image_token_id
+    first, between, last, *_ = (token for token in range(5) if token != image_token)
+    asked = [first, image_token, between, image_token, last]
+    ids = torch.tensor(family.place_images(asked, images.tokens, backbone.tokenizer))
+    found = family.columns_of_images(ids, images.tokens, backbone.tokenizer)
+    assert torch.equal(torch.cat(found), (ids == image_token).nonzero()[:, 0]) and len(found) == 2
+    assert found[0].max() < (ids == between).nonzero().max() < found[1].min()
+
+    alone = family.read_images([plain], backbone.image_processor)  # where some are cut
+    n_tokens = family.image_ids(alone.tokens[0], backbone.tokenizer).count(image_token)
+    laid_out = family.laid_out(torch.arange(n_tokens), alone.tensors, 0)
+    rows, columns = laid_out.shape
+    cell = (84 // columns, 56 // rows)
+    column, row = min(column, columns - 1), min(row, rows - 1)
+    changed = plain.copy()
+    noise = torch.randint(256, (cell[1], cell[0], 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    changed.paste(Image.fromarray(noise.numpy()), (column * cell[0], row * cell[1]))
+    features = [
+        family.image_features(backbone.model, family.read_images([picture], backbone.image_processor).tensors)
+        for picture in (plain, changed)
+    ]
+    difference = (features[0] - features[1]).flatten(0, -2).norm(dim=-1)
+    assert len(difference) == n_tokens
+    assert divmod(int(difference[laid_out].argmax()), columns) == (row, column)
