@@ -60,7 +60,9 @@ class StudySpec(Section):
     tests: Annotated[dict[Name, QuestionsSpec], Field(min_length=1)] = Field(
         description="sets of questions; the reading rule looks at the first one in distribution"
     )
-    interventions: list[str] = Field([], description="on the thoughts of the hidden arm and of those that are intervened")
+    interventions: list[str] = Field(
+        [], description="on the thoughts of the hidden arm and of those that are intervened"
+    )
     margin: float = Field(0.02, gt=0, lt=1, description="accuracies that differ by less tie in the reading rule")
 
     @model_validator(mode="after")
