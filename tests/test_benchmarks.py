@@ -120,3 +120,21 @@ def test_gathering_counts_a_step(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     measured = json.loads(done.stdout.splitlines()[-1])
     assert measured["gathers"] > 0 and 1 <= measured["gathered_of_model"] < 8
+
+
+@pytest.mark.distributed
+def test_features_cache_gives_the_same_losses(tmp_path):
+    sizes = {"vision_layers": 1, "vision_hidden": 32, "tile_size": 56, "batch": 2}
+    result = run(
+        "features_cache", tmp_path, "--tiles", "2", "--images", "3", geometry=TINY | {"vocabulary": 500} | sizes
+    )
+    assert "the losses are the same" in result["printed"]
+    assert [row["epoch"] for row in result["rows"]] == ["training", "asking", "training, LoRA"]
+    assert all(row["first_epoch_s"] > row["kept_s"] > 0 and row["mib_an_image"] > 0 for row in result["rows"])
+
+
+@pytest.mark.distributed
+def test_length_groups(tmp_path):
+    result = run("length_groups", tmp_path, "--examples", "16", geometry=TINY | {"vocabulary": 50})
+    assert all(row["grouped"] < row["shuffled"] for row in result["rows"][:-1]) and len(result["rows"]) == 10
+    assert result["goals"][0]["met"] == "yes" and result["rows"][-1]["speed_up"] > 0

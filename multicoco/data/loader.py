@@ -9,7 +9,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -19,13 +19,15 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from multicoco.curriculum import ExampleTokens, Supervision
 from multicoco.data.collate import Collator, Row
-from multicoco.data.example import Example, load_image
+from multicoco.data.example import Example, ImageSource, load_image
+from multicoco.data.order import Sizes, grouped, shuffled
 from multicoco.data.prompt import Asked, PromptBuilder
 from multicoco.errors import UserError
 
 # torchdata's own, once a process, and not the user's to act on
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated", category=UserWarning)
 
+T = TypeVar("T")
 Pick = tuple[int, bool]  # (index of an example, whether it counts)
 Arrange = Callable[[Example, ExampleTokens], tuple[list[int], list[int]]]  # -> input_ids and labels, both (T,)
 Supervise = Callable[[Example, ExampleTokens], Supervision | None]
@@ -50,6 +52,7 @@ class RankBatches:
         seed: of the epoch's permutation; None keeps the order (evaluation).
         done: global batches to leave out, because an interrupted epoch has had them.
         until: the global batches from this one on are left out too.
+        sizes: of the examples, to be grouped by.
     """
 
     def __init__(
@@ -62,15 +65,16 @@ class RankBatches:
         seed: str | None = None,
         done: int = 0,
         until: int | None = None,
+        sizes: Sizes | None = None,
     ):
+        global_batch = batch_size * world_size * accumulation
         order = list(range(n))
         if seed is not None:
-            generator = torch.Generator().manual_seed(int.from_bytes(seed.encode(), "little") % 2**63)
-            order = torch.randperm(n, generator=generator).tolist()
+            order = shuffled(n, seed) if sizes is None else grouped(sizes, seed, global_batch)
         pieces = range(rank, world_size * accumulation, world_size)
         self.batches = [
             batch[piece * batch_size : (piece + 1) * batch_size]
-            for batch in epoch_batches(n, batch_size * world_size * accumulation, order)[done:until]
+            for batch in epoch_batches(n, global_batch, order)[done:until]
             for piece in pieces
         ]
 
@@ -96,15 +100,25 @@ class Encoder:
 
     Args:
         read_images: pictures as a model family takes them.
+
+    Attributes:
+        kept: gives what is kept of images in the place of their pixels; None where nothing is.
     """
 
     def __init__(self, prompt: PromptBuilder, read_images: Callable[[Sequence[Image.Image]], ImageInputs]):
         self.prompt = prompt
         self.read_images = read_images
+        self.kept: Callable[[Sequence[ImageSource]], ImageInputs] | None = None
 
     def __call__(self, example: Example, asked: Asked) -> tuple[ExampleTokens, dict[str, Tensor]]:
-        images = self.read_images([load_image(image) for image in example.images])
+        images = self.images(example)
         return self.prompt(example, asked, images.tokens), images.tensors
+
+    def images(self, example: Example) -> ImageInputs:
+        """As they are read, or kept."""
+        if self.kept is not None:
+            return self.kept(example.images)
+        return self.read_images([load_image(image) for image in example.images])
 
 
 def check_donors(n_examples: int, of: str) -> None:
@@ -182,6 +196,11 @@ class _Loader(StatefulDataLoader[Any]):
             return rows
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def in_order(dataset: Dataset[T], num_workers: int) -> Iterator[T]:
+    """All of a data set, one by one, read by so many processes."""
+    return iter(_Loader(dataset, batch_size=None, num_workers=num_workers))
 
 
 def make_loader(

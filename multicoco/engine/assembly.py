@@ -17,6 +17,7 @@ from multicoco.data.loader import Encoder
 from multicoco.data.prompt import PromptBuilder
 from multicoco.data.sources import load_of_run
 from multicoco.data.sources.tables import open_stored
+from multicoco.engine.features import Features
 from multicoco.engine.ranks import agree, rank
 from multicoco.engine.thought_weights import load_thoughts
 from multicoco.engine.trainer_state import TrainerState
@@ -39,11 +40,16 @@ SHORT_AND_LONG = 64  # examples that are looked at for a short and a long one
 
 @dataclass(frozen=True)
 class Assembly:
-    """A model that is ready to be trained or asked, and an encoder of examples for it."""
+    """A model that is ready to be trained or asked, and an encoder of examples for it.
+
+    Attributes:
+        features: what is kept of images, if it is; to be called once the weights are loaded.
+    """
 
     backbone: Backbone
     reasoner: LatentReasoner
     encoder: Encoder
+    features: Features | None = None
 
 
 def load_records(config: RunConfig, path: str | None, limit: int | None) -> list[Example]:
@@ -93,7 +99,8 @@ def assemble(
     encoder = encoder_of(config, backbone, date)
     if config.self_check:
         agree(lambda: self_check(reasoner, _short_and_long(examples, encoder)), only_rank_0=True)
-    return Assembly(backbone, reasoner, encoder)
+    features = agree(lambda: Features(config, backbone, reasoner, encoder)) if config.features else None
+    return Assembly(backbone, reasoner, encoder, features)
 
 
 def encoder_of(config: RunConfig, reader: Backbone | Reader, date: str) -> Encoder:

@@ -109,6 +109,7 @@ class Respondent:
     ):
         self.config = config
         self.backbone, self.reasoner, self.encoder = assembly.backbone, assembly.reasoner, assembly.encoder
+        self.features = assembly.features
         self.examples = examples
         self.tracker = tracker
         self.sharded_weights = sharded_weights
@@ -117,6 +118,8 @@ class Respondent:
 
     def ask(self, asking: Asking) -> Answers:
         """Of all questions, in their order; the same on all ranks. Collective."""
+        if self.features:
+            self.features.keep(asking.questions, self.between_batches)
         was_training = self.reasoner.training
         self.reasoner.eval()
         with torch.random.fork_rng(), torch.no_grad():

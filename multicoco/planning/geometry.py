@@ -68,6 +68,7 @@ class ModelGeometry:
         freezing: as in the run config's `freeze`.
         copy: of the language model with its embeddings and head, held besides and trained or frozen; its weights and
             what training keeps of them are counted, its activations are not.
+        keeps_features: images are encoded before the run (`features: cache`), and no step calls the vision tower.
 
     Raises:
         UserError: the model is of another kind, or has not the parts that `freezing` names.
@@ -79,6 +80,7 @@ class ModelGeometry:
         dtype: torch.dtype,
         freezing: dict[str, bool],
         copy: Literal["trained", "frozen"] | None = None,
+        keeps_features: bool = False,
     ):
         self.config = config
         self.text = config.get_text_config()
@@ -93,16 +95,21 @@ class ModelGeometry:
         self.decoder_layer = _part(self._layers(decoder)[0], self.text.num_hidden_layers)
         family = family_of(config)
         self.tile = family.tile
+        self.encoded = None if keeps_features else self.tile  # what of images a step encodes
+        self.feature_layers = family.feature_layers
         self.vision_layer = self.projector = Part(0, 0, 0, 0)
         if layers := family.vision_layers(model):
             self.vision_layer, self.projector = _part(layers[0], len(layers)), _part(family.part(model, "projector"))
         self.parameters = sum(p.numel() for p in model.parameters())
+        unused = [p for name in family.parts for p in family.part(model, name).parameters()] if keeps_features else []
+        self.called_parameters = self.parameters - sum(p.numel() for p in unused)  # in a step
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.decoder_parameters = sum(p.numel() for p in decoder.parameters()) - self.embedding.parameters
         self.largest = max(p.numel() for p in model.parameters() if p.requires_grad)
         if copy is not None:
             copied = self.embedding.parameters + self.decoder_parameters + self.head.parameters
             self.parameters += copied
+            self.called_parameters += copied
             self.trainable += copied if copy == "trained" else 0
 
     def _layers(self, decoder: nn.Module) -> nn.ModuleList:
@@ -136,8 +143,14 @@ class ModelGeometry:
 
     @property
     def tile_bytes(self) -> int:
-        """Of one tile's pixels, as the image processor gives them."""
-        return 4 * math.prod(self.tile.shape) if self.tile else 0
+        """Of one tile as a batch has it: its pixels, as the image processor gives them, or its features."""
+        return 4 * math.prod(self.encoded.shape) if self.encoded else self.feature_bytes
+
+    @property
+    def feature_bytes(self) -> int:
+        """Of what is kept of one tile."""
+        numbers: int = self.tile_tokens * self.feature_layers * self.text.hidden_size
+        return numbers * self.width
 
 
 def _part(module: nn.Module, copies: int = 1) -> Part:

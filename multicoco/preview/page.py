@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import IGNORE_INDEX
+from multicoco.data.order import Sizes, grouped, padding_share, shuffled
 from multicoco.data.sources import read_of_run
 from multicoco.data.sources.load import Loaded
+from multicoco.engine.sizes import ExampleSizes
 from multicoco.errors import UserError
 from multicoco.evaluation.priors import asked_with
 from multicoco.evaluation.report import aligned
@@ -86,23 +88,40 @@ def _training(
     yield from _lengths(measured, len(loaded.examples))
     epochs = _epochs_of_stages(config, method, len(loaded.examples))
     shown = evenly_spaced(list(epochs), _MOST_STAGES)
-    table = [["stage", "epochs", "passes", "longest row", "with loss, mean", "too long"]]
+    sizes = ExampleSizes(*zip(*(map(_parts, measured)), strict=True))
+    orders = ("shuffled", "grouped")
+    table = [["stage", "epochs", "passes", "longest row", "with loss, mean", "too long", *orders]]
     for stage in shown:
         rows = [method.train_row(one.tokens, stage, epochs[stage][0], one.example.id) for one in measured]
         lengths = [sum(method.extent(one.tokens, stage)) for one in measured]
         learned = sum(label != IGNORE_INDEX for _, labels in rows for label in labels) / len(rows)
         too_long = sum(setup.limit is not None and length > setup.limit for length in lengths)
         span = f"{epochs[stage][0]}-{epochs[stage][-1]}"
-        cells = (stage, span, method.passes(stage), max(lengths), f"{learned:.1f}", too_long)
+        paddings = [f"{share:.1%}" for share in _paddings(config, sizes.at(method, stage))]
+        cells = (stage, span, method.passes(stage), max(lengths), f"{learned:.1f}", too_long, *paddings)
         table.append([*map(str, cells)])
     takes = "any number of" if setup.limit is None else f"at most {setup.limit}"
     yield f"stages ({len(shown)} of {len(epochs)} shown; the model takes {takes} tokens; too long ones stop the run):"
     yield from (f"  {line}".rstrip() for line in aligned(table))
+    now = "grouped" if config.group_by_length else "shuffled"
+    yield f"  ({', '.join(orders)}: padding of batches of {config.batch_size}, by group_by_length; this run is {now})"
     one = typical(measured)
     for stage in shown:
         ids, labels = method.train_row(one.tokens, stage, epochs[stage][0], one.example.id)
         yield f"stage {stage}, record {one.example.id!r}, {len(ids)} tokens:"
         yield from show_row(ids, labels, setup.latent, setup.reader.tokenizer, colours)
+
+
+def _parts(one: Measured) -> tuple[int, list[int], int]:
+    return len(one.tokens.prompt), [len(step) for step in one.tokens.steps], len(one.tokens.answer)
+
+
+def _paddings(config: RunConfig, sizes: Sizes) -> tuple[float, float]:
+    """Of an epoch in random order, and grouped by length."""
+    seed, global_batch = f"{config.seed}/0", config.batch_size * config.gradient_accumulation_steps
+    orders = shuffled(len(sizes), seed), grouped(sizes, seed, global_batch)
+    random, by_length = (padding_share(sizes, order, config.batch_size) for order in orders)
+    return random, by_length
 
 
 def _epochs_of_stages(config: RunConfig, method: Method, n_examples: int) -> dict[int, list[int]]:

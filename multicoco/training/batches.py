@@ -10,13 +10,15 @@ from multicoco.curriculum import ExampleTokens, Supervision
 from multicoco.data.collate import Collator
 from multicoco.data.example import Example
 from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader
+from multicoco.data.order import Sizes
 from multicoco.engine.assembly import Assembly
 from multicoco.engine.ranks import rank, world_size
+from multicoco.engine.sizes import ExampleSizes, measure_sizes
 from multicoco.methods import Method, Part
 
 
 class TrainingBatches:
-    """This rank's micro-batches of every optimizer step.
+    """This rank's micro-batches of every optimizer step. Collective to make.
 
     Attributes:
         global_batch: examples of an optimizer step, over all ranks.
@@ -30,6 +32,10 @@ class TrainingBatches:
         self.method = method
         self.global_batch = config.batch_size * config.gradient_accumulation_steps * world_size()
         self.steps_per_epoch = -(-len(examples) // self.global_batch)
+        self.sizes: ExampleSizes | None = None
+        if config.group_by_length:
+            backbone, workers = assembly.backbone, config.num_workers
+            self.sizes = measure_sizes(examples, assembly.encoder, backbone, method.asked, workers)
 
     def steps(self, part: Part, epoch: int, done: int) -> Iterator[list[dict[str, Any]]]:
         """The micro-batches of each step of a part of an epoch, without the epoch's that are done."""
@@ -52,6 +58,7 @@ class TrainingBatches:
             seed=f"{config.seed}/{epoch}",
             done=max(done, part.first),
             until=part.end,
+            sizes=self._sizes_in(epoch),
         )
         collator = Collator(
             backbone.tokenizer.pad_token_id,
@@ -62,6 +69,12 @@ class TrainingBatches:
         loader = iter(make_loader(dataset, batches, collator, config.num_workers))
         while micro_batches := list(islice(loader, config.gradient_accumulation_steps)):
             yield micro_batches
+
+    def _sizes_in(self, epoch: int) -> Sizes | None:
+        """In the epoch's first stage: all of its parts have the order of one."""
+        if self.sizes is None:
+            return None
+        return self.sizes.at(self.method, self.method.parts(epoch, self.steps_per_epoch)[0].stage)
 
     def ids(self, batch: dict[str, Any]) -> list[str]:
         """Of the examples that count in a batch, each once."""

@@ -96,6 +96,8 @@ class Trainer:
             prompt_date=date,
             versions=self.tracker.environment,
         )
+        if assembly.features:  # of the weights that the engine has now
+            assembly.features.keep(examples)
         self.saver = Saver(config, checkpoints, self.engine, assembly.backbone, self.tracker, origin, self.at)
         self.look_around = Lookout(self.saver, group.device)
         self.skip_limit = SkipLimit(config.max_skipped_steps, self.batches)
@@ -183,7 +185,8 @@ class Trainer:
             at.step, at.epoch_step = at.step + 1, at.epoch_step + 1
             at.tokens, at.passes = at.tokens + counts[1], at.passes + n_passes * len(micro_batches)
             skipped = self.engine.skipped_steps > skipped_before
-            window.add(losses.sum(), counts, skipped)
+            columns = sum(batch["input_ids"].numel() for batch in micro_batches)
+            window.add(losses.sum(), counts, columns, skipped)
             self.thoughts.add(micro_batches, thoughts, skipped)
             if self.skip_limit.add(skipped):
                 self.saver.finish()

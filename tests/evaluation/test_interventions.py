@@ -132,7 +132,7 @@ def evaluate(config, reasoner=LatentReasoner, examples=EXAMPLES, model=None) -> 
         tokenizer=Encoder.tokenizer, family=family_of(model.config), latent_tokens=TOKENS, end_token_ids=[EOS],
         ignored_generation={},
     )  # fmt: skip
-    assembly = SimpleNamespace(backbone=backbone, reasoner=reasoner(model, LATENT), encoder=Encoder())
+    assembly = SimpleNamespace(backbone=backbone, reasoner=reasoner(model, LATENT), encoder=Encoder(), features=None)
     tracker = Tracker()
     Evaluator(config, assembly, examples, tracker).run("final", 2, 0)
     return tracker

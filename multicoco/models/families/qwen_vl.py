@@ -26,6 +26,7 @@ class QwenVL(Sighted):
     """`<|vision_start|>`, an image token for every square of merged patches, `<|vision_end|>` for every image."""
 
     input_names = ("pixel_values", "image_grid_thw")
+    beside_features = ("image_grid_thw",)
 
     def load_image_processor(self, source: str, max_image_tiles: int, **options: Any) -> Any:
         # AutoProcessor would need torchvision for the video part, which is not used here
@@ -41,18 +42,26 @@ class QwenVL(Sighted):
         if not images:
             return ImageInputs()
         for image in images:
-            if max(image.size) > _LONGEST_SIDES * min(image.size):
-                raise UserError(
-                    f"an image of {image.width} x {image.height} pixels is too thin for a {self.config.model_type} "
-                    f"model: crop it, or pad it to less than 1:{_LONGEST_SIDES}"
-                )
+            self._refuse_thin(*image.size)
         read = image_processor(list(images), return_tensors="pt")
         tokens = read.image_grid_thw.prod(-1) // self._merge**2
         return ImageInputs(tokens.tolist(), {name: read[name] for name in self.input_names})
 
+    def tokens_of_size(self, width: int, height: int, image_processor: Any) -> int:
+        self._refuse_thin(width, height)
+        patches: int = image_processor.get_number_of_image_patches(height, width)
+        return patches // self._merge**2
+
+    def _refuse_thin(self, width: int, height: int) -> None:
+        if max(width, height) > _LONGEST_SIDES * min(width, height):
+            raise UserError(
+                f"an image of {width} x {height} pixels is too thin for a {self.config.model_type} model: crop it, or "
+                f"pad it to less than 1:{_LONGEST_SIDES}"
+            )
+
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """(3, B, T): time, height and width."""
-        if not inputs:
+        if "image_grid_thw" not in inputs:
             return super().position_ids(input_ids, attention_mask, inputs).expand(3, -1, -1)
         grids = inputs["image_grid_thw"] // inputs["image_grid_thw"].new_tensor([1, self._merge, self._merge])
         ends = grids.prod(-1).cumsum(0)  # [N], of the images, counted in image tokens
