@@ -36,13 +36,14 @@ setup(
     packages=[*find_packages(include=["multicoco", "multicoco.*"]), "multicoco_kernels"],
     package_dir={"multicoco_kernels": "kernels/multicoco_kernels"},
     package_data={
-        "multicoco": ["py.typed", "report/templates/*"],
+        "multicoco": ["py.typed", "report/templates/*", "export/templates/*"],
         "multicoco_kernels": ["csrc/*.cpp", "py.typed"],
     },
     install_requires=[
         "torch>=2.8",
         "deepspeed>=0.19",
         "transformers>=5.20",
+        "huggingface-hub>=2.0",
         "peft>=0.21",
         "tokenizers",
         "safetensors",

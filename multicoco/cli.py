@@ -115,6 +115,12 @@ def ask(args: argparse.Namespace) -> None:
     run(asker, lines if args.question is None else [Question(args.question, image, choices)], how)
 
 
+def export(args: argparse.Namespace) -> None:
+    from multicoco.export.folder import export
+
+    print(export(args.checkpoint, args.to, args.push))
+
+
 def report(args: argparse.Namespace) -> None:
     from multicoco.report.page import write_report
 
@@ -258,6 +264,16 @@ def parser() -> argparse.ArgumentParser:
     asking.add_argument("--lens", action="store_true", help="also show the words that the head reads in each thought")
     asking.add_argument("--json", action="store_true", help="a JSON object a question")
     asking.set_defaults(run=ask)
+
+    exporting = commands.add_parser(
+        "export",
+        help="write a checkpoint as a folder that plain transformers loads and that thinks without MultiCoCo",
+        epilog="example: multicoco export runs/demo/coconut --to exported",
+    )
+    exporting.add_argument("checkpoint", type=expanded, help="run folder (its best checkpoint), or checkpoint")
+    exporting.add_argument("--to", type=path, required=True, metavar="FOLDER", help="folder to make")
+    exporting.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the hub, as this model")
+    exporting.set_defaults(run=export)
 
     page = commands.add_parser(
         "report",

@@ -76,8 +76,10 @@ def training_loss(method: Method, reasoner: LatentReasoner, rows: Sequence[Row],
 def training_output(method: Method, reasoner: LatentReasoner, rows: Sequence[Row], stage: int) -> LatentOutput:
     batch = Collator(PAD, LATENT, reasoner.family.batch, min_length=method.passes(stage))(rows)
     labelled = int((batch["labels"][:, 1:] != -100).sum())
+    tokens = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
     return reasoner(
-        *(batch[key] for key in ("input_ids", "attention_mask", "labels")),
+        **tokens,
+        on_host=tokens,
         **batch["inputs"],
         n_passes=method.passes(stage),
         loss_divisor=labelled,

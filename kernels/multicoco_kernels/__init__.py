@@ -17,7 +17,16 @@ layer, with a first segment of 5 columns and then single ones:
 torch.Size([2, 2, 8, 16])
 """
 
-from multicoco_kernels.cache import BufferPool, KeyMask, LayerCache
+from multicoco_kernels.cache import BufferPool, KeyMask, LayerCache, send
 from multicoco_kernels.operator import KERNELS, cached_attention, first_handle, implementation
 
-__all__ = ["KERNELS", "BufferPool", "KeyMask", "LayerCache", "cached_attention", "first_handle", "implementation"]
+__all__ = [
+    "KERNELS",
+    "BufferPool",
+    "KeyMask",
+    "LayerCache",
+    "cached_attention",
+    "first_handle",
+    "implementation",
+    "send",
+]

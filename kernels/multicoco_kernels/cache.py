@@ -31,17 +31,26 @@ class BufferPool:
         self.free.extend(buffers)
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on a device, for which the host does not wait: from pinned memory, where that makes a difference."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 class KeyMask:
     """Which columns of a batch may be attended to, in the forms that the kernels read; each is made once.
 
     Args:
         valid: (B, L) bool, False at padding.
         window: how many columns a query sees up to its own, which only `visible` and `segment_bias` know of; None: all.
+        on_host: `valid` on the CPU, where it is there.
     """
 
-    def __init__(self, valid: Tensor, window: int | None = None):
+    def __init__(self, valid: Tensor, window: int | None = None, on_host: Tensor | None = None):
         self.valid = valid
         self.window = window
+        self._given_on_host = on_host
         self._biases: dict[torch.dtype, Tensor] = {}
         self._visible: dict[tuple[int, int], Tensor] = {}
         self._segment_biases: dict[tuple[int, int, torch.dtype], Tensor] = {}
@@ -74,22 +83,18 @@ class KeyMask:
 
     def packed(self, start: int, end: int) -> tuple[Tensor, Tensor]:
         """The keys among columns [start, end): (N,) places in the flattened (B, end - start), and (B + 1,) int32
-        offsets of the rows in them. Only the first one waits for the device: how many there are is counted on the host.
-        """
+        offsets of the rows in them. How many there are is counted on the host: only the first one waits for the device,
+        and none where the mask is on the host too."""
         if (start, end) not in self._packed:
             valid = self._on_host[:, start:end]
             offsets = F.pad(valid.sum(1).cumsum(0), (1, 0)).int()
-            self._packed[start, end] = self._to_device(valid.flatten().nonzero()[:, 0]), self._to_device(offsets)
+            forms = valid.flatten().nonzero()[:, 0], offsets
+            self._packed[start, end] = send(forms[0], self.valid.device), send(forms[1], self.valid.device)
         return self._packed[start, end]
-
-    def _to_device(self, form: Tensor) -> Tensor:
-        if self.valid.is_cuda:  # from pinned memory a copy waits for nothing
-            return form.pin_memory().to(self.valid.device, non_blocking=True)
-        return form
 
     @functools.cached_property
     def _on_host(self) -> Tensor:
-        return self.valid.to("cpu", copy=True)
+        return self.valid.to("cpu", copy=True) if self._given_on_host is None else self._given_on_host
 
 
 class LayerCache:

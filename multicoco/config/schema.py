@@ -218,6 +218,14 @@ class _First(Section):
     on_bad_record: Literal["error", "skip"] = Field(
         "error", description="a malformed record or image stops the run, or is left out"
     )
+    max_length: PositiveInt | None = Field(
+        None,
+        description="tokens that a training example may have in any stage of the run, those of images, thoughts and "
+        "answer among them; null: as many as the model has positions for ([data](data.md#length))",
+    )
+    too_long: Literal["error", "skip"] = Field(
+        "error", description="a longer training example stops the run, or is left out of all stages"
+    )
     max_train_samples: PositiveInt | None = Field(None, description="use only the first training records")
     max_val_samples: PositiveInt | None = Field(None, description="use only the first validation records")
     num_workers: NonNegativeInt = Field(2, description="processes per rank that load data")

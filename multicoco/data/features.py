@@ -1,8 +1,8 @@
 """Features of images that are computed once, in files that are mapped into memory.
 
 An image is known by its content. What is computed of it depends on the model's vision weights and on how they are
-applied too: these name the folder (`engine.features`). A file holds some images and appears whole or not at all, so that
-several runs may write at once; what two of them have computed stands twice, and is the same.
+applied too: these name the folder (`engine.features`). A file holds some images and appears whole or not at all, so
+that several runs may write at once; what two of them have computed stands twice, and is the same.
 """
 
 import os

@@ -19,7 +19,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from multicoco.curriculum import ExampleTokens, Supervision
 from multicoco.data.collate import Collator, Row
-from multicoco.data.example import Example, ImageSource, load_image
+from multicoco.data.example import Example, ImageSource, image_size, load_image
 from multicoco.data.order import Sizes, grouped, shuffled
 from multicoco.data.prompt import Asked, PromptBuilder
 from multicoco.errors import UserError
@@ -99,7 +99,7 @@ class Encoder:
     """An example as tokens and image tensors.
 
     Args:
-        read_images: pictures as a model family takes them.
+        read_images: pictures as a model family takes them, their tokens by their sizes alone.
 
     Attributes:
         kept: gives what is kept of images in the place of their pixels; None where nothing is.
@@ -109,6 +109,7 @@ class Encoder:
         self.prompt = prompt
         self.read_images = read_images
         self.kept: Callable[[Sequence[ImageSource]], ImageInputs] | None = None
+        self._of_sizes: dict[tuple[int, int], Any] = {}  # how an image is written, by its width and height
 
     def __call__(self, example: Example, asked: Asked) -> tuple[ExampleTokens, dict[str, Tensor]]:
         images = self.images(example)
@@ -119,6 +120,14 @@ class Encoder:
         if self.kept is not None:
             return self.kept(example.images)
         return self.read_images([load_image(image) for image in example.images])
+
+    def tokens(self, example: Example, asked: Asked) -> ExampleTokens:
+        """The tokens alone, for measuring many examples: of an image, only its size is read."""
+        sizes = [image_size(image) for image in example.images]
+        for size in sizes:
+            if size not in self._of_sizes:
+                [self._of_sizes[size]] = self.read_images([Image.new("RGB", size)]).tokens
+        return self.prompt(example, asked, [self._of_sizes[size] for size in sizes])
 
 
 def check_donors(n_examples: int, of: str) -> None:

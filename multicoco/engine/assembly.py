@@ -1,5 +1,6 @@
 """What a run works with, made from its config: the examples, the model and what turns one into inputs of the other."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -98,7 +99,7 @@ def assemble(
     backbone, reasoner = agree(lambda: _load(config, weights, device, n_rows))
     encoder = encoder_of(config, backbone, date)
     if config.self_check:
-        agree(lambda: self_check(reasoner, _short_and_long(examples, encoder)), only_rank_0=True)
+        agree(lambda: self_check(reasoner, _short_and_long(examples, encoder, config.max_length)), only_rank_0=True)
     features = agree(lambda: Features(config, backbone, reasoner, encoder)) if config.features else None
     return Assembly(backbone, reasoner, encoder, features)
 
@@ -116,14 +117,16 @@ def encoder_of(config: RunConfig, reader: Backbone | Reader, date: str) -> Encod
     return Encoder(prompt, partial(reader.family.read_images, image_processor=reader.image_processor))
 
 
-def _short_and_long(examples: Sequence[Example], encoder: Encoder) -> list[dict[str, Tensor]]:
-    """Two of the first examples with all that is written of them, as batches of one row."""
+def _short_and_long(examples: Sequence[Example], encoder: Encoder, max_length: int | None) -> list[dict[str, Tensor]]:
+    """Two of the first examples with all that is written of them, as batches of one row; the long one only if it is
+    not too long to be trained on."""
     first = examples[:SHORT_AND_LONG]
-    encoded = [encoder(example, "reasoning") for example in {min(first, key=_size), max(first, key=_size)}]
-    rows = []
-    for tokens, inputs in encoded:
+    rows: list[dict[str, Tensor]] = []
+    for example in dict.fromkeys([min(first, key=_size), max(first, key=_size)]):
+        tokens, inputs = encoder(example, "reasoning")
         input_ids = torch.tensor([layout(tokens, n_replaced=0, latent_block=())[0]])
-        rows.append({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **inputs})
+        if not rows or input_ids.shape[1] <= (max_length or math.inf):
+            rows.append({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **inputs})
     return rows
 
 

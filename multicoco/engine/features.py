@@ -213,7 +213,8 @@ class Features:
         images = {}
         for picture in read:
             assert picture.tensors is not None
-            kept = family.kept(model, {name: tensor.to(device) for name, tensor in picture.tensors.items()})
+            inputs = {name: x if name in family.host_inputs else x.to(device) for name, x in picture.tensors.items()}
+            kept = family.kept(model, inputs)
             images[picture.key] = {name: tensor.cpu().contiguous() for name, tensor in kept.items()}
         for _ in range(calls - len(read)):
             family.kept(model, family.smallest_picture(like))

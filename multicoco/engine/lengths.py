@@ -1,37 +1,75 @@
-"""Whether the examples fit a model whose sequences have a longest length: known before a run, not in its middle."""
+"""Whether the examples fit: known before a run, not in its middle. No example is ever cut."""
 
 from collections.abc import Iterable, Sequence
 
+from multicoco.config import RunConfig
+from multicoco.curriculum import ExampleTokens
 from multicoco.data.example import Example
 from multicoco.data.loader import Encoder
+from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.errors import UserError
 from multicoco.methods import Method
 
+_NAMED = 5  # examples that a message names
 
-def check_training_lengths(
-    limit: int, examples: Sequence[Example], encoder: Encoder, method: Method, stages: Iterable[int]
-) -> None:
-    """Every example in every stage, at its longest.
+
+def longest_allowed(config: RunConfig, positions: int | None) -> int | None:
+    """Tokens that a training example may have; None: any number.
 
     Args:
-        limit: columns, of `models.checks.position_limit`.
+        positions: of the model, `models.checks.position_limit`.
+    """
+    return min((most for most in (config.max_length, positions) if most is not None), default=None)
+
+
+def those_that_fit(
+    config: RunConfig,
+    positions: int | None,
+    examples: Sequence[Example],
+    encoder: Encoder,
+    method: Method,
+    stages: Iterable[int],
+) -> list[Example]:
+    """The training examples that are short enough in every stage, at their longest; so all stages have the same ones.
+
+    Collective: every rank measures a share of them, and all come to the same result.
+
+    Args:
+        positions: as of `longest_allowed`.
+        stages: all that the run can come to.
 
     Raises:
-        UserError: names the longest one.
+        UserError: `too_long` is error and one is too long; or all are.
     """
+    most = longest_allowed(config, positions)
+    if most is None:
+        return list(examples)
     stages = list(stages)
-    lengths = []
-    for example in examples:
-        tokens, _ = encoder(example, method.asked)
-        lengths.append(max(sum(method.extent(tokens, stage)) for stage in stages))
-    longest = max(lengths)
-    if longest > limit:
-        too_long = sum(length > limit for length in lengths)
-        raise UserError(
-            f"train_path: record {examples[lengths.index(longest)].id!r} is {longest} tokens long, and the model takes "
-            f"{limit} (so are {too_long} of {len(lengths)}): leave them out, shorten them, or take a model with "
-            "more positions"
-        )
+    share = examples[rank() :: world_size()]
+    of_ranks = gather(agree(lambda: [longest_row(method, encoder.tokens(x, method.asked), stages) for x in share]))
+    lengths = [of_ranks[place % len(of_ranks)][place // len(of_ranks)] for place in range(len(examples))]
+    agree(lambda: _say_what_is_too_long(config, most, examples, lengths), only_rank_0=True)
+    return [example for example, length in zip(examples, lengths, strict=True) if length <= most]
+
+
+def longest_row(method: Method, tokens: ExampleTokens, stages: Iterable[int]) -> int:
+    """Tokens of a training example in the stage in which it has most."""
+    return max(sum(method.extent(tokens, stage)) for stage in stages)
+
+
+def _say_what_is_too_long(config: RunConfig, most: int, examples: Sequence[Example], lengths: Sequence[int]) -> None:
+    too_long = sorted((-length, place) for place, length in enumerate(lengths) if length > most)  # the longest first
+    if not too_long:
+        return
+    named = ", ".join(f"{examples[place].id!r} ({-length})" for length, place in too_long[:_NAMED])
+    more = ", ..." if len(too_long) > _NAMED else ""
+    limit = "max_length" if most == config.max_length else "all that the model takes"
+    said = f"{len(too_long)} of {len(examples)} records are longer than {most} tokens, {limit} ({named}{more})"
+    if len(too_long) == len(examples) or config.too_long == "error":
+        leave = "" if len(too_long) == len(examples) else "set too_long: skip to leave them out, "
+        remedy = "raise max_length" if most == config.max_length else "take a model with more positions"
+        raise UserError(f"train_path: {said}: {leave}shorten them, or {remedy}")
+    print(f"train_path: {said}: left out, as too_long is skip", flush=True)
 
 
 def check_prompt_lengths(
@@ -55,7 +93,7 @@ def check_prompt_lengths(
     stages, lengths = list(stages), []
     methods = list(methods)
     for question in questions:
-        encoded = [(method, encoder(question, method.asked)[0]) for method in methods]
+        encoded = [(method, encoder.tokens(question, method.asked)) for method in methods]
         rows = [(method, method.prompt_row(tokens, stage)) for method, tokens in encoded for stage in stages]
         lengths.append(max(len(row) + _missing_thoughts(method, row, extended_to) for method, row in rows))
     longest = max(lengths)

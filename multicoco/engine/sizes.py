@@ -1,23 +1,21 @@
 """How long every example is, in every stage: measured once, each rank its share, and without decoding an image."""
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from multicoco.curriculum import ExampleTokens
-from multicoco.data.example import Example, image_size
+from multicoco.data.example import Example
 from multicoco.data.loader import Encoder, in_order
 from multicoco.data.order import Sizes
 from multicoco.data.prompt import Asked
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.errors import UserError
 from multicoco.methods import Method
-from multicoco.models.backbone import Backbone
-from multicoco.models.reader import Reader
 
 
 class _Length(NamedTuple):
@@ -30,27 +28,20 @@ class _Length(NamedTuple):
 
 
 class _Measured(Dataset[_Length]):
-    def __init__(self, examples: Sequence[Example], encoder: Encoder, reader: Backbone | Reader, asked: Asked):
+    def __init__(self, examples: Sequence[Example], encoder: Encoder, asked: Asked):
         self.examples = examples
         self.encoder = encoder
-        self.reader = reader
         self.asked = asked
-        self.written = cache(self._written)
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, place: int) -> _Length:
-        example = self.examples[place]
         try:
-            written = [self.written(*image_size(image)) for image in example.images]
-            tokens = self.encoder.prompt(example, self.asked, written)
+            tokens = self.encoder.tokens(self.examples[place], self.asked)
         except UserError as error:  # which a worker would raise as another one
             return _Length(error=error)
         return _Length(len(tokens.prompt), tuple(map(len, tokens.steps)), len(tokens.answer))
-
-    def _written(self, width: int, height: int) -> Any:
-        return self.reader.family.tokens_of_size(width, height, self.reader.image_processor)
 
 
 class ExampleSizes:
@@ -77,16 +68,15 @@ class ExampleSizes:
         return found
 
 
-def measure_sizes(
-    examples: Sequence[Example], encoder: Encoder, reader: Backbone | Reader, asked: Asked, num_workers: int = 0
-) -> ExampleSizes:
+def measure_sizes(examples: Sequence[Example], encoder: Encoder, asked: Asked, num_workers: int = 0) -> ExampleSizes:
     """Collective.
 
     Raises:
         UserError: an image cannot be read, or a prompt not be made.
     """
-    own = _Measured(examples[rank() :: world_size()], encoder, reader, asked)
-    measured = list(in_order(own, num_workers))
+    own = _Measured(examples[rank() :: world_size()], encoder, asked)
+    with torch.random.fork_rng(devices=[]):  # loaders draw from it, and what follows must be as without
+        measured = list(in_order(own, num_workers))
     agree(lambda: _refuse(measured))
     shares = gather([length[:3] for length in measured])
     lengths = [shares[place % len(shares)][place // len(shares)] for place in range(len(examples))]

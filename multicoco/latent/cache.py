@@ -31,10 +31,12 @@ class StaticKVCache:
         key_mask: (B, L) bool, False at padding; L is the length of the whole sequence.
         kernel: which implementation of `cached_attention`.
         pool: where the buffers come from and go back to.
+        on_host: `key_mask` on the CPU, where it is there.
     """
 
-    def __init__(self, key_mask: Tensor, kernel: str, pool: BufferPool):
+    def __init__(self, key_mask: Tensor, kernel: str, pool: BufferPool, on_host: Tensor | None = None):
         self.valid = key_mask
+        self.on_host = on_host
         self.masks: dict[int | None, KeyMask] = {}  # by the window
         self.kernel = kernel
         self.pool = pool
@@ -42,8 +44,8 @@ class StaticKVCache:
 
     @cached_property
     def longest_row(self) -> int:
-        """Without padding; waits for the device."""
-        return int(self.valid.sum(-1).max())
+        """Without padding; waits for the device if the mask is not on the host."""
+        return int((self.valid if self.on_host is None else self.on_host).sum(-1).max())
 
     def layer(self, index: int, like: Tensor, window: int | None) -> LayerCache:
         """Args: window: of the layer, see `kinds.attention_window`."""
@@ -54,12 +56,12 @@ class StaticKVCache:
 
     def _mask(self, window: int | None) -> KeyMask:
         if window not in self.masks:
-            self.masks[window] = KeyMask(self.valid, window)
+            self.masks[window] = KeyMask(self.valid, window, self.on_host)
         return self.masks[window]
 
     def hide(self, columns: Tensor) -> None:
         """From here on, columns (B, L) are no keys any more; not for a backward, which would hide them everywhere."""
-        self.valid = self.valid & ~columns
+        self.valid, self.on_host = self.valid & ~columns, None
         self.masks = {}
         for layer in self.layers.values():
             layer.mask = self._mask(layer.mask.window)

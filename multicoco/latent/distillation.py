@@ -34,9 +34,10 @@ class SelfDistillation(Objective):
     def forward(self, reasoner: LatentReasoner, batch: Supervised) -> Tensor:
         passes, labels, divisors = batch.passes, batch.labels, batch.supervision["divisors"]
         assert passes.layers is not None  # they have been asked for
-        n = len(labels) // 2
-        student = reasoner.language_loss(passes.hidden[:n], labels[:n], divisors[0])
-        teacher = reasoner.language_loss(passes.hidden[n:], labels[n:], divisors[1])
+        n, on_host = len(labels) // 2, batch.labels_on_host
+        halves = (None, None) if on_host is None else (on_host[:n], on_host[n:])
+        student = reasoner.language_loss(passes.hidden[:n], labels[:n], divisors[0], halves[0])
+        teacher = reasoner.language_loss(passes.hidden[n:], labels[n:], divisors[1], halves[1])
         layers = passes.layers.to(torch.promote_types(passes.layers.dtype, torch.float32))  # [2B, M, D]
         learned, target = layers[:n], layers[n:].detach()
         spread = target.std(-1).clamp(min=torch.finfo(target.dtype).tiny)  # [B, M]

@@ -17,16 +17,18 @@ class Supervised:
     """A batch after its passes.
 
     Attributes:
-        is_latent: (B, T) bool, where its thoughts stand.
+        latent: rows and columns, (N,) each, where its thoughts stand.
         labels, divisor: as of `LatentReasoner.forward`.
         supervision: see `Objective`.
+        labels_on_host: the labels on the CPU, where they are there.
     """
 
     passes: Passes
-    is_latent: Tensor
+    latent: tuple[Tensor, ...]
     labels: Tensor
     divisor: Tensor | float | None
     supervision: dict[str, Tensor]
+    labels_on_host: Tensor | None = None
 
 
 class Objective(nn.Module):

@@ -1,7 +1,7 @@
 """Coconut's latent passes: the language model runs segment by segment, each latent embedding being the model's own
 last hidden state of the column before it (Hao et al. 2024, arXiv:2412.06769, section 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.data.features import FEATURES
 from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask, rotary_tables
+from multicoco.latent.columns import latent_columns, order, places
 from multicoco.latent.controls import GaussianThoughts
 from multicoco.latent.generate import Passes, generate_after
 from multicoco.latent.interventions import UNTOUCHED, Intervened
@@ -147,6 +148,7 @@ class LatentReasoner(nn.Module):
         return_logits: bool = False,
         seeds: Tensor | None = None,
         supervision: dict[str, Tensor] | None = None,
+        on_host: Mapping[str, Tensor] | None = None,
         **inputs: Tensor,
     ) -> LatentOutput:
         """Runs the latent passes and, with labels, the next-token loss or the objective's.
@@ -160,6 +162,8 @@ class LatentReasoner(nn.Module):
             return_logits: also compute (B, T, V) logits.
             seeds: (B,) of the rows, on the CPU; only `fixed_thoughts` reads them, and needs them.
             supervision: what the objective asks for beside the labels.
+            on_host: input_ids, attention_mask and labels once more, on the CPU: with them, nothing is read from the
+                device.
             inputs: what the family's models take beside tokens (its `input_names`), of all rows in order; for InternVL
                 pixel_values, (N, 3, H, W) image tiles. Or what is kept of the images (`Family.kept`).
 
@@ -177,14 +181,16 @@ class LatentReasoner(nn.Module):
             intervened=UNTOUCHED,
             given=objective.given(self, supervision) if objective and supervision else None,
             tapped=objective.tapped(supervision) if objective and supervision else None,
+            on_host=on_host,
             **inputs,
         )
-        loss = None
+        loss, labels_on_host = None, on_host.get("labels") if on_host else None
         if labels is not None and objective and supervision:
-            is_latent = self._is_latent(input_ids) & attention_mask.bool()
-            loss = objective(self, Supervised(passes, is_latent, labels, loss_divisor, supervision))
+            is_latent = self._is_latent(**(on_host or {"input_ids": input_ids, "attention_mask": attention_mask}))
+            latent = places(is_latent, input_ids.device)
+            loss = objective(self, Supervised(passes, latent, labels, loss_divisor, supervision, labels_on_host))
         elif labels is not None:
-            loss = self.language_loss(passes.hidden, labels, loss_divisor)
+            loss = self.language_loss(passes.hidden, labels, loss_divisor, labels_on_host)
         logits = self.model.get_output_embeddings()(passes.hidden) if return_logits else None
         return LatentOutput(loss=loss, thoughts=passes.thoughts, logits=logits)
 
@@ -223,6 +229,7 @@ class LatentReasoner(nn.Module):
         intervened: Intervened = UNTOUCHED,
         given: Tensor | None = None,
         tapped: Tensor | None = None,
+        on_host: Mapping[str, Tensor] | None = None,
         **inputs: Tensor,
     ) -> Passes:
         """The passes alone, from which `latent.generate` goes on.
@@ -236,14 +243,15 @@ class LatentReasoner(nn.Module):
             raise ValueError("thoughts are hidden at evaluation only: call it under torch.no_grad()")
         if unknown := inputs.keys() - {*self.family.input_names, FEATURES}:
             raise TypeError(f"{self.model.config.model_type} takes no {', '.join(sorted(unknown))}")
-        is_latent = self._is_latent(input_ids) & attention_mask.bool()  # [B, T]
-        known = is_latent
-        if given is not None:
-            is_latent = torch.zeros_like(is_latent)  # none waits for a pass
-        k = (is_latent.long().cumsum(-1) - 1).masked_fill(~is_latent, -1)  # [B, T]
-        is_last = (k >= 0) & (k == k.amax(-1, keepdim=True)) & intervened.hides
-        latent_columns, after = self._latent_columns(is_latent, attention_mask, is_last)
-        starts = split_columns([*latent_columns, *after], input_ids.shape[1], n_passes)
+        is_latent = known = self._is_latent(input_ids, attention_mask)  # [B, T]
+        host = on_host or {"input_ids": input_ids, "attention_mask": attention_mask}
+        asked = known_on_host = self._is_latent(**host) if on_host else is_latent
+        if given is not None:  # none waits for a pass
+            is_latent, asked = torch.zeros_like(is_latent), torch.zeros_like(asked)
+        k, is_last = order(is_latent, intervened.hides)  # [B, T]
+        marks = order(asked, intervened.hides) if on_host else (k, is_last)
+        columns, after = latent_columns(asked, host["attention_mask"], marks[1])
+        starts = split_columns([*columns, *after], input_ids.shape[1], n_passes)
         if position_ids is None:
             position_ids = self.family.position_ids(input_ids, attention_mask, inputs)
         embedded = self.family.embed(self.model, input_ids, inputs)
@@ -252,7 +260,7 @@ class LatentReasoner(nn.Module):
             embeds = self.fixed_thoughts(embeds, input_ids, seeds)
         if given is not None:
             embeds = put(embeds, known, given)
-        cache = StaticKVCache(attention_mask.bool(), self.kernel, self.cache_buffers)
+        cache = StaticKVCache(attention_mask.bool(), self.kernel, self.cache_buffers, host["attention_mask"].bool())
         mask = no_mask(embeds)
 
         segment: Segment | None = None
@@ -263,7 +271,7 @@ class LatentReasoner(nn.Module):
         with stacked_columns(), rotary_tables(self.decoder, embeds, position_ids) as choose_columns:
             for start, end in zip(starts, [*starts[1:], input_ids.shape[1]], strict=True):
                 segment_embeds = embeds[:, start:end]
-                if start in latent_columns:
+                if start in columns:
                     here = is_latent[:, start, None]  # [B, 1]
                     n_left = k.amax(-1) + 1 - k[:, start]
                     source = constant_before_last(hidden[-1][:, -1], n_left, self.gradient_passes)
@@ -291,7 +299,7 @@ class LatentReasoner(nn.Module):
                     layers = tap(layers, out.hidden_states[1:], tapped - start)
         stacked = torch.stack(thoughts, dim=1) if thoughts else embeds[:, :0]
         if given is not None:
-            stacked = embeds.masked_fill(~known[..., None], 0)[:, known.any(0)]
+            stacked = embeds.masked_fill(~known[..., None], 0)[:, places(known_on_host.any(0), embeds.device)[0]]
         visible = attention_mask.masked_fill(is_latent, 0) if intervened.hides else attention_mask
         return Passes(
             torch.cat(hidden, dim=1),
@@ -304,35 +312,25 @@ class LatentReasoner(nn.Module):
             layers,
         )
 
-    def _is_latent(self, input_ids: Tensor) -> Tensor:
+    def _is_latent(self, input_ids: Tensor, attention_mask: Tensor, **others: Tensor) -> Tensor:
         if self.latent_token_id is None:
             return torch.zeros_like(input_ids, dtype=torch.bool)
-        return input_ids == self.latent_token_id
+        return (input_ids == self.latent_token_id) & attention_mask.bool()
 
-    def _latent_columns(
-        self, is_latent: Tensor, attention_mask: Tensor, is_last: Tensor
-    ) -> tuple[list[int], list[int]]:
-        """The columns in which any row is latent, and those that follow one that is marked as the last: the one host
-        synchronisation of a step, before the passes."""
-        follows_nothing = is_latent.clone()
-        follows_nothing[:, 1:] &= ~attention_mask[:, :-1].bool()
-        latent, orphaned, last = torch.stack([x.any(0) for x in (is_latent, follows_nothing, is_last)]).tolist()
-        if any(orphaned):
-            raise ValueError(
-                f"latent token in column {orphaned.index(True)} has no token before it to take its embedding from"
-            )
-        if last[-1]:
-            raise ValueError("a thought in the last column cannot be hidden: nothing follows it")
-        return [column for column, flag in enumerate(latent) if flag], [i + 1 for i, flag in enumerate(last) if flag]
-
-    def language_loss(self, hidden: Tensor, labels: Tensor, divisor: Tensor | float | None) -> Tensor:
+    def language_loss(
+        self, hidden: Tensor, labels: Tensor, divisor: Tensor | float | None, on_host: Tensor | None = None
+    ) -> Tensor:
         """The summed next-token cross-entropy of last hidden states (B, T, D) at the labels (B, T), over a divisor: by
-        default the number of labelled positions."""
+        default the number of labelled positions.
+
+        Args:
+            on_host: the same labels on the CPU; where the loss is, is then not asked of the device.
+        """
         head: Any = self.model.get_output_embeddings()
-        targets = labels[:, 1:]
-        labelled = targets != IGNORE_INDEX
+        labelled = (labels if on_host is None else on_host)[:, 1:] != IGNORE_INDEX
         if divisor is None:
             divisor = labelled.sum().clamp(min=1)
         labelled[:, 0] |= ~labelled.any()  # without labels still call the head, as other ranks do: its loss is 0
-        summed: Tensor = self.cross_entropy(hidden[:, :-1][labelled], head, targets[labelled])
+        where = places(labelled, hidden.device)
+        summed: Tensor = self.cross_entropy(hidden[where], head, labels[:, 1:][where])
         return summed / divisor

@@ -56,17 +56,16 @@ class StepDecoder(Objective):
         ).last_hidden_state
         is_token[-1, 0] = True  # of the row that writes nothing: the head is called as on other ranks, for a loss of 0
         written: Tensor = cross_entropy(hidden[:, self.n_read - 1 : -1][is_token], head, steps[is_token])
-        language = reasoner.language_loss(batch.passes.hidden, batch.labels, batch.divisor)
+        language = reasoner.language_loss(batch.passes.hidden, batch.labels, batch.divisor, batch.labels_on_host)
         return language + self.weight * written / batch.supervision["divisors"][0]
 
     def _read_and_write(self, batch: Supervised) -> tuple[Tensor, Tensor]:
         """What is read, (W, R, D), and what is to be written, (W, S), of all steps, and of a last row that writes
         nothing: the decoder is called whatever the batch holds."""
-        embeds, is_latent, stretches = batch.passes.embeds, batch.is_latent, batch.supervision["stretches"]  # [B, K, S]
-        order = torch.arange(stretches.shape[1], device=stretches.device)
-        exists = order < is_latent.sum(-1, keepdim=True)  # [B, K]
-        fed, steps = embeds[is_latent], stretches[exists]  # [N, D], [N, S], both row by row
-        counted = batch.supervision["counted"][:, None].expand_as(exists)[exists]
+        embeds, stretches, (rows, columns) = batch.passes.embeds, batch.supervision["stretches"], batch.latent
+        order = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)  # of a thought in its row
+        fed, steps = embeds[rows, columns], stretches[rows, order]  # [N, D], [N, S], both row by row
+        counted = batch.supervision["counted"][rows]
         writes = ((steps[:, 0] != IGNORE_INDEX) & counted).nonzero()[:, 0]
         thoughts = fed[writes[:, None] + torch.arange(1 - self.n_read, 1, device=fed.device)]
         nothing = torch.full_like(stretches[0, :1], IGNORE_INDEX)

@@ -34,12 +34,12 @@ class MeanEmbeddings(Objective):
         return mean
 
     def forward(self, reasoner: LatentReasoner, batch: Supervised) -> Tensor:
-        passes, is_latent = batch.passes, batch.is_latent
-        before = torch.cat([is_latent[:, 1:], torch.zeros_like(is_latent[:, :1])], dim=1)
+        passes, (rows, columns) = batch.passes, batch.latent
         wide = torch.promote_types(passes.embeds.dtype, torch.float32)
-        target = passes.embeds[is_latent].detach().to(wide)  # [N, D]
-        thought = reasoner.thought_source(passes.hidden[before], 0).to(wide)
+        target = passes.embeds[rows, columns].detach().to(wide)  # [N, D]
+        thought = reasoner.thought_source(passes.hidden[rows, columns - 1], 0).to(wide)
         error = (thought - target).square().sum(-1) / target.square().sum(-1).clamp(min=torch.finfo(wide).tiny)
-        counted = batch.supervision["counted"][:, None].expand_as(is_latent)[is_latent]
+        counted = batch.supervision["counted"][rows]
         of_thoughts = error.masked_fill(~counted, 0).sum() / batch.supervision["divisors"][0]
-        return reasoner.language_loss(passes.hidden, batch.labels, batch.divisor) + self.weight * of_thoughts
+        language = reasoner.language_loss(passes.hidden, batch.labels, batch.divisor, batch.labels_on_host)
+        return language + self.weight * of_thoughts

@@ -12,6 +12,7 @@ from multicoco.data.prompt import PromptBuilder
 from multicoco.data.sources import load_of_run
 from multicoco.errors import UserError
 from multicoco.methods import Method, method_class
+from multicoco.methods.method import Extent
 from multicoco.models.families import family_of
 from multicoco.planning.geometry import ModelGeometry, Workload
 
@@ -56,9 +57,16 @@ def stage_workloads(
 def _workload(method: Method, stage: int, examples: Sequence[ExampleTokens], tiles: int) -> Workload:
     """The batch is padded to the longest of each, so that the latent columns line up."""
     contexts, thoughts, written = (
-        max(part) for part in zip(*(method.extent(tokens, stage) for tokens in examples), strict=True)
+        max(part) for part in zip(*(_allowed(method.extent(tokens, stage), method) for tokens in examples), strict=True)
     )
     return Workload(tiles, contexts, thoughts, written, rows=method.rows(stage))
+
+
+def _allowed(extent: Extent, method: Method) -> Extent:
+    """A longer example is not trained on: in its place one of `max_length`, with the same reasoning and a shorter
+    prompt, as its images may be smaller than assumed here."""
+    excess = max(0, sum(extent) - (method.config.max_length or sum(extent)))
+    return extent._replace(context=max(1, extent.context - excess))
 
 
 def _measure(config: RunConfig, model: ModelGeometry, tiles: int, method: Method) -> list[ExampleTokens]:

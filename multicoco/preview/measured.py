@@ -25,7 +25,7 @@ class Setup:
     """What a run makes of examples, without its weights.
 
     Attributes:
-        limit: columns of the longest sequence that the model takes; None: any.
+        positions: of the model, the longest sequence that it takes; None: any.
         trained: the method that trains; None in a run that only evaluates.
         asked: the methods by which questions are asked, by their names.
         stage: the last one, in which they are asked.
@@ -34,7 +34,7 @@ class Setup:
     reader: Reader
     encoder: Encoder
     latent: LatentTokens | None
-    limit: int | None
+    positions: int | None
     trained: Method | None
     asked: dict[str, Method]
     stage: int
@@ -57,10 +57,10 @@ def set_up(config: RunConfig) -> Setup:
     trained = method_class(config.trained_method)(config, latent) if trains else None
     if trained:
         stage = trained.schedule.stage(config.num_epochs - 1)
-    return Setup(reader, encoder, latent, _limit(reader.family, reader.config), trained, methods, stage)
+    return Setup(reader, encoder, latent, _positions(reader.family, reader.config), trained, methods, stage)
 
 
-def _limit(family: Family, config: PreTrainedConfig) -> int | None:
+def _positions(family: Family, config: PreTrainedConfig) -> int | None:
     """Found on a model of shapes alone; of a model that cannot be made so it is not known before the run."""
     try:
         with torch.device("meta"):

@@ -1,12 +1,13 @@
 """What a run will be trained and asked on, as text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import IGNORE_INDEX
-from multicoco.data.order import Sizes, grouped, padding_share, shuffled
+from multicoco.data.order import grouped, padding_share, shuffled
 from multicoco.data.sources import read_of_run
 from multicoco.data.sources.load import Loaded
+from multicoco.engine.lengths import longest_allowed, longest_row
 from multicoco.engine.sizes import ExampleSizes
 from multicoco.errors import UserError
 from multicoco.evaluation.priors import asked_with
@@ -27,10 +28,11 @@ def preview(config: RunConfig, n_measured: int, colours: bool) -> Iterator[str]:
         n_measured: of how many examples the tokens are counted.
 
     Raises:
-        UserError: data or model cannot be read; or, at the end, a record is bad and the run would stop at it.
+        UserError: data or model cannot be read; or, at the end, a record is bad or too long and the run would stop at
+            it.
     """
     setup = set_up(config)
-    bad = 0
+    bad = too_long = 0
     for key, path, limit in (
         ("train_path", config.train_path if setup.trained else None, config.max_train_samples),
         ("val_path", config.val_path, config.max_val_samples),
@@ -45,7 +47,7 @@ def preview(config: RunConfig, n_measured: int, colours: bool) -> Iterator[str]:
             continue
         if key == "train_path" and setup.trained:
             measured = measure(evenly(n_measured, loaded.examples), setup, setup.trained)
-            yield from _training(config, setup, setup.trained, measured, loaded, colours)
+            too_long = yield from _training(config, setup, setup.trained, measured, loaded, colours)
         else:
             some = evenly(n_measured, asked_with(config.eval_config.inputs, loaded.examples, config.seed))
             for name, method in setup.asked.items():
@@ -53,6 +55,10 @@ def preview(config: RunConfig, n_measured: int, colours: bool) -> Iterator[str]:
         yield ""
     if bad and config.on_bad_record == "error":
         raise UserError(f"{bad} bad records, at which the run stops: fix them, or set on_bad_record: skip")
+    if too_long and config.too_long == "error":
+        raise UserError(
+            f"{too_long} examples are too long, at which the run stops: shorten them, or set too_long: skip"
+        )
 
 
 def _counts(loaded: Loaded, limit: int | None) -> Iterator[str]:
@@ -84,44 +90,49 @@ def _lengths(measured: Sequence[Measured], n: int) -> Iterator[str]:
 
 def _training(
     config: RunConfig, setup: Setup, method: Method, measured: Sequence[Measured], loaded: Loaded, colours: bool
-) -> Iterator[str]:
+) -> Generator[str, None, int]:
+    """Returns: how many examples are too long."""
     yield from _lengths(measured, len(loaded.examples))
+    most = longest_allowed(config, setup.positions)
     epochs = _epochs_of_stages(config, method, len(loaded.examples))
     shown = evenly_spaced(list(epochs), _MOST_STAGES)
-    sizes = ExampleSizes(*zip(*(map(_parts, measured)), strict=True))
-    orders = ("shuffled", "grouped")
-    table = [["stage", "epochs", "passes", "longest row", "with loss, mean", "too long", *orders]]
+    table = [["stage", "epochs", "passes", "longest row", "with loss, mean", "too long"]]
     for stage in shown:
         rows = [method.train_row(one.tokens, stage, epochs[stage][0], one.example.id) for one in measured]
         lengths = [sum(method.extent(one.tokens, stage)) for one in measured]
         learned = sum(label != IGNORE_INDEX for _, labels in rows for label in labels) / len(rows)
-        too_long = sum(setup.limit is not None and length > setup.limit for length in lengths)
+        too_long = sum(most is not None and length > most for length in lengths)
         span = f"{epochs[stage][0]}-{epochs[stage][-1]}"
-        paddings = [f"{share:.1%}" for share in _paddings(config, sizes.at(method, stage))]
-        cells = (stage, span, method.passes(stage), max(lengths), f"{learned:.1f}", too_long, *paddings)
+        cells = (stage, span, method.passes(stage), max(lengths), f"{learned:.1f}", too_long)
         table.append([*map(str, cells)])
-    takes = "any number of" if setup.limit is None else f"at most {setup.limit}"
-    yield f"stages ({len(shown)} of {len(epochs)} shown; the model takes {takes} tokens; too long ones stop the run):"
+    takes = "any number of" if most is None else f"at most {most}"
+    yield f"stages ({len(shown)} of {len(epochs)} shown; an example may have {takes} tokens):"
     yield from (f"  {line}".rstrip() for line in aligned(table))
-    now = "grouped" if config.group_by_length else "shuffled"
-    yield f"  ({', '.join(orders)}: padding of batches of {config.batch_size}, by group_by_length; this run is {now})"
+    yield from _paddings(config, method, measured, shown)
+    too_long = sum(most is not None and longest_row(method, one.tokens, epochs) > most for one in measured)
+    if too_long:
+        what = "left out of all stages" if config.too_long == "skip" else "at which the run stops"
+        yield f"{too_long} of {len(measured)} examples are too long in some stage, {what}"
     one = typical(measured)
     for stage in shown:
         ids, labels = method.train_row(one.tokens, stage, epochs[stage][0], one.example.id)
         yield f"stage {stage}, record {one.example.id!r}, {len(ids)} tokens:"
         yield from show_row(ids, labels, setup.latent, setup.reader.tokenizer, colours)
+    return too_long
 
 
-def _parts(one: Measured) -> tuple[int, list[int], int]:
-    return len(one.tokens.prompt), [len(step) for step in one.tokens.steps], len(one.tokens.answer)
-
-
-def _paddings(config: RunConfig, sizes: Sizes) -> tuple[float, float]:
+def _paddings(config: RunConfig, method: Method, measured: Sequence[Measured], stages: Sequence[int]) -> Iterator[str]:
     """Of an epoch in random order, and grouped by length."""
+    parts = [(len(one.tokens.prompt), [*map(len, one.tokens.steps)], len(one.tokens.answer)) for one in measured]
+    sizes = ExampleSizes(*zip(*parts, strict=True))
     seed, global_batch = f"{config.seed}/0", config.batch_size * config.gradient_accumulation_steps
-    orders = shuffled(len(sizes), seed), grouped(sizes, seed, global_batch)
-    random, by_length = (padding_share(sizes, order, config.batch_size) for order in orders)
-    return random, by_length
+    table = [["stage", "group_by_length: false", "group_by_length: true"]]
+    for stage in stages:
+        of_stage = sizes.at(method, stage)
+        orders = shuffled(len(measured), seed), grouped(of_stage, seed, global_batch)
+        table.append([str(stage), *(f"{padding_share(of_stage, order, config.batch_size):.1%}" for order in orders)])
+    yield f"padding in batches of {config.batch_size}, were these all examples:"
+    yield from (f"  {line}".rstrip() for line in aligned(table))
 
 
 def _epochs_of_stages(config: RunConfig, method: Method, n_examples: int) -> dict[int, list[int]]:
@@ -147,8 +158,11 @@ def _questions(
     lengths = [len(method.prompt_row(one.tokens, setup.stage)) for one in measured]
     yield from histogram(f"tokens of the prompts that {name} asks in stage {setup.stage}", lengths)
     room = config.generation.max_new_tokens
-    if too_long := sum(setup.limit is not None and length + room > setup.limit for length in lengths):
-        yield f"{too_long} of {len(measured)} leave no room for {room} new tokens, the model takes {setup.limit} in all"
+    positions, most = setup.positions, config.max_length
+    if too_long := sum(positions is not None and length + room > positions for length in lengths):
+        yield f"{too_long} of {len(measured)} leave no room for {room} new tokens, the model takes {positions} in all"
+    if longer := sum(most is not None and length > most for length in lengths):
+        yield f"{longer} of {len(measured)} are longer than max_length, {most}, and are asked whole"
     one = typical(measured)
     row = method.prompt_row(one.tokens, setup.stage)
     yield f"as {name} asks record {one.example.id!r} in stage {setup.stage}:"

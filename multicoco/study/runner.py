@@ -1,11 +1,13 @@
 """Does what is missing of a study, a run after the other, by launching train.py."""
 
+import os
 import shlex
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +21,7 @@ from multicoco.tracking import write_json
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 DONE = "done.json"  # in the folder of a run that has ended well
+_STOPPING = (signal.SIGTERM, signal.SIGHUP)
 _STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)  # of a run that a signal has ended
 _LAST_LINES = 3
 
@@ -115,21 +118,36 @@ def _launch(job: Job, launcher: Sequence[str], log: Path) -> int:
     before, started = _spent(job), time.time()
     with log.open("a", encoding="utf-8") as output:
         process = subprocess.Popen(
-            [*launcher, str(TRAIN), str(job.config), *settings], stdout=output, stderr=subprocess.STDOUT
+            [*launcher, str(TRAIN), str(job.config), *settings],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # one group, whatever the launcher starts
         )
-        earlier = signal.signal(signal.SIGTERM, _stop)
+        heard = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # `nohup` ignores one
+        earlier = {number: signal.signal(number, _stop) for number in heard}
         try:
             code = process.wait()
-        except BaseException:  # the run saves a checkpoint and ends
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+        except BaseException:
+            _end(process)
             raise
         finally:
-            signal.signal(signal.SIGTERM, earlier)
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
             write_json(_spent_file(job), {"seconds": before + time.time() - started})
     if code == 0:
         _note_done(job, _spent(job))
     return code
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The run saves a checkpoint and ends. `deepspeed` would end alone and leave its ranks behind: all are told, and
+    waited for."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+        while True:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 def _spent_file(job: Job) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -154,7 +154,13 @@ class Study:
 
     def training_config(self, arm: str) -> RunConfig:
         """Without what a seed and the place add to it."""
-        return load_config(self._config(arm), _settings({**self.spec.arms[arm].set, "name": "train"}))
+        return self._load(arm, _settings({**self.spec.arms[arm].set, "name": "train"}))
+
+    def _load(self, arm: str, overrides: Sequence[str]) -> RunConfig:
+        try:
+            return load_config(self._config(arm), overrides)
+        except UserError as error:
+            raise UserError(f"{self.file}: arm {arm}: {error}") from error
 
     def _config(self, arm: str) -> Path:
         return self.file.parent / (self.spec.arms[arm].config or self.spec.config or "")
@@ -168,7 +174,7 @@ class Study:
             keys["load_model_path"] = str(needs[0])
         training = self._job(arm, seed, None, folder, keys, needs)
         yield training
-        method = load_config(training.config, training.overrides).trained_method
+        method = self._load(arm, training.overrides).trained_method
         for test, of_test in self.spec.tests.items():
             asked: dict[str, Any] = {f"eval_config.{name}": False for name in ("cot", "coconut", "vanilla")}
             if self.spec.role(arm) == "hidden" and self.spec.interventions:
@@ -183,7 +189,7 @@ class Study:
     ) -> Job:
         place = {"output_dir": str(folder.parent), "name": folder.name, "use_run_name_in_output_dir": True}
         overrides = tuple(_settings({**keys, **place}))
-        load_config(self._config(arm), overrides)  # what is wrong with it is said before anything is trained
+        self._load(arm, overrides)  # what is wrong with it is said before anything is trained
         return Job(arm, seed, test, folder, self._config(arm), overrides, needs)
 
 

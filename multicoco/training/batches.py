@@ -18,7 +18,7 @@ from multicoco.methods import Method, Part
 
 
 class TrainingBatches:
-    """This rank's micro-batches of every optimizer step. Collective to make.
+    """This rank's micro-batches of every optimizer step.
 
     Attributes:
         global_batch: examples of an optimizer step, over all ranks.
@@ -27,18 +27,19 @@ class TrainingBatches:
 
     def __init__(self, config: RunConfig, examples: Sequence[Example], assembly: Assembly, method: Method):
         self.config = config
-        self.examples = examples
         self.assembly = assembly
         self.method = method
         self.global_batch = config.batch_size * config.gradient_accumulation_steps * world_size()
+        self.keep(examples)
+
+    def keep(self, examples: Sequence[Example]) -> None:
+        """Trains on these."""
+        self.examples = examples
         self.steps_per_epoch = -(-len(examples) // self.global_batch)
-        self.sizes: ExampleSizes | None = None
-        if config.group_by_length:
-            backbone, workers = assembly.backbone, config.num_workers
-            self.sizes = measure_sizes(examples, assembly.encoder, backbone, method.asked, workers)
+        self.sizes: ExampleSizes | None = None  # until they are asked for
 
     def steps(self, part: Part, epoch: int, done: int) -> Iterator[list[dict[str, Any]]]:
-        """The micro-batches of each step of a part of an epoch, without the epoch's that are done."""
+        """The micro-batches of each step of a part of an epoch, without the epoch's that are done. Collective."""
         config, backbone, method, stage = self.config, self.assembly.backbone, self.method, part.stage
         dataset = ReasoningDataset(
             self.examples,
@@ -72,8 +73,11 @@ class TrainingBatches:
 
     def _sizes_in(self, epoch: int) -> Sizes | None:
         """In the epoch's first stage: all of its parts have the order of one."""
-        if self.sizes is None:
+        if not self.config.group_by_length:
             return None
+        if self.sizes is None:
+            encoder, asked, workers = self.assembly.encoder, self.method.asked, self.config.num_workers
+            self.sizes = measure_sizes(self.examples, encoder, asked, workers)
         return self.sizes.at(self.method, self.method.parts(epoch, self.steps_per_epoch)[0].stage)
 
     def ids(self, batch: dict[str, Any]) -> list[str]:

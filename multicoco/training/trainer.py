@@ -17,7 +17,7 @@ from multicoco.engine.assembly import Assembly, assemble, load_records, prompt_d
 from multicoco.engine.checkpoint import Checkpoints
 from multicoco.engine.deepspeed import build_engine, model_shape
 from multicoco.engine.ds_config import resolve_ds_config
-from multicoco.engine.lengths import check_prompt_lengths, check_training_lengths
+from multicoco.engine.lengths import check_prompt_lengths, those_that_fit
 from multicoco.engine.preemption import Preempted
 from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
@@ -41,6 +41,7 @@ from multicoco.training.stages import Stages
 from multicoco.training.start import Start
 from multicoco.training.step import train_step
 from multicoco.training.thought_window import ThoughtWindow
+from multicoco.training.transfer import Transfer
 
 
 class Trainer:
@@ -72,7 +73,10 @@ class Trainer:
         assembly = assemble(config, weights, date, examples, group.device, n_rows)
         self.method = method_class(config.trained_method)(config, assembly.backbone.latent_tokens)
         self.batches = TrainingBatches(config, examples, assembly, self.method)
-        agree(lambda: self._check_purpose(examples, assembly), only_rank_0=True)
+        positions = position_limit(assembly.backbone.model)
+        fitting = those_that_fit(config, positions, examples, assembly.encoder, self.method, self._stages)
+        self.batches.keep(fitting)
+        agree(lambda: self._check_purpose(fitting, assembly, positions), only_rank_0=True)
         shape = model_shape(assembly.reasoner, max(map(self.method.passes, self._stages)))
         ds_config = agree(lambda: resolve_ds_config(Path(config.deepspeed), config, group.size, shape))
         self.engine = build_engine(assembly.reasoner, config, ds_config)
@@ -83,6 +87,8 @@ class Trainer:
         self.stages = Stages(config, self.engine, self.method, self.batches.steps_per_epoch)
         self.at, wandb_id = start.find(self.engine, self.stages, data, self.batches.global_batch)
         self.tracker = agree(lambda: Tracker(config.run_dir, config, wandb_id, enabled=group.rank == 0))
+        if left_out := len(examples) - len(fitting):
+            self.tracker.log({"data/examples": len(fitting), "data/too_long": left_out}, self.at.step)
         origin = TrainerState(
             epoch=0,
             stage=0,
@@ -100,6 +106,7 @@ class Trainer:
             assembly.features.keep(examples)
         self.saver = Saver(config, checkpoints, self.engine, assembly.backbone, self.tracker, origin, self.at)
         self.look_around = Lookout(self.saver, group.device)
+        self.transfer = Transfer(group.device, assembly.backbone.family.host_inputs)
         self.skip_limit = SkipLimit(config.max_skipped_steps, self.batches)
         self.thoughts = ThoughtWindow(
             assembly.reasoner.latent_token_id, config.batch_size, config.gradient_accumulation_steps
@@ -113,9 +120,9 @@ class Trainer:
         scheduled = {part.stage for epoch in range(epochs) for part in self.method.parts(epoch, steps)}
         return scheduled | self.method.schedule.reachable(epochs)
 
-    def _check_purpose(self, examples: Sequence[Example], assembly: Assembly) -> None:
+    def _check_purpose(self, examples: Sequence[Example], assembly: Assembly, positions: int | None) -> None:
         """What would make the run pointless, or break it in its middle, is said before it starts."""
-        config, limit = self.config, position_limit(assembly.backbone.model)
+        config = self.config
         if self.method.needs_steps:
             require_steps(examples, locate(config.data_dir, str(config.train_path)), config.trained_method)
         if self.method.borrows:
@@ -128,12 +135,9 @@ class Trainer:
         methods = evaluation_methods(config, assembly.backbone.latent_tokens)
         for check in (check_interventions, check_lens):
             check(config, methods, max(self._stages), self.questions, assembly.encoder)
-        if limit is None:
-            return
-        check_training_lengths(limit, examples, assembly.encoder, self.method, self._stages)
-        if self.questions:
+        if positions is not None and self.questions:
             room = (config.generation.max_new_tokens, extended_to(config))
-            check_prompt_lengths(limit, self.questions, assembly.encoder, methods.values(), self._stages, *room)
+            check_prompt_lengths(positions, self.questions, assembly.encoder, methods.values(), self._stages, *room)
 
     def run(self) -> None:
         """Trains.
@@ -179,9 +183,10 @@ class Trainer:
     def _train_part(self, part: Part, epoch: int, window: LossWindow, progress: "tqdm[NoReturn]") -> None:
         at, config, n_passes = self.at, self.config, self.method.passes(part.stage)
         progress.set_description(f"stage {part.stage} epoch {epoch + 1}/{config.num_epochs}")
-        for micro_batches in self.batches.steps(part, epoch, at.epoch_step):
+        for micro_batches in self.transfer.ahead(self.batches.steps(part, epoch, at.epoch_step)):
             skipped_before = self.engine.skipped_steps
-            losses, counts, thoughts = train_step(self.engine, self.method, micro_batches, n_passes, self.group.device)
+            flags = self.look_around.flags()
+            losses, counts, thoughts, flagged = train_step(self.engine, self.method, micro_batches, n_passes, flags)
             at.step, at.epoch_step = at.step + 1, at.epoch_step + 1
             at.tokens, at.passes = at.tokens + counts[1], at.passes + n_passes * len(micro_batches)
             skipped = self.engine.skipped_steps > skipped_before
@@ -195,7 +200,7 @@ class Trainer:
             is_last = at.epoch_step == self.batches.steps_per_epoch
             if at.step % config.log_every_steps == 0 or is_last:
                 self._log(window.read() | self.thoughts.read(), epoch, progress)
-            self.look_around()
+            self.look_around.heed(flagged.read())
             if config.save_every_steps and at.step % config.save_every_steps == 0 and not is_last:
                 self.saver.save()
 

@@ -1,26 +1,47 @@
+from types import SimpleNamespace
+
+import pytest
+from homes import make_home
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicoco.config import RunConfig
+from multicoco.config import RunConfig, load_config
 from multicoco.curriculum import ExampleTokens, LatentTokens
 from multicoco.data.example import Example
-from multicoco.engine.lengths import check_prompt_lengths, check_training_lengths
+from multicoco.data.sources import load_of_run
+from multicoco.engine import lengths
+from multicoco.engine.assembly import encoder_of
+from multicoco.engine.lengths import check_prompt_lengths, those_that_fit
 from multicoco.errors import UserError
 from multicoco.methods import method_class
+from multicoco.models.reader import load_reader
 
 KEYS = {"name": "run", "model_id": "model", "train_path": "train.json", "mode": "coconut_train", "num_epochs": 3}
-CONFIG = RunConfig(**KEYS, coconut={"enabled": True, "c_thought": 2, "max_latent_stage": 2})
-METHOD = method_class("coconut")(CONFIG, LatentTokens(97, 98, 99))
-SIZES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=4)  # prompt, steps of 3 tokens
+COCONUT = {"enabled": True, "c_thought": 2, "max_latent_stage": 2}
+METHOD = method_class("coconut")(RunConfig(**KEYS, coconut=COCONUT), LatentTokens(97, 98, 99))
+SIZES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=6)  # prompt, steps of 3 tokens
+STAGES = range(4)
 
 
-def encode(example: Example, asked: str):
+def encode(example: Example, asked: str) -> ExampleTokens:
     prompt, steps = example.choices
-    return ExampleTokens([1] * prompt, [[2] * 3] * steps, [3, 4]), {}
+    return ExampleTokens([1] * prompt, [[2] * 3] * steps, [3, 4])
+
+
+ENCODER = SimpleNamespace(tokens=encode)
+
+
+def config(**keys) -> RunConfig:
+    return RunConfig(**KEYS, coconut=COCONUT, **keys)
 
 
 def examples(sizes) -> list[Example]:
     return [Example(f"q{i}", "q", (), size, (), None, None) for i, size in enumerate(sizes)]
+
+
+def rows(example: Example) -> list[int]:
+    """Lengths in the stages."""
+    return [len(METHOD.train_row(encode(example, ""), stage, 0, example.id)[0]) for stage in STAGES]
 
 
 def refused(check) -> str | None:
@@ -31,22 +52,89 @@ def refused(check) -> str | None:
     return None
 
 
-@given(sizes=SIZES, limit=st.integers(1, 40))
-def test_refused_is_what_some_stage_would_make_too_long(sizes, limit):
-    rows = {
-        f"q{i}": max(len(METHOD.train_row(encode(x, "")[0], stage, 0, x.id)[0]) for stage in range(4))
-        for i, x in enumerate(examples(sizes))
-    }
-    message = refused(lambda: check_training_lengths(limit, examples(sizes), encode, METHOD, range(4)))
-    assert (message is not None) >= (max(rows.values()) > limit)
-    if message is not None:  # it may be cautious by the thoughts that an example with fewer steps has not
-        assert max(rows.values()) + 4 > limit and "train_path: record 'q" in message
+@given(sizes=SIZES, most=st.integers(1, 40), positions=st.none() | st.integers(1, 40))
+def test_kept_is_what_no_stage_makes_too_long_whole_and_in_order(sizes, most, positions):
+    given, limit = examples(sizes), min(most, positions or most)
+    short = [x for x in given if max(rows(x)) + 4 <= limit]  # whatever thoughts a stage may have
+    long = [x for x in given if max(rows(x)) > limit]
+    skipping = config(max_length=most, too_long="skip")
+    kept: list[Example] = []
+
+    def leave_out() -> None:
+        kept.extend(those_that_fit(skipping, positions, given, ENCODER, METHOD, STAGES))
+
+    message = refused(leave_out)
+    if message is None:
+        assert kept == [x for x in given if x in kept] and all(x in kept for x in short)
+        assert not any(x in kept for x in long)
+    else:  # nothing is left to train on
+        assert not short and f"{len(given)} of {len(given)} records" in message and "too_long: skip" not in message
+    strict = config(max_length=most)
+    refusal = refused(lambda: those_that_fit(strict, positions, given, ENCODER, METHOD, STAGES))
+    assert (refusal is None) == (kept == given)
+
+
+@pytest.mark.parametrize("n_ranks", [2, 3, 5])
+def test_any_number_of_ranks_keeps_the_same_and_each_measures_a_share(monkeypatch, n_ranks, capsys):
+    given = examples([(size, size % 3) for size in (9, 2, 4, 8, 1, 7, 3)])
+    skipping = config(max_length=15, too_long="skip")
+    alone = those_that_fit(skipping, None, given, ENCODER, METHOD, STAGES)
+    said = capsys.readouterr().out
+    assert 0 < len(alone) < len(given) and f"{len(given) - len(alone)} of 7 records" in said
+    ranks, measured = iter(range(n_ranks)), []
+
+    def count(example: Example, asked: str) -> ExampleTokens:
+        measured.append(example.id)
+        return encode(example, asked)
+
+    def gather(own):
+        shares = [given[rank::n_ranks] for rank in range(n_ranks)]
+        return [[lengths.longest_row(METHOD, encode(x, ""), STAGES) for x in share] for share in shares]
+
+    monkeypatch.setattr(lengths, "rank", lambda: next(ranks))
+    monkeypatch.setattr(lengths, "world_size", lambda: n_ranks)
+    monkeypatch.setattr(lengths, "gather", gather)
+    counting = SimpleNamespace(tokens=count)
+    for _ in range(n_ranks):
+        assert those_that_fit(skipping, None, given, counting, METHOD, STAGES) == alone
+    assert sorted(measured) == [x.id for x in given]
+
+
+def test_the_message_counts_names_the_longest_and_says_what_to_do(capsys):
+    given = examples([(size, 0) for size in range(1, 10)])  # 8 more with answer, markers and thoughts
+    message = refused(lambda: those_that_fit(config(max_length=10), None, given, ENCODER, METHOD, STAGES))
+    assert (
+        message and "train_path: 7 of 9 records are longer than 10 tokens, max_length ('q8' (17), 'q7' (16)" in message
+    )
+    assert "set too_long: skip" in message and "raise max_length" in message
+    message = refused(lambda: those_that_fit(config(), 10, given, ENCODER, METHOD, STAGES))
+    assert message and "10 tokens, all that the model takes" in message and "a model with more positions" in message
+    those_that_fit(config(max_length=16, too_long="skip"), None, given, ENCODER, METHOD, STAGES)
+    assert "1 of 9 records are longer than 16 tokens, max_length ('q8' (17)): left out" in capsys.readouterr().out
+
+
+def test_without_a_limit_nothing_is_measured():
+    unread = SimpleNamespace(tokens=None)
+    assert len(those_that_fit(config(), None, examples([(1, 1)]), unread, METHOD, STAGES)) == 1
+
+
+def test_tokens_are_measured_as_they_are_trained_and_sizes_processed_once(tmp_path, monkeypatch):
+    home = make_home(tmp_path, 6, 2, "mode: cot_train\n")
+    run = load_config(home / "run.yaml")
+    reader = load_reader(run.model_id, run.max_image_tiles, trust_remote_code=False)
+    encoder = encoder_of(run, reader, "2026-01-01")
+    read = load_of_run(run, run.train_path, None)
+    whole = [encoder(x, "reasoning")[0] for x in read]
+    processed: list[int] = []
+    inner = encoder.read_images
+    monkeypatch.setattr(encoder, "read_images", lambda images: processed.append(len(images)) or inner(images))
+    assert [encoder.tokens(x, "reasoning") for x in read] == whole and processed == [1]
 
 
 @given(sizes=SIZES, limit=st.integers(1, 40), new=st.integers(1, 10))
 def test_an_answer_must_have_room_behind_the_longest_prompt(sizes, limit, new):
-    longest = max(len(METHOD.prompt_row(encode(x, "")[0], 2)) for x in examples(sizes))
-    message = refused(lambda: check_prompt_lengths(limit, examples(sizes), encode, [METHOD], [0, 1, 2], new))
+    longest = max(len(METHOD.prompt_row(encode(x, ""), 2)) for x in examples(sizes))
+    message = refused(lambda: check_prompt_lengths(limit, examples(sizes), ENCODER, [METHOD], [0, 1, 2], new))
     assert (message is not None) == (longest + new > limit)
     if message and longest < limit:
         assert f"lower generation.max_new_tokens to {limit - longest}" in message
@@ -54,6 +142,7 @@ def test_an_answer_must_have_room_behind_the_longest_prompt(sizes, limit, new):
 
 def test_thoughts_that_are_added_at_evaluation_need_room_too():
     limit = 5 + 2 + 4 + 1  # prompt, markers, the 4 thoughts of stage 2, an answer
-    check_prompt_lengths(limit, examples([(5, 4)]), encode, [METHOD], [2], 1)
-    message = refused(lambda: check_prompt_lengths(limit, examples([(5, 4)]), encode, [METHOD], [2], 1, extended_to=5))
+    check_prompt_lengths(limit, examples([(5, 4)]), ENCODER, [METHOD], [2], 1)
+    asked = (limit, examples([(5, 4)]), ENCODER, [METHOD], [2], 1)
+    message = refused(lambda: check_prompt_lengths(*asked, extended_to=5))
     assert message and "record 'q0' is 12 tokens long" in message

@@ -1,18 +1,20 @@
 """Whole evaluations, of a model made by hand whose answer is what its thoughts say, and of one that cannot see them."""
 
 import copy
+import io
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens, LatentTokens
-from multicoco.data.example import Example
+from multicoco.data.example import Example, load_image
 from multicoco.errors import UserError
 from multicoco.evaluation import asking
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
@@ -89,6 +91,23 @@ class Encoder:
         return ExampleTokens([int(example.question[1:]), FILLER], [[FILLER]] * len(example.steps), answer), {}
 
 
+class SeeingEncoder(Encoder):
+    """The word that the picture's colour stands for (none if it is grey), and what the question says does not count."""
+
+    def __call__(self, example, asked):
+        red, green, _ = load_image(example.images[0]).getpixel((0, 0))
+        seen = FILLER if green else red
+        _, inputs = super().__call__(example, asked)
+        answer = [] if example.answer is None else [ANSWER, int(example.answer[1:]), EOS]
+        return ExampleTokens([seen, FILLER], [[FILLER]] * len(example.steps), answer), inputs
+
+
+def picture(word: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), (word, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
 def example(i: int, steps: int = 2, **fields) -> Example:
     word = f"w{i % N_WORDS}"
     choices = tuple(f"w{(i + j) % N_WORDS}" for j in range(3))
@@ -126,13 +145,15 @@ class Tracker:
         return tqdm(disable=True)
 
 
-def evaluate(config, reasoner=LatentReasoner, examples=EXAMPLES, model=None) -> Tracker:
+def evaluate(config, reasoner=LatentReasoner, examples=EXAMPLES, model=None, encoder=None) -> Tracker:
     model = model or copying_model()
     backbone = SimpleNamespace(
         tokenizer=Encoder.tokenizer, family=family_of(model.config), latent_tokens=TOKENS, end_token_ids=[EOS],
         ignored_generation={},
     )  # fmt: skip
-    assembly = SimpleNamespace(backbone=backbone, reasoner=reasoner(model, LATENT), encoder=Encoder(), features=None)
+    assembly = SimpleNamespace(
+        backbone=backbone, reasoner=reasoner(model, LATENT), encoder=encoder or Encoder(), features=None
+    )
     tracker = Tracker()
     Evaluator(config, assembly, examples, tracker).run("final", 2, 0)
     return tracker
@@ -184,6 +205,22 @@ def test_means_are_of_the_other_questions(copied):
     for mode in ("coconut.mean", "coconut.mean_by_step"):
         assert copied.summaries[mode]["accuracy"] < 1
         assert copied.summaries[mode]["gold_logprob_difference"] < 0
+
+
+def test_thoughts_about_another_picture_and_another_picture_after_the_thoughts():
+    """What the model says is what its thoughts hold: the other picture's word if that is what it thought about, its own
+    if the pictures are changed after the thoughts, and nothing sure if it thought about a grey one."""
+    examples = [example(i, images=(picture(i % N_WORDS),)) for i in range(5)]
+    specs = ("other_input", "other_input(reverse)", "other_input(blank)")
+    found = evaluate(config(*specs, eval_config={"likelihoods": True}), examples=examples, encoder=SeeingEncoder())
+    samples = {summary.get("intervention"): found.samples[mode] for mode, summary in found.summaries.items()}
+    plan = Interventions(config(*specs), evaluation_methods(config(*specs), TOKENS)["coconut"], 2, examples, Encoder())
+    assert all(sample["correct"] for sample in samples[None])
+    for other, thought in zip(plan.other_inputs, samples["other_input"], strict=True):
+        assert thought["generated"].split()[0] == examples[other].answer
+    assert all(sample["correct"] for sample in samples["other_input(reverse)"])
+    grey = samples["other_input(blank)"]
+    assert all(a["gold_logprob"] < b["gold_logprob"] for a, b in zip(grey, samples[None], strict=True))
 
 
 def test_a_model_that_ignores_its_thoughts_is_told_by_a_difference_of_exactly_0():

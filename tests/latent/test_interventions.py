@@ -175,13 +175,15 @@ def test_hiding_is_for_evaluation_and_needs_something_behind(reasoner):
 
 
 @pytest.mark.parametrize("spec", ["zero", "first", "noise", "perturb(1)", "permute", "only(2, zero)", "mask"])
-def test_no_pass_waits_for_the_device(monkeypatch, spec):
+def test_no_pass_waits_for_the_device(spec):
     """On the meta device there are no values to wait for: whatever reads one fails."""
     with torch.device("meta"):
         reasoner = LatentReasoner(qwen2(), LATENT, "reference").eval()
-    ids = torch.ones(2, 12, dtype=torch.long, device="meta")
-    monkeypatch.setattr(reasoner, "_latent_columns", lambda *_: ([5, 6, 7], [8] * (spec == "mask")))
+    ids = torch.ones(2, 12, dtype=torch.long)
+    ids[:, 5:8] = LATENT
+    on_host = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    moved = {key: x.to("meta") for key, x in on_host.items()}
     given = torch.ones(2, 3, 32, device="meta")
     with torch.no_grad():
         intervened = Intervened(replacement(parse(spec), given), hides=spec == "mask")
-        assert reasoner.run_passes(ids, torch.ones_like(ids), intervened=intervened).thoughts.shape == (2, 3, 32)
+        assert reasoner.run_passes(**moved, intervened=intervened, on_host=on_host).thoughts.shape == (2, 3, 32)

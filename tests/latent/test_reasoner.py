@@ -373,19 +373,33 @@ def test_bytes_saved_for_backward_grow_with_the_columns_and_not_with_the_passes(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_no_pass_waits_for_the_device(monkeypatch, checkpointing):
+@pytest.mark.parametrize("name", ["qwen2", "internvl"])
+def test_a_step_reads_nothing_from_the_device(name, checkpointing):
     """On the meta device there are no values to wait for: whatever reads one fails."""
     with torch.device("meta"):
-        reasoner = LatentReasoner(qwen2(), LATENT, "reference").train()
+        reasoner = LatentReasoner(MODELS[name](), LATENT, "reference").train()
     if checkpointing:
         checkpoint_activations(reasoner.model)
-    ids = torch.ones(2, 12, dtype=torch.long, device="meta")
+    batch = fixed_batch(image=name == "internvl")
+    batch = {key: x.float() if x.is_floating_point() else x for key, x in batch.items()}
+    moved = {key: x.to("meta") for key, x in batch.items()}
     with pytest.raises((RuntimeError, NotImplementedError)):
-        reasoner(ids, torch.ones_like(ids))
-    monkeypatch.setattr(reasoner, "_latent_columns", lambda *_: ([5, 6, 7], []))  # read before the passes
-    thoughts = reasoner(ids, torch.ones_like(ids)).thoughts
-    thoughts.sum().backward()
-    assert thoughts.shape == (2, 3, 32) and reasoner.decoder.layers[2].self_attn.v_proj.weight.grad.is_meta
+        reasoner(**moved)
+    output = reasoner(**moved, on_host={key: batch[key] for key in ("input_ids", "attention_mask", "labels")})
+    output.loss.backward()
+    assert reasoner.decoder.layers[2].self_attn.v_proj.weight.grad.is_meta
+    assert output.thoughts.shape[1] == int((batch["input_ids"] == LATENT).any(0).sum())
+
+
+@pytest.mark.parametrize("kernel", ["reference", "flash"])
+def test_what_is_known_on_the_host_changes_nothing(kernel):
+    batch, results = fixed_batch(), []
+    for on_host in (None, {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}):
+        reasoner = LatentReasoner(internvl().double(), LATENT, kernel).train()
+        output = reasoner(**batch, on_host=on_host)
+        output.loss.backward()
+        results.append([output.loss, output.thoughts, *gradients(reasoner.model).values()])
+    assert all(map(torch.equal, *results))
 
 
 def test_a_step_after_generating_in_inference_mode_can_train():

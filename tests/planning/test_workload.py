@@ -10,7 +10,7 @@ from multicoco.methods import method_class
 from multicoco.models.backbone import load_backbone
 from multicoco.models.vocabulary import add_latent_tokens
 from multicoco.planning.geometry import ModelGeometry, read_model_config
-from multicoco.planning.workload import stage_workloads
+from multicoco.planning.workload import Lengths, stage_workloads
 
 
 def test_measured_lengths_are_those_of_the_longest_rows_that_are_trained(tmp_path):
@@ -36,6 +36,24 @@ def test_measured_lengths_are_those_of_the_longest_rows_that_are_trained(tmp_pat
             assert work.written == max(len(r) - first - work.latents for r, first in zip(rows, firsts, strict=True))
         else:
             assert max(map(len, rows)) == work.length
+
+
+def test_no_example_is_planned_for_that_is_longer_than_is_trained_on(tmp_path):
+    coconut = "coconut: {enabled: true, c_thought: 2, max_latent_stage: 2, first_stage: 0}\n"
+    home = make_home(tmp_path, 4, 2, f"mode: coconut_train\nnum_epochs: 4\n{coconut}")
+    model = ModelGeometry(
+        read_model_config(f"{home}/model", False), torch.float32, load_config(home / "run.yaml").freeze.model_dump()
+    )
+
+    def planned(*overrides: str, assumed: Lengths | None = None) -> list[int]:
+        config = load_config(home / "run.yaml", overrides)
+        return [work.length for work in stage_workloads(config, model, tiles=1, assumed=assumed)[0]]
+
+    first, last = planned()
+    assert last < first
+    assert planned(f"max_length={first}") == [first, last]
+    assert planned(f"max_length={first - 3}") == [first - 3, min(last, first - 3)]
+    assert planned("max_length=200", assumed=Lengths(prompt=500)) == [200, 200]
 
 
 def test_controls_of_one_pass_are_planned_with_one_and_borrowed_thoughts_with_a_donor_for_every_row(tmp_path):

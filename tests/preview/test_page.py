@@ -35,7 +35,7 @@ def shown(home, *overrides: str, n: int = 100) -> str:
 def test_rows_of_every_stage_are_those_that_are_trained(home):
     config = load_config(home / "run.yaml")
     text = shown(home)
-    assert "10 records: 10 examples, 0 bad" in text and "stages (4 of 4 shown; the model takes any number" in text
+    assert "10 records: 10 examples, 0 bad" in text and "stages (4 of 4 shown; an example may have any number" in text
     setup = set_up(config)
     method = method_class("coconut")(config, setup.latent)
     examples = json.loads((home / "scenes" / config.train_path).read_text())
@@ -82,12 +82,28 @@ def test_what_is_cut_and_bad_is_said_and_ends_with_an_error_if_the_run_would(hom
     assert "stage 3, record" in "\n".join(lines) and any("val_path" in line for line in lines)  # all else comes first
 
 
-def test_what_is_too_long_is_counted(home, monkeypatch):
+def test_what_is_too_long_for_the_model_is_counted(home, monkeypatch):
     monkeypatch.setattr("multicoco.preview.measured.position_limit", lambda model: 10)
-    text = shown(home)
-    assert "the model takes at most 10 tokens" in text
+    text = shown(home, "too_long=skip")
+    assert "an example may have at most 10 tokens" in text
     assert re.search(r"\n  0 +0-0 +1 +\d+ +[\d.]+ +10\n", text)
+    assert "10 of 10 examples are too long in some stage, left out of all stages" in text
     assert "4 of 4 leave no room for 128 new tokens, the model takes 10 in all" in text
+
+
+def test_what_is_longer_than_max_length_is_counted_and_ends_with_an_error_if_the_run_would(home):
+    [longest] = re.findall(r"\n  0 +0-0 +1 +(\d+)", shown(home))
+    assert "too long in some stage" not in shown(home, f"max_length={longest}")
+    shorter = f"max_length={int(longest) - 1}"
+    text = shown(home, shorter, "too_long=skip")
+    [left_out] = map(int, re.findall(r"(\d+) of 10 examples are too long in some stage, left out of all stages", text))
+    assert 0 < left_out <= 10 and "are asked whole" not in text
+    lines: list[str] = []
+    with pytest.raises(UserError, match=f"{left_out} examples are too long, at which the run stops"):
+        for line in preview(load_config(home / "run.yaml", [shorter]), 100, colours=False):
+            lines.append(line)
+    assert any("stage 3, record" in line for line in lines)
+    assert "4 of 4 are longer than max_length, 5, and are asked whole" in shown(home, "max_length=5", "too_long=skip")
 
 
 def test_the_command(home, capsys, monkeypatch):
@@ -112,3 +128,11 @@ def test_some_examples_stand_for_all(home):
     steps = sorted(len(one.example.steps) for one in measured)
     assert len(typical(measured).example.steps) == steps[len(steps) // 2]
     assert all(0 < one.image_tokens < len(one.tokens.prompt) for one in measured)
+
+
+def test_padding_is_shown_as_shuffled_and_as_grouped(home):
+    table = shown(home).split("padding in batches of 4")[1].splitlines()
+    assert table[1].split() == ["stage", "group_by_length:", "false", "group_by_length:", "true"]
+    rows = [line.replace("%", "").split() for line in table[2:6]]
+    assert [row[0] for row in rows] == ["0", "1", "2", "3"]
+    assert all(0 <= float(share) < 60 for row in rows for share in row[1:])

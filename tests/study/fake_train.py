@@ -24,8 +24,8 @@ if config.lr == 0.5 and config.mode != "eval_only" and not config.run_dir.exists
     config.run_dir.mkdir(parents=True)
     sys.exit(143)
 if config.lr == 0.6:
-    signal.signal(signal.SIGTERM, lambda *_: (Path("told.txt").touch(), sys.exit(143)))
-    os.kill(os.getppid(), signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), Path("told.txt").touch(), sys.exit(143)))
+    os.kill(int(os.environ["STUDY"]), int(os.environ["STUDY_SIGNAL"]))
     time.sleep(60)
 if config.mode == "eval_only":
     assert (Path(str(config.load_model_path)) / "checkpoints").exists()

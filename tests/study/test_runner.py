@@ -1,6 +1,9 @@
 """Which runs a study starts, and when; with something that stands for train.py."""
 
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,9 +52,16 @@ def test_a_run_that_a_signal_has_stopped_goes_on(written, study, capsys):
     assert started()[0] == "start/seed_0/train"
 
 
-def test_a_signal_to_the_study_goes_on_to_the_run(written, study, capsys):
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [(sys.executable, signal.SIGTERM), (f"sh -c '\"$@\" & wait' sh {sys.executable}", signal.SIGHUP)],
+)
+def test_a_run_is_told_to_stop_and_waited_for(written, study, capsys, monkeypatch, launcher, number):
+    """Also by a launcher that a signal ends alone, as `deepspeed` on one host."""
+    monkeypatch.setenv("STUDY", str(os.getpid()))
+    monkeypatch.setenv("STUDY_SIGNAL", str(int(number)))
     study["arms"]["direct"] = {"set": {"lr": 0.6}}
-    assert main(["study", str(written())]) == 1
+    assert main(["study", str(written()), "--launcher", launcher]) == 1
     assert capsys.readouterr().err == "error: stopped by a signal: the same command goes on from there\n"
     assert started() == ["direct/seed_0/train"] and Path("told.txt").exists()
 

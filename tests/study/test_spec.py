@@ -29,6 +29,7 @@ def change(study: dict, where: str, value: object) -> None:
         ("arms/start/role", "hidden", "two have the role hidden"),
         ("arms/start/role", "other", "arms.start.role: must be 'hidden', 'cot'"),
         ("arms/start/set", {"lrr": 1}, "lrr"),
+        ("arms/start/set", {"lrr": 1}, "study.yaml: arm start: "),
         ("arms/start/config", "none.yaml", "none.yaml"),
         ("arms/start/differs", ["lr"], "arms.start.differs.0: must be 'steps', 'data' or 'weights'"),
         ("arms", {}, "arms: "),

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 from homes import make_home
 
+from multicoco.config import load_config
+from multicoco.data.sources import load_of_run
+from multicoco.engine.assembly import encoder_of
+from multicoco.engine.lengths import longest_row
 from multicoco.engine.trainer_state import read_state
+from multicoco.methods import method_class
+from multicoco.models.reader import load_reader
 
 pytestmark = pytest.mark.distributed
 CONFIG = """mode: train
@@ -14,7 +20,9 @@ num_epochs: 2
 generation: {max_new_tokens: 3}
 coconut: {enabled: true, c_thought: 2, max_latent_stage: 1, first_stage: 1}
 """
+COCONUT = ("method=coconut",)
 ICOT = ("method=icot", "coconut.enabled=false", "icot.remove_per_epoch=2", "icot.remove_all_beyond=3")
+GROUPED = (*ICOT, "group_by_length=true")  # in which nothing else is different either
 
 SIGNALLED = """
 import os, signal
@@ -54,7 +62,7 @@ def cost(run: Path) -> tuple[int, int]:
     [
         ("noise", 2, 0, ["method=coconut", "coconut.thoughts=noise"]),
         ("borrowed", 2, 2, ["method=coconut", "coconut.thoughts=borrowed"]),
-        ("icot", 0, 0, ICOT),
+        ("icot", 0, 0, GROUPED),
     ],
 )
 def test_a_control_trains_alike_on_any_number_of_ranks(home, run_server, name, latents, passes, settings):
@@ -65,6 +73,8 @@ def test_a_control_trains_alike_on_any_number_of_ranks(home, run_server, name, l
         assert ended.codes == [0] * ranks, ended.said
         found.append(losses(home / "runs" / f"{name}_{ranks}"))
     assert len(found[0]) == 8 and found[0] == pytest.approx(found[1], rel=1e-4)
+    padding = losses(home / "runs" / f"{name}_1", "train/padding")
+    assert len(padding) == 8 and all(0 <= share < 0.9 for share in padding)
     for key in ("thoughts/norm", "thoughts/effective_rank"):  # of those that come from a pass
         logged = [losses(home / "runs" / f"{name}_{ranks}", key) for ranks in (1, 2)]
         assert len(logged[0]) == 8 * (passes > 0) and logged[0] == pytest.approx(logged[1], rel=1e-3)
@@ -75,15 +85,40 @@ def test_a_control_trains_alike_on_any_number_of_ranks(home, run_server, name, l
     assert {(sample["latent_tokens"], sample["latent_passes"]) for sample in samples} == {(latents, passes)}
 
 
-@pytest.mark.parametrize("step", [2, 3])  # the last of a stage, and the first of the next, in the middle of an epoch
+def test_what_is_too_long_is_left_out_as_if_it_were_not_there_and_asked_all_the_same(home, run_server):
+    records = json.loads((home / "scenes" / "aokvqa_v1p0_train.json").read_text())
+    config = load_config(home / "run.yaml", COCONUT)
+    encoder = encoder_of(config, load_reader(config.model_id, config.max_image_tiles, False), "2026-01-01")
+    method = method_class("coconut")(config)
+    examples = load_of_run(config, config.train_path, None)
+    most = max(longest_row(method, encoder.tokens(x, "reasoning"), {1, 2}) for x in examples)
+    for name, longer in (("long", "Look again. " * 20), ("short", "")):
+        changed = [{**r, "question": longer + r["question"]} if i % 3 == 0 else r for i, r in enumerate(records)]
+        if not longer:
+            changed = [r for i, r in enumerate(records) if i % 3]
+        (home / "scenes" / f"{name}.json").write_text(json.dumps(changed))
+    settings = (*COCONUT, "val_path=long.json", f"max_length={most}")
+    ended = run_server.run(home / "run.yaml", *settings, "train_path=long.json", "too_long=skip", "name=skip", ranks=2)
+    assert ended.codes == [0, 0] and f"5 of 14 records are longer than {most} tokens" in ended.said[0], ended.said
+    ended = run_server.run(home / "run.yaml", *settings, "train_path=short.json", "name=short", "batch_size=2")
+    assert ended.codes == [0], ended.said
+    skip, short = home / "runs" / "skip", home / "runs" / "short"
+    assert len(losses(skip)) == 10 and losses(skip) == pytest.approx(losses(short), rel=1e-4)
+    assert (losses(skip, "data/examples"), losses(skip, "data/too_long")) == ([9], [5])
+    assert losses(short, "data/too_long") == []
+    [file] = (skip / "samples").glob("epoch_0002_*")
+    assert len(file.read_text().splitlines()) == 14
+
+
+@pytest.mark.parametrize("step", [1, 2])  # heard of in the last one of a stage, or in the first of the next
 def test_a_run_that_changes_its_stage_within_an_epoch_goes_on_from_there(home, run_server, step):
     name = f"preempted_{step}"
-    settings = (*ICOT, "batch_size=4", f"name={name}")
+    settings = (*GROUPED, "batch_size=4", f"name={name}")
     ended = run_server.run(home / "run.yaml", *settings, patch=SIGNALLED.format(step=step))
     assert ended.codes == [143], ended.said
     ended = run_server.run(home / "run.yaml", *settings)
     assert ended.codes == [0] and "going on from" in ended.said[0], ended.said
-    assert run_server.run(home / "run.yaml", *ICOT, "batch_size=4", f"name=whole_{step}").codes == [0]
+    assert run_server.run(home / "run.yaml", *GROUPED, "batch_size=4", f"name=whole_{step}").codes == [0]
     assert losses(home / "runs" / name) == losses(home / "runs" / f"whole_{step}")
     assert cost(home / "runs" / name) == cost(home / "runs" / f"whole_{step}")
 

@@ -73,6 +73,7 @@ class Family:
         input_names: what its forward takes beside the tokens, which the collator batches and the engine moves.
         beside_features: those of input_names that are asked for although features are given: what positions are made
             from.
+        host_inputs: those of them that are small and that it reads on the host: they stay there in training.
         other_forms: model types of the same weights in a form that is not read, and what is to be given instead.
         parts: the keys of `freeze` beside language_model, and the submodules of the base model that each stands for; a
             family that sees images has vision_tower and projector.
@@ -82,6 +83,7 @@ class Family:
     sees_images: ClassVar[bool] = False
     input_names: ClassVar[tuple[str, ...]] = ()
     beside_features: ClassVar[tuple[str, ...]] = ()
+    host_inputs: ClassVar[tuple[str, ...]] = ()
     other_forms: ClassVar[dict[str, str]] = {}
     parts: ClassVar[dict[str, tuple[str, ...]]] = {}
 
@@ -100,12 +102,8 @@ class Family:
         return None
 
     def read_images(self, images: Sequence[Image.Image], image_processor: Any) -> ImageInputs:
-        """RGB pictures as tokens and tensors."""
+        """RGB pictures as tokens and tensors; how many tokens, the pictures' sizes alone say."""
         return ImageInputs()
-
-    def tokens_of_size(self, width: int, height: int, image_processor: Any) -> Any:
-        """What `ImageInputs.tokens` has for a picture of so many pixels, whatever it shows."""
-        return self.read_images([Image.new("RGB", (width, height))], image_processor).tokens[0]
 
     def content(self, text: str, n_images: int) -> str | list[dict[str, str]]:
         """A user's turn for the chat template: the images, in their order, then the text."""

@@ -39,10 +39,6 @@ class Idefics3(Sighted):
         tiles = torch.cat([of_image.pixel_values[0] for of_image in read])  # [N, 3, H, W], the whole image last of each
         return ImageInputs([(of_image.rows[0][0], of_image.cols[0][0]) for of_image in read], {"pixel_values": tiles})
 
-    def tokens_of_size(self, width: int, height: int, image_processor: Any) -> tuple[int, int]:
-        _, rows, columns = image_processor.get_number_of_image_patches(height, width)
-        return rows, columns
-
     def written(self, n_tiles: int) -> tuple[int, int]:
         """Rows and columns, 0 for an image in one piece; a square of them where the tiles are not of an image."""
         side = math.isqrt(n_tiles - 1)

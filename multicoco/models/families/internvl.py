@@ -40,10 +40,6 @@ class InternVL(Sighted):
         tiles = [image_processor(image, return_tensors="pt").pixel_values for image in images]
         return ImageInputs([len(t) * self.config.image_seq_length for t in tiles], {"pixel_values": torch.cat(tiles)})
 
-    def tokens_of_size(self, width: int, height: int, image_processor: Any) -> int:
-        tiles: int = image_processor.get_number_of_image_patches(height, width)
-        return tiles * int(self.config.image_seq_length)
-
     def image_ids(self, written: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         start, end = (getattr(tokenizer, f"{side}_image_token_id", None) for side in ("start", "end"))
         if start is None or end is None:

@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from multicoco.errors import UserError
 from multicoco.models.families.family import ImageInputs, Tile
 from multicoco.models.families.sighted import Sighted
+from multicoco_kernels import send
 
 _TILE_SIDE = 448  # pixels of the square in which the size of an image is counted; an InternVL tile's
 _LONGEST_SIDES = 200  # transformers' image processor takes no image that is longer than so many times its width
@@ -27,6 +28,7 @@ class QwenVL(Sighted):
 
     input_names = ("pixel_values", "image_grid_thw")
     beside_features = ("image_grid_thw",)
+    host_inputs = ("image_grid_thw",)
 
     def load_image_processor(self, source: str, max_image_tiles: int, **options: Any) -> Any:
         # AutoProcessor would need torchvision for the video part, which is not used here
@@ -42,28 +44,21 @@ class QwenVL(Sighted):
         if not images:
             return ImageInputs()
         for image in images:
-            self._refuse_thin(*image.size)
+            if max(image.size) > _LONGEST_SIDES * min(image.size):
+                raise UserError(
+                    f"an image of {image.width} x {image.height} pixels is too thin for a {self.config.model_type} "
+                    f"model: crop it, or pad it to less than 1:{_LONGEST_SIDES}"
+                )
         read = image_processor(list(images), return_tensors="pt")
         tokens = read.image_grid_thw.prod(-1) // self._merge**2
         return ImageInputs(tokens.tolist(), {name: read[name] for name in self.input_names})
-
-    def tokens_of_size(self, width: int, height: int, image_processor: Any) -> int:
-        self._refuse_thin(width, height)
-        patches: int = image_processor.get_number_of_image_patches(height, width)
-        return patches // self._merge**2
-
-    def _refuse_thin(self, width: int, height: int) -> None:
-        if max(width, height) > _LONGEST_SIDES * min(width, height):
-            raise UserError(
-                f"an image of {width} x {height} pixels is too thin for a {self.config.model_type} model: crop it, or "
-                f"pad it to less than 1:{_LONGEST_SIDES}"
-            )
 
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """(3, B, T): time, height and width."""
         if "image_grid_thw" not in inputs:
             return super().position_ids(input_ids, attention_mask, inputs).expand(3, -1, -1)
-        grids = inputs["image_grid_thw"] // inputs["image_grid_thw"].new_tensor([1, self._merge, self._merge])
+        merged = inputs["image_grid_thw"] // inputs["image_grid_thw"].new_tensor([1, self._merge, self._merge])
+        grids = send(merged, input_ids.device)
         ends = grids.prod(-1).cumsum(0)  # [N], of the images, counted in image tokens
         at_image = self.at_images(input_ids) & attention_mask.bool()
         place = (at_image.flatten().long().cumsum(0) - 1).view_as(input_ids)  # of an image token among all

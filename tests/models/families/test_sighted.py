@@ -128,6 +128,17 @@ def test_loss_and_every_gradient_equal_recomputing_the_whole_sequence(
     assert_same_gradients(reasoner.model, gradients(expected), of_gradients)
 
 
+@pytest.mark.parametrize("name", ["idefics3", "qwen2_5_vl"])  # qwen3_vl's later features ask where they are to go
+def test_a_step_reads_nothing_from_the_device(name):
+    """On the meta device there are no values to wait for: whatever reads one fails."""
+    with torch.device("meta"):
+        reasoner = LatentReasoner(SIGHTED[name](), LATENT, "reference").train()
+    on_host = make_batch(name, make_rows(name), torch.float32)
+    batch = {key: x if key in reasoner.family.host_inputs else x.to("meta") for key, x in on_host.items()}
+    reasoner(**batch, on_host=on_host).loss.backward()
+    assert reasoner.decoder.layers[0].self_attn.v_proj.weight.grad.is_meta
+
+
 NO_WORDS = [IMAGE, LATENT]  # which a model of random weights may say
 CONFIG = {
     "max_new_tokens": 6,

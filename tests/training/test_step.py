@@ -1,0 +1,116 @@
+"""What an optimizer step asks of the device: on the meta device there are no values, and whatever reads one fails."""
+
+import json
+
+import pytest
+import torch
+from homes import make_home
+from reference import LATENT, MODELS, PAD
+from supervised import make_method, make_reasoner, make_rows
+
+from multicoco.data.collate import Collator
+from multicoco.training import step as step_module
+from multicoco.training.step import train_step
+from multicoco.training.transfer import Transfer
+
+STAGE = 3
+
+
+class Engine:
+    """Of DeepSpeed's, what a step calls."""
+
+    def __init__(self, reasoner):
+        self.reasoner = reasoner
+        self.stepped = 0
+
+    def __call__(self, **inputs):
+        return self.reasoner(**inputs)
+
+    def backward(self, loss):
+        loss.backward()
+
+    def step(self):
+        self.stepped += 1
+
+
+@pytest.fixture
+def meta(monkeypatch):
+    """Streams, collectives and the way back of the flags of a device without values."""
+    monkeypatch.setattr(torch, "get_device_module", lambda device: torch.cpu)
+    monkeypatch.setattr(step_module.dist, "all_reduce", lambda summed: None)
+    monkeypatch.setattr(step_module, "OnItsWay", lambda flags: flags)
+    return torch.device("meta")
+
+
+def steps_of(method, reasoner, model, device):
+    collator = Collator(PAD, LATENT, reasoner.family.batch, min_length=method.passes(STAGE))
+    rows = make_rows(method, model, STAGE)
+    return Transfer(device, reasoner.family.host_inputs).ahead([[collator(rows[:2]), collator(rows[2:])]])
+
+
+# sim_cot is not among them: it asks which steps its decoder is to write
+@pytest.mark.parametrize(("name", "model"), [("coconut", "internvl"), ("c_mtp", "qwen2"), ("codi", "qwen2")])
+def test_a_step_reads_nothing_from_the_device(meta, name, model):
+    method = make_method(name)
+    with torch.device("meta"):
+        reasoner = make_reasoner(method, MODELS[model]()).train()
+    reasoner.kernel = "reference"
+    engine = Engine(reasoner)
+    [micro_batches] = steps_of(method, reasoner, model, meta)
+    stepped = train_step(engine, method, micro_batches, method.passes(STAGE), flags=[1, 0])
+    assert engine.stepped == 2 and reasoner.decoder.layers[0].self_attn.v_proj.weight.grad.is_meta
+    assert {x.device.type for x in (stepped.losses, stepped.counts, stepped.flags, *stepped.thoughts)} == {"meta"}
+    assert stepped.flags.shape == stepped.counts.shape == stepped.losses.shape == (2,)
+
+
+def test_what_each_rank_brings_goes_along_with_the_counts(monkeypatch):
+    method = make_method("codi")
+    reasoner = make_reasoner(method, MODELS["qwen2"]()).train()
+    monkeypatch.setattr(step_module, "world_size", lambda: 2)
+    monkeypatch.setattr(step_module.dist, "all_reduce", lambda summed: summed.mul_(2).add_(summed.new_tensor(ADDED)))
+    [micro_batches] = steps_of(method, reasoner, "qwen2", torch.device("cpu"))
+    stepped = train_step(Engine(reasoner), method, micro_batches, method.passes(STAGE), flags=[1, 0])
+    assert stepped.flags.read() == [2, 1]
+    total = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
+    assert stepped.counts.tolist()[1] == 2 * total and stepped.losses.isfinite().all()
+
+
+ADDED = [0, 0, 0, 0, 0, 0, 1]  # by the other rank: labelled, all, codi's three, and the flags
+
+
+READS = """
+import json, pathlib, traceback
+from torch.utils._python_dispatch import TorchDispatchMode
+from multicoco.training import trainer
+
+found, step, done = set(), trainer.train_step, []
+
+class Reads(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"):
+            frames = [frame for frame in traceback.extract_stack() if "/site-packages/torch/" not in frame.filename]
+            packages = [frame for frame in frames if "/deepspeed/" in frame.filename or "/multicoco/" in frame.filename]
+            found.add((pathlib.Path(packages[-1].filename).name, packages[-1].name))
+        return function(*args, **(kwargs or {}))
+
+def watched(*arguments):
+    done.append(1)
+    with Reads():
+        stepped = step(*arguments)
+    if len(done) == 3:  # a steady one
+        pathlib.Path("reads.json").write_text(json.dumps(sorted(found)))
+    found.clear()
+    return stepped
+
+trainer.train_step = watched
+"""
+ON_HOST = {("step.py", "<genexpr>"), ("columns.py", "places")}  # of what the loader gave, or of masks on the host
+BY_DEEPSPEED = {("utils.py", "is_invalid_grad_norm"), ("stage_1_and_2.py", "_optimizer_step")}
+
+
+@pytest.mark.distributed
+def test_deepspeed_asks_for_the_gradient_norm_and_nobody_else_for_anything(tmp_path, run_server):
+    home = make_home(tmp_path, 12, 0, "mode: cot_train\nnum_epochs: 1\nbatch_size: 4\nmax_grad_norm: 1.0\n")
+    ended = run_server.run(home / "run.yaml", "val_path=null", "self_check=false", patch=READS)
+    assert ended.codes == [0], ended.said
+    assert {tuple(read) for read in json.loads((home / "reads.json").read_text())} == ON_HOST | BY_DEEPSPEED
