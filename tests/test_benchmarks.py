@@ -138,3 +138,10 @@ def test_length_groups(tmp_path):
     result = run("length_groups", tmp_path, "--examples", "16", geometry=TINY | {"vocabulary": 50})
     assert all(row["grouped"] < row["shuffled"] for row in result["rows"][:-1]) and len(result["rows"]) == 10
     assert result["goals"][0]["met"] == "yes" and result["rows"][-1]["speed_up"] > 0
+
+
+@pytest.mark.distributed
+def test_evaluation_batching_gives_the_same_tokens(tmp_path):
+    result = run("evaluation_batching", tmp_path, "--new-tokens", "5", "--mean", "4", "--batches", "2")
+    assert "the tokens are the same both ways" in result["printed"]
+    assert [row["speed_up"] > 0 for row in result["rows"]] == [True, True]

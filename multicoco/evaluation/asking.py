@@ -1,6 +1,6 @@
 """Asking all questions once: batched prompts over all ranks, every question counted once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from multicoco.evaluation.lens import Lens, Seen
 from multicoco.evaluation.likelihood import Likelihoods, likeliest, sample_fields
 from multicoco.interventions import Intervention, resize_thoughts
 from multicoco.latent.generate import Passes, generate_after
+from multicoco.latent.greedy import GreedyAnswers
 from multicoco.latent.interventions import UNTOUCHED, Intervened, Recorder
 from multicoco.methods import Method
 from multicoco.tracking import Tracker
@@ -149,8 +150,18 @@ class Respondent:
         if evaluated.measures_likelihoods:
             likelihoods = Likelihoods(self.reasoner, self.encoder, method.asked, self.examples)
         records = bool(evaluated.interventions) and thinks_itself(method) and asking.intervention is None
-        lens = self._lens(asking)
+        lens, speaking = self._lens(asking), self._speaking()
         answers = Answers({}, {}, {})
+        waiting: dict[
+            int, tuple[dict[str, int], list[float] | None]
+        ] = {}  # what questions cost, until they are answered
+
+        def note(said: Mapping[int, list[int] | None]) -> None:
+            for place, tokens in said.items():
+                (cost, logprobs), example = waiting.pop(place), self.examples[place]
+                found = _likeliest(logprobs or []) if tokens is None else self._said(example, tokens, method)
+                answers.samples[place] = _sample(example, found, cost, logprobs)
+
         with self.tracker.progress(len(batches), f"evaluating {asking.name}") as progress:
             for batch in make_loader(dataset, batches, collator, self.config.num_workers):
                 self.between_batches()
@@ -173,17 +184,25 @@ class Respondent:
                 if not asking.thinks_only:
                     examples = [self.examples[place] for place in places]
                     measured = likelihoods.measure(passes, examples) if likelihoods else None
-                    texts = self._generate(passes) if evaluated.answer_by == "generation" else None
                     for row in counted:
-                        logprobs = measured[row] if measured else None
-                        said = self._said(examples[row], texts[row], method) if texts else _likeliest(logprobs or [])
                         prompt = batch["input_ids"][row].tolist()
                         cost = {
                             "latent_tokens": prompt.count(method.latent_tokens.latent) if method.latent_tokens else 0,
                             "latent_passes": 0 if latent is None else prompt.count(latent),  # a pass of its own each
                         }
-                        answers.samples[places[row]] = _sample(examples[row], said, cost, logprobs)
+                        waiting[places[row]] = cost, measured[row] if measured else None
+                    if evaluated.answer_by == "likelihood":
+                        note({places[row]: None for row in counted})
+                    elif speaking is None:
+                        texts = self._generate(passes)
+                        note({places[row]: texts[row] for row in counted})
+                    else:
+                        speaking.join(passes, counted, [places[row] for row in counted])
+                        while len(speaking) > self.config.eval_batch_size // 2:
+                            note(speaking.step())
                 progress.update()
+            while speaking:
+                note(speaking.step())
         return answers
 
     def _lens(self, asking: Asking) -> Lens | None:
@@ -194,6 +213,17 @@ class Respondent:
         lens = Lens(self.reasoner.model, self.encoder, asking.method, asking.row, self.examples, top_k)
         return lens if lens.most else None
 
+    def _speaking(self) -> GreedyAnswers | None:
+        """For answers that need nothing of transformers' `generate`, nor ranks in step."""
+        asked = self.config.generation
+        if self._in_step or self.streamer or asked.do_sample or asked.num_beams > 1:
+            return None
+        return GreedyAnswers(self.reasoner.model, asked.max_new_tokens, self.backbone.end_token_ids)
+
+    @property
+    def _in_step(self) -> bool:
+        return self.sharded_weights and world_size() > 1
+
     def _generate(self, passes: Passes) -> list[list[int]]:
         """By the config's `generation`, whatever the model was published with."""
         config = GenerationConfig(
@@ -201,9 +231,8 @@ class Respondent:
             eos_token_id=self.backbone.end_token_ids,
             pad_token_id=self.backbone.tokenizer.pad_token_id,
         )
-        synced = self.sharded_weights and world_size() > 1
         tokens: list[list[int]] = generate_after(
-            self.reasoner.model, passes, generation_config=config, synced_gpus=synced, streamer=self.streamer
+            self.reasoner.model, passes, generation_config=config, synced_gpus=self._in_step, streamer=self.streamer
         ).tolist()
         return tokens
 
