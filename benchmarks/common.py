@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import deepspeed.comm
 import torch
 from torch._C._profiler import _EventType
 from torch.profiler import profile
@@ -85,6 +84,10 @@ class InternVL3Geometry(Geometry):
     vision_layers: int = 24
     vision_hidden: int = 1024
     tile_size: int = 448
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
 
     @property
     def tile_tokens(self) -> int:
@@ -198,6 +201,8 @@ class Gathers:
     """
 
     def __init__(self):
+        import deepspeed.comm  # of no use to those who count nothing, and not everywhere
+
         self.calls = self.bytes = 0
         backend = deepspeed.comm.comm.cdb
         for name in ("all_gather", "all_gather_into_tensor", "all_gather_coalesced"):

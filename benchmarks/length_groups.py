@@ -11,7 +11,7 @@ from common import EOS, WORD, Geometry, parser
 from measuring import Report
 
 from multicoco import LatentReasoner
-from multicoco.data.order import Sizes, grouped, padding_share, shuffled
+from multicoco.data.order import Order, Sizes, grouped, padding_share, shuffled
 
 RECORDS = 17_056
 GLOBAL_BATCH = 128
@@ -26,7 +26,7 @@ def lengths(n: int, tiles: tuple[int, ...]) -> Sizes:
     return np.stack([prompts, written], axis=1).astype(np.int64)
 
 
-def batches(sizes: Sizes, order: list[int], batch_size: int, vocabulary: int) -> list[dict[str, torch.Tensor]]:
+def batches(sizes: Sizes, order: Order, batch_size: int, vocabulary: int) -> list[dict[str, torch.Tensor]]:
     """Rows from the left edge, as those without thoughts."""
     made = []
     for start in range(0, len(order), batch_size):

@@ -4,7 +4,13 @@ The public names are imported on first use, so that commands answer before torch
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multicoco.ask.asker import load
+    from multicoco.config import RunConfig, load_config
+    from multicoco.curriculum import StageSchedule, layout
+    from multicoco.latent.reasoner import LatentReasoner
 
 __version__ = "0.1.0"
 

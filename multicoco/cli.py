@@ -1,7 +1,6 @@
 """The `multicoco` command: what goes before and after a run of train.py."""
 
 import argparse
-import csv
 import os
 import shlex
 import sys
@@ -40,7 +39,9 @@ def prepare_gsm8k(args: argparse.Namespace) -> None:
 
 
 def prepare_model(args: argparse.Namespace) -> None:
+    from multicoco.config import load_config
     from multicoco.data.sources import load_examples
+    from multicoco.data.sources.of_run import load_of_run
     from multicoco.models.tiny import TINY
     from multicoco.registry import load
 
@@ -48,10 +49,16 @@ def prepare_model(args: argparse.Namespace) -> None:
         raise UserError(f"--family {args.family}: there are tiny models of {', '.join(TINY)}")
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"{args.out} is not empty: give another --out or remove it")
-    examples = load_examples(args.data, args.data.parent, verify_images=False)
+    if args.config is None:
+        data, examples = args.data, load_examples(args.data, args.data.parent, verify_images=False)
+    else:
+        config = load_config(args.config)
+        if (data := config.train_path or config.val_path) is None:
+            raise UserError(f"{args.config} names neither train_path nor val_path, which the tokenizer is trained on")
+        examples = load_of_run(config, data, None, verify_images=False)
     sees_images = load("families", args.family).sees_images
     if not sees_images and (shown := [example.id for example in examples if example.images]):
-        raise UserError(f"{args.data}: record {shown[0]!r:.60} has an image, which a text model does not see")
+        raise UserError(f"{data}: record {shown[0]!r:.60} has an image, which a text model does not see")
     texts = []
     for e in examples:
         asked = [f"The choices are {', '.join(e.choices)}."] if e.choices else [e.answer or ""]
@@ -103,9 +110,9 @@ def run_study(args: argparse.Namespace) -> None:
 def ask(args: argparse.Namespace) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from multicoco.ask.asker import load
-    from multicoco.ask.session import How, Question, questions_of, run
+    from multicoco.ask.session import How, Question, questions_of, read_choices, run
 
-    choices = next(csv.reader([args.choices], skipinitialspace=True)) if args.choices else []
+    choices = read_choices(args.choices or "")
     asker = load(args.checkpoint)
     print(asker.checkpoint, file=sys.stderr)
     modes = asker.modes if args.mode == "all" else [args.mode or asker.modes[-1]]
@@ -118,7 +125,14 @@ def ask(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     from multicoco.export.folder import export
 
-    print(export(args.checkpoint, args.to, args.push))
+    print(export(args.checkpoint, args.to, args.push, args.merge))
+
+
+def serve_app(args: argparse.Namespace) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from multicoco.app.server import serve
+
+    serve(args.checkpoint, args.host, args.port, args.examples)
 
 
 def report(args: argparse.Namespace) -> None:
@@ -142,6 +156,12 @@ def watch_run(args: argparse.Namespace) -> None:
 
 
 def doctor(args: argparse.Namespace) -> None:
+    if args.exact:
+        from multicoco.doctor.exact import check_exactness
+
+        for line in check_exactness(args.config, args.overrides):
+            print(line)
+        return
     from multicoco.doctor.examine import examine, format_table
 
     rows = examine(args.config, args.overrides, args.hostfile, args.timeout)
@@ -214,16 +234,27 @@ def path(text: str) -> Path:
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="multicoco", description="Tools around MultiCoCo's train.py.")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
-    add_prepare(commands.add_parser("prepare", help="make a data set or a model"))
+    making = "make a data set or a model"
+    add_prepare(
+        commands.add_parser("prepare", help=making, epilog="example: multicoco prepare scenes --out data/scenes")
+    )
 
-    summary = commands.add_parser("summarize", help="compare evaluations: a table, and JSON")
+    summary = commands.add_parser(
+        "summarize",
+        help="compare evaluations: a table, and JSON",
+        epilog="example: multicoco summarize --cot runs/demo/cot_eval --coconut runs/demo/coconut_eval --out all.json",
+    )
     for mode in ("vanilla", "cot", "coconut"):
         summary.add_argument(f"--{mode}", type=path, metavar="RUN", help=f"run folder with a {mode} evaluation")
     summary.add_argument("--trained", type=path, nargs="*", default=[], metavar="RUN", help="runs whose time counts")
     summary.add_argument("--out", type=path, required=True, help="JSON file to write")
     summary.set_defaults(run=summarize)
 
-    comparison = commands.add_parser("compare", help="compare evaluated runs on the same questions, with statistics")
+    comparison = commands.add_parser(
+        "compare",
+        help="compare evaluated runs on the same questions, with statistics",
+        epilog="example: multicoco compare runs/demo/coconut_eval runs/demo/cot_eval --reference runs/demo/cot_eval",
+    )
     comparison.add_argument(
         "evaluations", nargs="+", type=expanded, metavar="RUN[:MODE]", help="run folder; all its modes, or one of them"
     )
@@ -236,7 +267,11 @@ def parser() -> argparse.ArgumentParser:
     comparison.add_argument("--out", type=path, help="JSON file to write, with all flips")
     comparison.set_defaults(run=compare_runs)
 
-    study = commands.add_parser("study", help="train and evaluate arms and seeds, compare them, and read the verdict")
+    study = commands.add_parser(
+        "study",
+        help="train and evaluate arms and seeds, compare them, and read the verdict",
+        epilog="example: multicoco study args/studies/scenes.yaml --launcher 'deepspeed --num_gpus 8'",
+    )
     study.add_argument("study", type=path, metavar="STUDY.yaml")
     study.add_argument("--plan", action="store_true", help="show the runs, their steps and the time, and stop")
     study.add_argument("--list", action="store_true", help="one arm/seed a line, for schedulers, and stop")
@@ -273,7 +308,21 @@ def parser() -> argparse.ArgumentParser:
     exporting.add_argument("checkpoint", type=expanded, help="run folder (its best checkpoint), or checkpoint")
     exporting.add_argument("--to", type=path, required=True, metavar="FOLDER", help="folder to make")
     exporting.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the hub, as this model")
+    exporting.add_argument(
+        "--merge", action="store_true", help="of a run with LoRA: a whole model, and not its adapters"
+    )
     exporting.set_defaults(run=export)
+
+    app = commands.add_parser(
+        "app",
+        help="ask a checkpoint in a browser, see its thoughts and change them",
+        epilog="example: multicoco app runs/demo/coconut",
+    )
+    app.add_argument("checkpoint", type=expanded, help="run folder (its best checkpoint), checkpoint, or model")
+    app.add_argument("--host", default="127.0.0.1", help="address to serve (default 127.0.0.1: this machine alone)")
+    app.add_argument("--port", type=int, default=7860, help="default 7860")
+    app.add_argument("--examples", type=path, metavar="FILE", help="records to choose from (default: the val_path)")
+    app.set_defaults(run=serve_app)
 
     page = commands.add_parser(
         "report",
@@ -302,15 +351,24 @@ def parser() -> argparse.ArgumentParser:
     watching.add_argument("--once", action="store_true", help="show it once, and stop")
     watching.set_defaults(run=watch_run)
 
-    checkup = commands.add_parser("doctor", help="check the hosts, the data and the network before a run")
+    checkup = commands.add_parser(
+        "doctor",
+        help="check the hosts, the data and the network before a run",
+        epilog="example: multicoco doctor --hostfile hostfile args/aokvqa_coconut.yaml",
+    )
     checkup.add_argument("config", type=path, help="run config of the run to be")
     checkup.add_argument("--hostfile", type=path, help="DeepSpeed hostfile (default: this machine alone)")
     checkup.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
     checkup.add_argument("--timeout", type=int, default=120, help="seconds for the all_reduce (default 120)")
+    checkup.add_argument(
+        "--exact", action="store_true", help="instead: compare the model's loss after thoughts with plain recomputing"
+    )
     checkup.set_defaults(run=doctor)
 
     data = commands.add_parser(
-        "data", help="what a run will be trained and asked on: counts, lengths, and each stage's row"
+        "data",
+        help="what a run will be trained and asked on: counts, lengths, and each stage's row",
+        epilog="example: multicoco data args/aokvqa_coconut.yaml",
     )
     data.add_argument("config", type=path, help="run config of the run to be; its model's weights are not needed")
     data.add_argument(
@@ -320,13 +378,19 @@ def parser() -> argparse.ArgumentParser:
     data.set_defaults(run=show_data)
 
     features = commands.add_parser(
-        "features", help="compute the features of a run's images ahead of it (features: cache)"
+        "features",
+        help="compute the features of a run's images ahead of it (features: cache)",
+        epilog="example: multicoco features args/aokvqa_qwen2_5_vl_cot.yaml --set features=cache",
     )
     features.add_argument("config", type=path, help="run config of the run to be")
     features.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
     features.set_defaults(run=keep_features)
 
-    planner = commands.add_parser("plan", help="choose a ds_config for a cluster, without a GPU and without weights")
+    planner = commands.add_parser(
+        "plan",
+        help="choose a ds_config for a cluster, without a GPU and without weights",
+        epilog="example: multicoco plan args/aokvqa_coconut.yaml --gpus 8 --nodes 2 --write ds_config.json",
+    )
     planner.add_argument("config", type=path, help="run config of the run to be; config.json of its model suffices")
     planner.add_argument("--gpus", type=positive(int), required=True, help="GPUs of a node")
     planner.add_argument("--nodes", type=positive(int), default=1)
@@ -358,7 +422,7 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     prepare = parser.add_subparsers(required=True, metavar="WHAT")
 
     def data_set(name: str, what: str, sizes: dict[str, int]) -> argparse.ArgumentParser:
-        made = prepare.add_parser(name, help=what)
+        made = prepare.add_parser(name, help=what, epilog=f"example: multicoco prepare {name} --out data/{name}")
         made.add_argument("--out", type=path, required=True, help="folder to make")
         for option, default in sizes.items():
             made.add_argument(f"--{option}", type=int, default=default, help=f"records (default {default})")
@@ -381,13 +445,23 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     prosqa.add_argument("--shape", default="dag", help="of the graphs: dag, tree or dense (default dag)")
     prosqa.set_defaults(run=prepare_prosqa)
 
-    gsm8k = prepare.add_parser("gsm8k", help="records of GSM8k-Aug's text files")
+    gsm8k = prepare.add_parser(
+        "gsm8k",
+        help="records of GSM8k-Aug's text files",
+        epilog="example: multicoco prepare gsm8k train.txt --out data/gsm8k/gsm_train.json",
+    )
     gsm8k.add_argument("file", type=path, help="lines of 'question||step step #### answer'")
     gsm8k.add_argument("--out", type=path, required=True, help="JSON file to write")
     gsm8k.set_defaults(run=prepare_gsm8k)
 
-    model = prepare.add_parser("model", help="write a tiny model with random weights and a tokenizer for the data")
-    model.add_argument("--data", type=path, required=True, help="JSON file that the tokenizer is trained on")
+    model = prepare.add_parser(
+        "model",
+        help="write a tiny model with random weights and a tokenizer for the data",
+        epilog="example: multicoco prepare model --data data/scenes/aokvqa_v1p0_train.json --out models/tiny",
+    )
+    texts = model.add_mutually_exclusive_group(required=True)
+    texts.add_argument("--data", type=path, metavar="FILE", help="records that the tokenizer is trained on")
+    texts.add_argument("--config", type=path, metavar="RUN.yaml", help="the same, read as a run config says")
     model.add_argument("--out", type=path, required=True)
     model.add_argument("--seed", type=int, default=0)
     model.add_argument("--family", default="internvl", metavar="NAME", help="docs/models.md (default internvl)")

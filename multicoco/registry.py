@@ -33,10 +33,12 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
     "families": {
         "internvl": "multicoco.models.families.internvl:InternVL",
         "idefics3": "multicoco.models.families.idefics3:Idefics3",
+        "llava_onevision": "multicoco.models.families.llava_onevision:LlavaOneVision",
         "qwen2_vl": "multicoco.models.families.qwen2_vl:Qwen2VL",
         "qwen2_5_vl": "multicoco.models.families.qwen2_5_vl:Qwen25VL",
         "qwen3_vl": "multicoco.models.families.qwen3_vl:Qwen3VL",
         "text": "multicoco.models.families.text:Text",
+        "generic": "multicoco.models.families.generic:Generic",
     },
     "sources": {
         "m3cot": "multicoco.data.sources.m3cot:M3CoT",

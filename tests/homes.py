@@ -5,10 +5,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
+from multicoco.config import load_config
 from multicoco.data.sources import load_examples
 from multicoco.engine.manifest import describe, seal
 from multicoco.engine.trainer_state import TrainerState
+from multicoco.models.backbone import load_backbone
 from multicoco.models.tiny import build_tiny_internvl
+from multicoco.models.vocabulary import add_latent_tokens
 from multicoco.tasks.scenes import render_scenes
 
 REPO = Path(__file__).resolve().parents[1]
@@ -35,6 +40,22 @@ log_every_steps: 1
 report: false
 deepspeed: {REPO}/ds_configs/zero2.json
 {config}""")
+    return home
+
+
+def make_trained_home(home: Path) -> Path:
+    """One with a run folder, runs/run, that holds a checkpoint of Coconut's stage 2 of an untrained model."""
+    make_home(home, 12, 6, "mode: cot_train\ngeneration: {max_new_tokens: 12}")
+    checkpoint = home / "runs" / "run" / "checkpoints" / "epoch_0003"
+    torch.manual_seed(0)
+    backbone = load_backbone(str(home / "model"))
+    add_latent_tokens(backbone, None)
+    backbone.save_pretrained(checkpoint / "model")
+    settings = ["mode=coconut_train", "coconut={enabled: true, c_thought: 2, max_latent_stage: 3}", "num_epochs=4"]
+    (checkpoint / "config.yaml").write_text(load_config(home / "run.yaml", settings).to_yaml())
+    state = TrainerState(3, stage=2, step=9, method="coconut", prompt_date="2026-11-25")
+    (checkpoint / "trainer.json").write_text(json.dumps(asdict(state)))
+    seal_whole(checkpoint)
     return home
 
 

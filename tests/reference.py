@@ -194,9 +194,51 @@ def smolvlm(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> PreTrai
     return _tiles("smolvlm", seed, tied, spread)
 
 
+_CANVASES = [[56, 56], [56, 112], [112, 56], [112, 112]]
+
+
+def _llava(kind: str, seed: int, tied: bool, vision: dict, text: dict, **options) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 56}
+    config = AutoConfig.for_model(
+        kind,
+        vision_config={**sizes, "patch_size": 14, **vision},
+        text_config={**_TEXT, "tie_word_embeddings": tied, **text},
+        image_token_index=IMAGE,
+        tie_word_embeddings=tied,
+        **options,
+    )
+    return AutoModelForImageTextToText.from_config(config)
+
+
+def llava_onevision(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> PreTrainedModel:
+    """Tiles of 4 x 4 features, and at most twice as many of them as the whole image has: more are made fewer."""
+    vision = {"model_type": "siglip_vision_model", "num_hidden_layers": 2, "vision_use_head": False}
+    text = {"model_type": "qwen2", "initializer_range": spread}
+    canvases = {"image_grid_pinpoints": _CANVASES, "vision_aspect_ratio": "anyres_max_2", "video_token_index": 59}
+    model = _llava("llava_onevision", seed, tied, vision, text, initializer_range=spread, **canvases)
+    for path, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "vision" in path:
+            torch.nn.init.normal_(parameter, std=spread)
+    return model
+
+
+def llava(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> PreTrainedModel:
+    """Of no family of its own: a class token that is left out, and features of the last layer but one."""
+    vision = {"model_type": "clip_vision_model", "num_hidden_layers": 3, "initializer_range": spread, "patch_size": 28}
+    text = {"model_type": "llama", "initializer_range": spread}
+    model = _llava("llava", seed, tied, vision, text)
+    for path, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "vision" in path:
+            torch.nn.init.normal_(parameter, std=spread)
+    return model
+
+
 SIGHTED = {
     "idefics3": idefics3,
     "internvl": internvl,
+    "llava": llava,
+    "llava_onevision": llava_onevision,
     "smolvlm": smolvlm,
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,

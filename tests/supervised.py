@@ -12,6 +12,7 @@ from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens, LatentTokens
 from multicoco.data.collate import Collator, Row
 from multicoco.latent.reasoner import LatentOutput, LatentReasoner
+from multicoco.latent.schedule import OnePass
 from multicoco.latent.thoughts import Projected
 from multicoco.methods import Method, method_class
 
@@ -57,13 +58,14 @@ def make_rows(method: Method, model_name: str, stage: int, filler: int | None = 
 
 def make_reasoner(method: Method, model: PreTrainedModel) -> LatentReasoner:
     thoughts, projection = method.thought_source(), method.projection(model)
-    if thoughts is None:
+    if isinstance(method.pass_schedule, OnePass):
         return LatentReasoner(model, None, objective=method.objective(model))
     return LatentReasoner(
         model,
         LATENT,
         thoughts=thoughts if projection is None else Projected(thoughts, projection),
         gradient_passes=method.gradient_passes,
+        pass_schedule=method.pass_schedule,
         objective=method.objective(model),
     )
 

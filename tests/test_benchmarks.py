@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import data_memory
 import pytest
+import starting
+import startup
 from measuring import Report, Timing
 
 from multicoco.models.tiny import build_tiny_internvl
@@ -145,3 +148,33 @@ def test_evaluation_batching_gives_the_same_tokens(tmp_path):
     result = run("evaluation_batching", tmp_path, "--new-tokens", "5", "--mean", "4", "--batches", "2")
     assert "the tokens are the same both ways" in result["printed"]
     assert [row["speed_up"] > 0 for row in result["rows"]] == [True, True]
+
+
+@pytest.mark.distributed
+def test_a_start_is_measured_on_all_ranks(tmp_path, run_server):
+    config = starting.generate(tmp_path / "data", 60)
+    assert len([*(tmp_path / "data" / "images").iterdir()]) == 2
+    patch = f"import os, sys; sys.path += {sys.path}; os.environ['STARTED'] = '0'; import starting; starting.watch(4)"
+    patch += "; from multicoco.engine import records; records.KEPT_FROM = 60"
+    ended = run_server.run(config, ranks=2, patch=patch)
+    assert ended.codes == [0, 0], ended.said
+    text = ended.said[0]
+    measured = json.loads(text[text.index('{"first_step_s"') :].splitlines()[0])
+    assert 1e9 < measured["first_step_s"] < 1e10 and 0 < measured["step_s"] < 60  # since 1970, here
+    kept = sorted(path.suffix for path in (tmp_path / "data" / "runs" / ".examples").iterdir())
+    assert kept == [".examples", ".npy", ".npy"]  # where they begin, and the images
+    assert 100 < measured["worker_mib"] <= measured["peak_mib"] and measured["rank_mib"] <= measured["peak_mib"]
+
+
+@pytest.mark.parametrize(("module", "rows"), [(startup, 4), (data_memory, 2)])
+def test_starts_of_every_size_are_a_table(tmp_path, monkeypatch, module, rows):
+    asked = []
+    keys = ("first_step_s", "cpu_s", "step_s", "rank_mib", "peak_mib", "worker_mib")
+    monkeypatch.setattr(module, "generate", lambda folder, records: asked.append(records) or folder)
+    monkeypatch.setattr(module, "run", lambda config, steps: dict.fromkeys(keys, 50.0 + len(asked)))
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--records", "10", "20", "--out", str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    module.main()
+    result = json.loads((tmp_path / f"{module.__name__}.json").read_text())
+    assert asked == [10, 20] and len(result["rows"]) == rows
+    assert result["goals"][0]["measured"] == 52 and result["goals"][0]["met"] == "yes"

@@ -1,9 +1,14 @@
+import argparse
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 
 import pytest
 
-from multicoco.cli import main
+from multicoco.cli import main, parser
 from multicoco.models.backbone import load_backbone
 
 
@@ -47,6 +52,22 @@ def test_text_tasks_and_their_model_are_made_by_commands(tmp_path, capsys):
     tokenizer = load_backbone(str(tmp_path / "model")).tokenizer
     question = json.loads(data.read_text())[0]["question"]
     assert tokenizer.decode(tokenizer.encode(question)) == question
+
+
+def test_a_model_is_made_for_the_records_that_a_run_reads(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"ask": "Which colour?", "why": "It is so.", "then": "tourmaline"}\n')
+    run = "{mode: cot_train, name: x, model_id: m, data_dir: %s, train_path: a.jsonl, %s}"
+    columns = "columns: {question: ask, steps: why, answer: then}"
+    for name, keys in (("run", columns), ("bad", "lr: 1"), ("none", "")):
+        (tmp_path / f"{name}.yaml").write_text(run % (tmp_path, keys))
+    (tmp_path / "none.yaml").write_text("{mode: eval_only, name: x, model_id: m, eval_config: {cot: true}}")
+    command = ["prepare", "model", "--text", "--out", str(tmp_path / "model"), "--config"]
+    assert main([*command, str(tmp_path / "bad.yaml")]) == 1
+    assert "'question' is missing, there are 'ask', 'why', 'then'" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "none.yaml")]) == 1
+    assert "none.yaml" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "run.yaml")]) == 0
+    assert len(load_backbone(str(tmp_path / "model")).tokenizer.encode("tourmaline", add_special_tokens=False)) < 4
 
 
 def test_a_model_is_made_of_the_family_that_is_named_if_it_sees_the_pictures(tmp_path, capsys):
@@ -109,10 +130,38 @@ def test_paths_are_expanded(tmp_path, monkeypatch, capsys):
         assert re.search("UNSET is not set|no user 'no_such_user'", capsys.readouterr().err)
 
 
-def test_every_command_explains_itself(capsys):
-    prepared = [["prepare", what] for what in ("scenes", "prosqa", "model")]
-    for command in ([], *prepared, ["summarize"], ["compare"], ["study"], ["ask"], ["report"], ["runs"], ["watch"]):
-        with pytest.raises(SystemExit) as stopped:
-            main([*command, "--help"])
-        assert stopped.value.code == 0
-    assert "usage: multicoco" in capsys.readouterr().out
+def commands(own: argparse.ArgumentParser, *before: str) -> list[tuple[list[str], argparse.ArgumentParser]]:
+    """The words of every command, those of `prepare` too, and its parser."""
+    found = []
+    for action in own._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, parser in action.choices.items():
+                found += [([*before, name], parser), *commands(parser, *before, name)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "own"), [pytest.param(*found, id=" ".join(found[0])) for found in commands(parser())]
+)
+def test_every_command_has_an_example_that_it_would_take(words, own):
+    text = " ".join(own.format_help().split())
+    example = shlex.split(own.epilog.removeprefix("example: multicoco "))
+    assert own.epilog.startswith("example: multicoco ") and " ".join(own.epilog.split()) in text
+    assert example[: len(words)] == words
+    assert parser().parse_args(example).run
+
+
+def test_help_answers_at_once():
+    code = """
+import sys
+from multicoco.cli import main, parser
+try:
+    main(["--help"])
+finally:
+    heavy = {"torch", "gradio", "transformers", "deepspeed", "matplotlib", "pandas", "numpy"} & set(sys.modules)
+    print(heavy or "light", resource.getrusage(resource.RUSAGE_SELF).ru_utime < 2, file=sys.stderr)
+"""
+    command = [sys.executable, "-c", f"import resource{code}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0 and "usage: multicoco" in done.stdout
+    assert done.stderr == "light True\n"

@@ -8,7 +8,7 @@ from homes import REPO
 from transformers import GPT2Config, LlamaConfig
 
 from multicoco.cli import main
-from multicoco.config import load_config
+from multicoco.config import RunConfig, load_config
 from multicoco.methods import method_class
 from multicoco.study.spec import load_study
 
@@ -35,6 +35,17 @@ def test_every_recipe_loads_and_starts_from_a_run_that_another_makes(recipe):
     assert config.name == config.run_dir.name
     starts = {load(other).run_dir for other in RECIPES if load(other).mode != "eval_only"}
     assert config.load_model_path is None or Path(config.load_model_path) in starts
+
+
+def test_decoding_is_greedy_but_with_the_published_settings():
+    """The sampling of the published configs, and whatever inherits it."""
+    sampling = {path.stem: load(path).generation for path in RECIPES if load(path).generation.do_sample}
+    published = {"coconut": (0.8, 0.9), "coconut_eval": (0.8, 0.9), "cot": (1.0, 0.9), "cot_eval": (1.0, 0.9)}
+    for name, settings in (published | {"vanilla_eval": (0.6, 0.8)}).items():
+        generation = sampling[f"aokvqa_{name}"]
+        assert (generation.temperature, generation.top_p) == settings
+    assert all(name.startswith(("aokvqa_", "m3cot_")) and "qwen" not in name for name in sampling)
+    assert not RunConfig.model_fields["generation"].default.do_sample
 
 
 @pytest.mark.parametrize(
@@ -65,6 +76,17 @@ def test_arms_of_a_study_train_for_as_long_from_the_same_weights(file):
         ("runs/studies/data/model", None)
     }
     assert {study.spec.role(arm) for arm in steps} >= {"hidden", "cot", "direct", "no_thoughts", "pause"}
+
+
+@pytest.mark.parametrize("recipe", sorted((REPO / "args").glob("m3cot_*.yaml")), ids=lambda path: path.stem)
+def test_m3cot_is_trained_on_as_aokvqa_is(recipe):
+    config, other = load(recipe), load(recipe.with_name(recipe.name.replace("m3cot", "aokvqa")))
+    ours, theirs = config.model_dump(), other.model_dump()
+    differing = {key for key in ours if ours[key] != theirs[key]}
+    assert differing - {"load_model_path"} == {"name", "train_path", "val_path", "generation"}
+    assert {str(config.train_path), str(config.val_path)} == {
+        f"hf://LightChen2333/M3CoT?split={split}" for split in ("train", "validation")
+    }
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 import torch
 from homes import make_home
+from peft import PeftModel
 from PIL import Image
 from runs import Ended, RunServer
+from tracked import scalars
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from multicoco.engine.deepspeed import free_port
@@ -209,12 +211,16 @@ class TestCot:
         assert {p: p.stat().st_mtime_ns for p in cot_run.rglob("*")} == before
 
     def test_a_resumed_run_goes_on_like_the_unbroken_one(self, home, train, cot_run):
-        train("name=broken", "num_epochs=1")
+        tracked = "tracking=[tensorboard]"
+        train("name=broken", "num_epochs=1", tracked)
         [refused] = train("name=broken", "num_epochs=2", ok=False).said
         assert "num_epochs: 1 -> 2" in refused and "--allow-change" in refused
-        train("name=broken", "num_epochs=2", allow_change=("num_epochs",))
+        train("name=broken", "num_epochs=2", tracked, allow_change=("num_epochs",))
         broken = home / "runs" / "broken"
         assert metrics(broken, "train/loss") == metrics(cot_run, "train/loss")
+        events = scalars(broken)
+        for name in ("train/loss", "eval/cot/accuracy"):
+            assert [value for _, value in events[name]] == pytest.approx(metrics(broken, name))
         for name in ("epoch_0001", "epoch_0002"):
             weights = [run / "checkpoints" / name / "model" / "model.safetensors" for run in (broken, cot_run)]
             assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -319,11 +325,16 @@ def test_lora_resumes_exactly_and_saves_a_plain_model(home, train, cot_run):
     records = ("max_train_samples=8", "max_val_samples=4")
     weights = f"load_model_path={cot_run}/checkpoints/epoch_0002"
     settings = (*COCONUT, *zero3(), *records, weights, "lora={rank: 4, dropout: 0.1}", "freeze.vision_tower=true")
+    settings = (*settings, "lr={projector: 3e-3, language_model: 1e-3, new_tokens: 2e-3}", "coconut.stage_lr=null")
     train(*settings, "name=lora", "num_epochs=2", ranks=2)
     train(*settings, "name=lora_broken", "num_epochs=1", ranks=2)
     train(*settings, "name=lora_broken", "num_epochs=2", ranks=2, allow_change=("num_epochs",))
     unbroken, broken = (home / "runs" / name for name in ("lora", "lora_broken"))
     assert metrics(unbroken, "train/loss") == metrics(broken, "train/loss")
+    for part, times in (("projector", 3), ("language_model", 1), ("new_tokens", 2)):
+        rates = metrics(unbroken, f"train/lr/{part}")
+        assert rates == metrics(broken, f"train/lr/{part}")
+        assert rates == pytest.approx([times * rate for rate in metrics(unbroken, "train/lr")])
     paths = [run / "checkpoints" / "epoch_0002" / "model" for run in (unbroken, broken)]
     saved, again = ((path / "model.safetensors").read_bytes() for path in paths)
     assert saved == again
@@ -336,6 +347,15 @@ def test_lora_resumes_exactly_and_saves_a_plain_model(home, train, cot_run):
     language_model = {name for name in changed if "language_model" in name}
     assert len(language_model) == 2 * 7 and all("_proj" in name for name in language_model)
     assert changed - language_model and all("projector" in name for name in changed - language_model)
+
+    base = AutoModelForImageTextToText.from_pretrained(cot_run / "checkpoints" / "epoch_0002" / "model")
+    base.resize_token_embeddings(model.get_input_embeddings().num_embeddings, mean_resizing=False)
+    apart = PeftModel.from_pretrained(base, paths[0].with_name("adapter"))
+    tokenizer = AutoTokenizer.from_pretrained(paths[0])
+    ids = tokenizer("<|latent|> Which?", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected, logits = (each(ids).logits[..., : len(tokenizer)] for each in (model, apart))
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
     evaluation = ("mode=eval_only", *COCONUT[1:4], "eval_config.coconut=true", "max_val_samples=4")
     train(*evaluation, "name=lora_eval", f"load_model_path={unbroken}/checkpoints/epoch_0002")

@@ -2,6 +2,7 @@
 
 import functools
 import weakref
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +98,14 @@ class KeyMask:
         return self.valid.to("cpu", copy=True) if self._given_on_host is None else self._given_on_host
 
 
+class Overwritten(NamedTuple):
+    """Keys and values from column `start` on that a segment has written over."""
+
+    start: int
+    keys: Tensor
+    values: Tensor
+
+
 class LayerCache:
     """Keys and values of one layer for a whole sequence, written in place segment by segment.
 
@@ -119,6 +128,7 @@ class LayerCache:
         self.keys, self.values = self._take(like.dtype, like.device), self._take(like.dtype, like.device)
         self.grad_keys: Tensor | None = None
         self.grad_values: Tensor | None = None
+        self._overwriting: list[int] = []  # the numbers of the segments that have written over others
 
     def _take(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         size = torch.Size(self._shape).numel()
@@ -134,6 +144,30 @@ class LayerCache:
         del self.keys, self.values
         self.grad_keys = self.grad_values = None
         self._give_back()
+
+    def overwrite(self, number: int, start: int, filled: int, keeps: bool) -> Overwritten | None:
+        """Before segment `number`, counted from 1, writes from `start` on, where columns up to `filled` are there.
+
+        Returns: what it writes over, if that is to be kept; nothing on a recompute, when it stands there itself.
+
+        Raises:
+            RuntimeError: a later one has written over columns, and its backward has not put them back yet.
+        """
+        last = self._overwriting[-1] if self._overwriting else 0
+        if number < last:
+            raise RuntimeError(f"segment {number} of a cache is run again, but segment {last} has written over columns")
+        if start == filled or number == last or not keeps:
+            return None
+        self._overwriting.append(number)
+        return Overwritten(start, *(x[:, :, start:filled].clone() for x in (self.keys, self.values)))
+
+    def put_back(self, overwritten: Overwritten) -> None:
+        """After the backward of the segment that has written over these columns: the gradients there are of its own."""
+        start, end = overwritten.start, overwritten.start + overwritten.keys.shape[2]
+        self.write(start, overwritten.keys, overwritten.values)
+        for gradients in self.gradients()[:2]:
+            gradients[:, :, start:end] = 0
+        self._overwriting.pop()
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> None:
         """Puts a segment's (B, H_kv, S, D) at columns [start, start + S); the same again on a recompute."""

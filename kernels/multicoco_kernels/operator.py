@@ -2,38 +2,52 @@
 
 Backward adds a segment's dK and dV to the cache's buffers for [0, end). Later segments have run their backward by
 then (the chain of handles orders them), so the slice [start, end) is complete and is this segment's dk, dv.
-Saved for backward: q, out and lse, never K or V.
+Saved for backward: q, out and lse, never K or V. Only a segment that writes columns again keeps what stood there, and
+its backward, once it has taken its gradients, puts that back for the segments before.
 """
 
 import functools
 import importlib
 import os
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from multicoco_kernels import cpu, flash, reference
-from multicoco_kernels.cache import LayerCache
+from multicoco_kernels.cache import LayerCache, Overwritten
 
 KERNELS = ("auto", "reference", "cpu", "triton", "flash")
 
 
 def first_handle(device: torch.device) -> Tensor:
     """The handle for a layer's first segment: a scalar that starts the chain through all of its segments."""
-    return _mark(torch.zeros((), device=device, requires_grad=True), None, 0)
+    return _mark(torch.zeros((), device=device, requires_grad=True), Note(None, 0, 0))
 
 
-def _mark(handle: Tensor, cache: LayerCache | None, end: int) -> Tensor:
-    """Notes on a handle which cache it belongs to (a first one to any) and where the next segment starts."""
-    handle.note = (cache, end)  # type: ignore[attr-defined]  # a tensor takes any attribute
+class Note(NamedTuple):
+    """What a handle says of the segments so far.
+
+    Attributes:
+        cache: that they are in; None before the first.
+        end: of the columns that they fill.
+        number: how many they are.
+    """
+
+    cache: LayerCache | None
+    end: int
+    number: int
+
+
+def _mark(handle: Tensor, note: Note) -> Tensor:
+    handle.note = note  # type: ignore[attr-defined]  # a tensor takes any attribute
     return handle
 
 
-def _note(handle: Tensor) -> tuple[LayerCache | None, int]:
-    note: tuple[LayerCache | None, int] = handle.note  # type: ignore[attr-defined]
+def _note(handle: Tensor) -> Note:
+    note: Note = handle.note  # type: ignore[attr-defined]
     return note
 
 
@@ -53,12 +67,15 @@ def cached_attention(
     query that sees no key gets 0; what a query that is padding itself gets is finite and up to the kernel.
     Backward may run once, in the reverse order of the segments, which the handles enforce.
 
+    A segment may begin before the end of the one before, and writes the columns from there on again: later segments see
+    these alone, and gradients of what stood there before are right all the same.
+
     Args:
         q: (B, H, S, D), H a multiple of H_kv.
         k, v: (B, H_kv, S, D), this segment's.
         handle: scalar, `first_handle` or what the call for the segment before, on this cache, returned.
         cache: the layer's buffers, of length L >= start + S, filled up to start.
-        start: the segment's first column.
+        start: the segment's first column, which is not behind those that are filled.
         scale: factor on q k^T, usually D ** -0.5.
         kernel: which implementation, one of KERNELS; `auto` is `cpu` on CPUs, and on GPUs `triton` or, without it,
             `flash`.
@@ -68,7 +85,8 @@ def cached_attention(
 
     Raises:
         ValueError: shapes, dtypes, devices or a handle that do not fit each other or the cache.
-        RuntimeError: on a second backward, or a cache whose backward is over.
+        RuntimeError: on a second backward, a cache whose backward is over, or a segment that is run again when a later
+            one has written over it.
     """
     if cache.is_released:
         raise RuntimeError("the backward of this cache's first segment is over: run the forward on a new cache")
@@ -88,16 +106,17 @@ def cached_attention(
             f"q {tuple(q.shape)}, k, v {expected} and the cache {tuple(cache.keys.shape)} must share one dtype and "
             f"device, got {sorted(map(str, kinds))}"
         )
-    belongs_to, next_start = _note(handle)
-    if next_start != start or belongs_to not in (None, cache):
+    belongs_to, filled, number = _note(handle)
+    if not start <= filled <= start + length or belongs_to not in (None, cache):
         whose = "this" if belongs_to in (None, cache) else "another"
         raise ValueError(
-            f"stale handle: of {whose} cache, for a segment that starts at column {next_start}; this one is "
-            f"[{start}, {start + length}), q {tuple(q.shape)}"
+            f"stale handle: of {whose} cache, for a segment that starts at column {filled} or writes up to it again; "
+            f"this one is [{start}, {start + length}), q {tuple(q.shape)}"
         )
+    overwritten = cache.overwrite(number + 1, start, filled, keeps=torch.is_grad_enabled())
     chosen = implementation(kernel, q.device, is_windowed=cache.mask.window is not None)
-    out, handle = _CachedAttention.apply(q, k, v, handle, cache, start, scale, chosen)
-    return out, _mark(handle, cache, start + length)
+    out, handle = _CachedAttention.apply(q, k, v, handle, cache, start, scale, chosen, overwritten)
+    return out, _mark(handle, Note(cache, start + length, number + 1))
 
 
 def implementation(kernel: str, device: torch.device, is_windowed: bool = False) -> ModuleType:
@@ -147,11 +166,13 @@ class _CachedAttention(torch.autograd.Function):
         start: int,
         scale: float,
         implementation: ModuleType,
+        overwritten: Overwritten | None,
     ) -> tuple[Tensor, Tensor]:
         cache.write(start, k, v)
         out, lse = implementation.forward(q, cache, start, scale)
         ctx.save_for_backward(q, out, lse)
         ctx.cache, ctx.start, ctx.scale, ctx.implementation = cache, start, scale, implementation
+        ctx.overwritten = overwritten  # no saved tensor: a recompute would take what stands there then
         return out, handle.new_zeros(())
 
     @staticmethod
@@ -168,6 +189,9 @@ class _CachedAttention(torch.autograd.Function):
         grad_q = ctx.implementation.backward(grad_out, q, out, lse, cache, start, ctx.scale)
         # copies: the buffers are another step's soon
         grad_k, grad_v = (x[:, :, start:end].to(q.dtype, copy=True) for x in cache.gradients()[:2])
+        if ctx.overwritten is not None:
+            cache.put_back(ctx.overwritten)
+            ctx.overwritten = None
         if start == 0:
             cache.release()
-        return grad_q, grad_k, grad_v, grad_handle, None, None, None, None
+        return grad_q, grad_k, grad_v, grad_handle, None, None, None, None, None

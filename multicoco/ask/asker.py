@@ -15,18 +15,22 @@ from transformers import TextStreamer
 from transformers.generation import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
+from multicoco.ask.attention import Seen, look
+from multicoco.ask.changes import Change, read_changes
 from multicoco.config import RunConfig, load_config
 from multicoco.config.schema import EvalConfig
 from multicoco.data.example import Example
-from multicoco.engine.assembly import assemble, load_records, prompt_date
+from multicoco.data.sources.fields import place_images
+from multicoco.engine.assembly import assemble, prompt_date
 from multicoco.engine.lengths import check_prompt_lengths
+from multicoco.engine.records import load_records
 from multicoco.engine.weights import Weights, find_weights
 from multicoco.errors import UserError
 from multicoco.evaluation.asking import Answers, Asking, Respondent
 from multicoco.evaluation.interventions import Interventions, Material, extended_to, thinks_itself
-from multicoco.evaluation.lens import Seen, text_of
-from multicoco.interventions import Intervention, parse
-from multicoco.latent.interventions import Intervened, replacement
+from multicoco.evaluation.lens import text_of
+from multicoco.interventions import Intervention
+from multicoco.latent.interventions import Intervened, replacement, together
 from multicoco.methods import Method, method_class
 from multicoco.models.checks import position_limit
 from multicoco.tracking import Tracker
@@ -53,6 +57,8 @@ class Answer:
         chances: of each choice, by its text, by teacher forcing; {} for open questions.
         words: of each thought, the likeliest words that the head reads in it, with their probabilities.
         under: the answers under each intervention, by its name.
+        norms: of each thought, its Euclidean length; with words.
+        said: the line that `answer` is read from, as it is written; None if the text gives none.
     """
 
     mode: str
@@ -65,11 +71,16 @@ class Answer:
     chances: dict[str, float] = field(default_factory=dict)
     words: list[list[tuple[str, float]]] = field(default_factory=list)
     under: "dict[str, Answer]" = field(default_factory=dict)
+    norms: list[float] = field(default_factory=list)
+    said: str | None = None
 
 
-def load(checkpoint: str | Path) -> "Asker":
+def load(checkpoint: str | Path, device: str | None = None) -> "Asker":
     """A run folder (its best checkpoint), a checkpoint, its `model` folder, or a Hugging Face model, which is asked
-    without thoughts; on a GPU if this machine has one.
+    without thoughts.
+
+    Args:
+        device: such as "cuda:1"; None: a GPU if this machine has one.
 
     Raises:
         UserError: there is none, it is damaged, or it is of a kind that is not supported.
@@ -79,7 +90,7 @@ def load(checkpoint: str | Path) -> "Asker":
     if path.name == "model" and (path.parent / "trainer.json").exists():
         path = path.parent
     weights = find_weights(str(path) if path.exists() else str(checkpoint))
-    return Asker(weights, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return Asker(weights, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 class Asker:
@@ -88,6 +99,8 @@ class Asker:
     Attributes:
         checkpoint: which one it is, and how it was chosen.
         modes: those that it can be asked in, its own last.
+        is_run: whether a run has left it; else it is a plain model.
+        has_thoughts, can_be_changed: whether there are any in its own mode, and whether these are its own.
     """
 
     def __init__(self, weights: Weights, device: torch.device):
@@ -98,7 +111,10 @@ class Asker:
         self.assembly = assemble(self.config, weights, prompt_date(self.config, weights.state), [], device)
         self.assembly.reasoner.to(device).eval()
         self.device = device
+        self.is_run = weights.state is not None
         own = self.config.trained_method
+        method = method_class(own)(self.config, self.assembly.backbone.latent_tokens)
+        self.has_thoughts, self.can_be_changed = method.has_thoughts, thinks_itself(method)
         self.modes = [*(mode for mode in ("vanilla", "cot") if mode != own), own]
 
     def ask(
@@ -109,50 +125,77 @@ class Asker:
         *,
         mode: str | None = None,
         latents: int | None = None,
-        intervene: Sequence[str] = (),
+        intervene: Sequence[str | Sequence[str]] = (),
         lens: bool = False,
         streamer: BaseStreamer | None = None,
     ) -> Answer:
         """Asks one question, as an evaluation would: with the checkpoint's stage, prompts and decoding.
 
         Args:
-            image: a file, its content, an opened picture, several of them, or None.
+            image: a file, its content, an opened picture, several of them, or None. They stand in front of the
+                question, or where it has the mark `<image>` for each.
             choices: their texts; without any, the question is open.
             mode: one of `modes`; None: the one it was trained in.
             latents: how many thoughts; None: as many as at its stage.
             intervene: what to do to the thoughts, each for an answer of its own: as in `eval_config.interventions`, or
-                `transplant=FILE` for those of the same question about another picture.
+                `transplant=FILE` for those of the same question about another picture; or several `only(k, ...)` that
+                are done together.
             lens: also read words in the thoughts.
             streamer: transformers' own, for the tokens of the first answer.
 
         Raises:
             UserError: the picture cannot be read, or what is asked for is not possible with this model or question.
         """
-        pictures = [] if image is None else [image] if isinstance(image, Picture) else [*image]
-        example = Example("question", question, tuple(map(_source, pictures)), tuple(choices), (), None, None)
-        if example.images and self.assembly.backbone.image_processor is None:
-            raise UserError("this model sees no pictures: ask without one")
-        transplants, wanted = _split(intervene)
-        method, config = self._asked(mode, latents, wanted, bool(transplants), bool(choices), lens)
+        example = self._example(image, question, choices)
+        plans = read_changes(intervene)
+        changes = [change for plan in plans.values() for change in plan]
+        wanted = [change.spec for change in changes if change.file is None]
+        method, config = self._asked(mode, latents, [change.spec for change in changes], bool(choices), lens)
         self._check_length(config, method, example)
         asking = Asking(mode or self.modes[-1], method, self.stage, [example])
         respondent = partial(Respondent, config, self.assembly, sharded_weights=False, between_batches=lambda: None)
         tracker = Tracker(Path(), config, enabled=False)
         one = respondent([example], tracker)
         answer = self._answer(asking, respondent([example], tracker, streamer=streamer), example)
-        for file in transplants:
-            donor = replace(example, images=(Path(file),)) if example.images else replace(example, question=file)
-            answer.under[f"transplant={file}"] = self._answer(self._from(asking, one, donor), one, example)
-        if wanted:
-            others = self._others(config) if any(spec.fed.kind in _FROM_OTHERS for spec in wanted) else []
-            everyone = [example, *others]
-            plan = Interventions(config, method, self.stage, everyone, self.assembly.encoder)
-            plan.check()
-            thoughts = respondent(everyone, tracker).ask(replace(asking, questions=everyone, thinks_only=True)).thoughts
-            material = Material(plan, thoughts, self.assembly.reasoner.decoder.config.hidden_size)
-            for spec in wanted:
-                answer.under[str(spec)] = self._answer(self._under(spec, asking, one, material), one, example)
+        if not plans:
+            return answer
+        others = self._others(config) if any(spec.fed.kind in _FROM_OTHERS for spec in wanted) else []
+        everyone = [example, *others]
+        config = _with_interventions(config, wanted)
+        interventions = Interventions(config, method, self.stage, everyone, self.assembly.encoder)
+        interventions.check()
+        thoughts = respondent(everyone, tracker).ask(replace(asking, questions=everyone, thinks_only=True)).thoughts
+        material = Material(interventions, thoughts, self.assembly.reasoner.decoder.config.hidden_size)
+        for name, plan in plans.items():
+            done = [self._do(change, asking, one, material) for change in plan]
+            intervened = together([intervened for _, intervened in done])
+            under = replace(asking, questions=done[0][0], intervention=plan[0].spec)
+            under = replace(under, intervened=partial(_for_every_batch, intervened))
+            answer.under[name] = self._answer(under, one, example)
         return answer
+
+    def attention(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        question: str,
+        choices: Sequence[str] = (),
+        *,
+        latents: int | None = None,
+    ) -> list[Seen]:
+        """What each thought of a question attends to; arguments and errors as of `ask`."""
+        example = self._example(image, question, choices)
+        method, config = self._asked(None, latents, [], bool(choices), lens=True)
+        self._check_length(config, method, example)
+        return look(self.assembly, Asking(self.modes[-1], method, self.stage, [example]), self.device)
+
+    @property
+    def sees_pictures(self) -> bool:
+        return self.assembly.backbone.image_processor is not None
+
+    def limit_answers(self, max_new_tokens: int) -> None:
+        """Answers have no more tokens, their reasoning included, from here on."""
+        generation = self.config.generation.model_copy(update={"max_new_tokens": max_new_tokens})
+        self.config = self.config.model_copy(update={"generation": generation})
 
     def streamer(self) -> BaseStreamer | None:
         """Writes the tokens of an answer to the terminal as they come; None where beams leave that open."""
@@ -160,14 +203,15 @@ class Asker:
             return None
         return TextStreamer(self.assembly.backbone.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
+    def _example(self, image: Picture | Sequence[Picture] | None, question: str, choices: Sequence[str]) -> Example:
+        pictures = [] if image is None else [image] if isinstance(image, Picture) else [*image]
+        if pictures and not self.sees_pictures:
+            raise UserError("this model sees no pictures: ask without one")
+        sources = tuple(map(_source, pictures))
+        return place_images(Example("question", question, sources, tuple(choices), (), None, None))
+
     def _asked(
-        self,
-        mode: str | None,
-        latents: int | None,
-        wanted: Sequence[Intervention],
-        is_transplanted: bool,
-        has_choices: bool,
-        lens: bool,
+        self, mode: str | None, latents: int | None, wanted: Sequence[Intervention], has_choices: bool, lens: bool
     ) -> tuple[Method, RunConfig]:
         """The method that a mode stands for, and the config for this question."""
         own = self.config.trained_method
@@ -177,10 +221,9 @@ class Asker:
                 f"mode {mode}: this checkpoint was trained by {own} and is asked in {', '.join(self.modes)}"
             )
         name = own if mode is None or mode in alike else mode
-        specs = [str(spec) for spec in wanted] or (["transplant"] if is_transplanted else [])
         measured: dict[str, Any] = {"likelihoods": has_choices, "thoughts": lens, "thoughts_top_k": _WORDS}
-        asked = EvalConfig(eval_latent_tokens=latents, interventions=specs, **measured)
-        config = self.config.model_copy(update={"eval_config": asked})
+        asked = EvalConfig(eval_latent_tokens=latents, **measured)
+        config = _with_interventions(self.config.model_copy(update={"eval_config": asked}), wanted)
         method = method_class(name)(config, self.assembly.backbone.latent_tokens)
         if not method.has_thoughts and (latents is not None or lens):
             raise UserError(f"mode {name} has no thoughts: leave latents and lens out, or ask in another mode")
@@ -189,7 +232,7 @@ class Asker:
                 f"{name} is fed the thoughts of another question of its batch, and here is one alone: evaluate it "
                 "(mode: eval_only), or ask it in cot or vanilla"
             )
-        if specs and not thinks_itself(method):
+        if wanted and not thinks_itself(method):
             raise UserError(f"mode {name} has no thoughts of its own to intervene on: leave interventions out")
         return method, config
 
@@ -210,24 +253,24 @@ class Asker:
                 "folder where the run was started, or take zero, noise or transplant=FILE"
             ) from error
 
-    def _from(self, asking: Asking, one: Respondent, donor: Example) -> Asking:
-        """Answers with the thoughts of another question."""
-        thoughts = one.ask(replace(asking, questions=[donor], thinks_only=True)).thoughts[0]
-        given = thoughts[None].to(self.device)
-        return _with(asking, "transplant", Intervened(replacement(parse("transplant"), given)))
-
-    def _under(self, spec: Intervention, asking: Asking, one: Respondent, material: Material) -> Asking:
-        """As `Evaluator` does it to all questions."""
-        fed, questions = spec.fed, asking.questions
-        thought: dict[int, Tensor] = {}
-        if fed.kind == "other_input":
-            changed = [material.plan.questions(fed.variant)[0]]
-            if fed.variant == "reverse":
-                questions = changed
+    def _do(
+        self, change: Change, asking: Asking, one: Respondent, material: Material
+    ) -> tuple[Sequence[Example], Intervened]:
+        """What is asked under a change, and what is done to its thoughts, as `Evaluator` does it to all questions."""
+        questions, thought = asking.questions, dict[int, Tensor]()
+        if change.file is not None:
+            example = questions[0]
+            file = change.file
+            donor = replace(example, images=(Path(file),)) if example.images else replace(example, question=file)
+            given = one.ask(replace(asking, questions=[donor], thinks_only=True)).thoughts[0]
+            return questions, Intervened(replacement(change.spec, given[None].to(self.device)))
+        if change.spec.fed.kind == "other_input":
+            others = [material.plan.questions(change.spec.fed.variant)[0]]
+            if change.spec.fed.variant == "reverse":
+                questions = others
             else:
-                thought = one.ask(replace(asking, questions=changed, thinks_only=True)).thoughts
-        asking = replace(asking, questions=questions)
-        return _with(asking, str(spec), material.intervened(spec, thought, self.device, [0]))
+                thought = one.ask(replace(asking, questions=others, thinks_only=True)).thoughts
+        return questions, material.intervened(change.spec, thought, self.device, [0])
 
     def _answer(self, asking: Asking, respondent: Respondent, example: Example) -> Answer:
         started = time.monotonic()
@@ -246,10 +289,12 @@ class Asker:
             truncated=sample["truncated"],
             chances=dict(zip(example.choices, chances, strict=True)) if chances else {},
             words=self._words(answers),
+            norms=_norms(answers),
+            said=sample["said"],
         )
 
     def _words(self, answers: Answers) -> list[list[tuple[str, float]]]:
-        seen: Seen | None = answers.seen.get(0)
+        seen = answers.seen.get(0)
         if seen is None:
             return []
         tokenizer = self.assembly.backbone.tokenizer
@@ -259,8 +304,18 @@ class Asker:
         ]
 
 
-def _with(asking: Asking, spec: str, intervened: Intervened) -> Asking:
-    return replace(asking, intervention=parse(spec), intervened=lambda places: intervened)
+def _norms(answers: Answers) -> list[float]:
+    seen = answers.seen.get(0)
+    return [] if seen is None else torch.linalg.vector_norm(seen.vectors.double(), dim=-1).tolist()
+
+
+def _for_every_batch(intervened: Intervened, places: Sequence[int]) -> Intervened:
+    return intervened
+
+
+def _with_interventions(config: RunConfig, wanted: Sequence[Intervention]) -> RunConfig:
+    specs = list(dict.fromkeys(map(str, wanted)))
+    return config.model_copy(update={"eval_config": config.eval_config.model_copy(update={"interventions": specs})})
 
 
 def _config(weights: Weights, device: torch.device) -> RunConfig:
@@ -280,16 +335,3 @@ def _source(picture: Picture) -> Path | bytes:
         picture.convert("RGB").save(file, "PNG")
         return file.getvalue()
     return picture if isinstance(picture, bytes) else Path(picture)
-
-
-def _split(intervene: Sequence[str]) -> tuple[list[str], list[Intervention]]:
-    """The files of `transplant=FILE`, and all other interventions.
-
-    Raises:
-        UserError: one is written otherwise.
-    """
-    files = [spec.partition("=")[2] for spec in intervene if spec.startswith("transplant=")]
-    try:
-        return files, [parse(spec) for spec in intervene if not spec.startswith("transplant=")]
-    except ValueError as error:
-        raise UserError(str(error)) from error

@@ -1,5 +1,6 @@
 """`multicoco ask`: one question, or one a line of standard input."""
 
+import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,6 +53,11 @@ def _read(text: str, number: int, image: str | None, choices: Sequence[str]) -> 
     except ValueError as error:
         return UserError(f"line {number}: no question with image and choices as JSON ({error}): {text:.60}")
     return Question(asked["question"], asked["image"], [str(choice) for choice in asked["choices"]])
+
+
+def read_choices(text: str) -> list[str]:
+    """With commas between; one that has a comma itself stands in quotes."""
+    return next(csv.reader([text], skipinitialspace=True), []) if text.strip() else []
 
 
 def run(asker: Asker, questions: Iterable[Question | UserError], how: How) -> None:

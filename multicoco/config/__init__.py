@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from multicoco.config.errors import check_keys, nearest
     from multicoco.config.load import load_config
     from multicoco.config.reference import config_reference
-    from multicoco.config.schema import RunConfig, Wandb
+    from multicoco.config.schema import RunConfig
     from multicoco.config.section import Section
+    from multicoco.config.tracking import Wandb
 
 _HOMES = {
     "RunConfig": "schema",
     "Section": "section",
-    "Wandb": "schema",
+    "Wandb": "tracking",
     "check_keys": "errors",
     "config_reference": "reference",
     "load_config": "load",

@@ -38,6 +38,14 @@ def contradictions(config: RunConfig) -> Iterator[str]:
         for key in ("interventions", "thoughts"):
             if getattr(config.eval_config, key):
                 yield f"eval_config.inputs is {inputs} but eval_config.{key} is set: each needs a run of its own"
+    if (thoughts := config.eval_config.think_then_write) is not None:
+        told = f"eval_config.think_then_write is {thoughts} but eval_config"
+        if config.eval_config.eval_latent_tokens is not None:
+            yield f"{told}.eval_latent_tokens is set: both say how many thoughts there are, leave one at null"
+        if config.eval_config.answer_by == "likelihood":
+            yield f"{told}.answer_by is likelihood, by which nothing is written: set it to generation"
+    if "wandb" in config.tracking and config.wandb.mode == "disabled":
+        yield "tracking has wandb but wandb.mode is disabled: set it to online or offline, or leave wandb out"
     if config.bf16 and config.fp16:
         yield "bf16 and fp16 are both true: set one of them to false"
     if training and config.features == "cache":
@@ -81,6 +89,9 @@ def pointless(config: RunConfig) -> Iterator[str]:
         yield "features_dir is set but features is null: set features to cache, or leave features_dir out"
     if training and config.lora.rank is None and config.lora != type(config.lora)():
         yield "lora.rank is null, so all other keys of lora do nothing: set the rank, or leave them out"
+    for part in config.lr if training and isinstance(config.lr, dict) else ():
+        if getattr(config.freeze, part, False):
+            yield f"lr.{part} is set but freeze.{part} is true: leave one of them out"
     if training and all(config.freeze.model_dump().values()):
         yield (
             "freeze.vision_tower, freeze.projector and freeze.language_model are all true "

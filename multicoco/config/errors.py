@@ -14,6 +14,7 @@ from multicoco.errors import UserError
 _LONGEST_VALUE = 200  # that a message shows of a value
 _CLEARER = {  # than pydantic's message of the type
     "model_type": "must be a mapping of keys",
+    "dict_type": "must be a mapping of keys",
     "tuple_type": "must be a list, such as [0.9, 0.999]",
     "missing": "must have one entry more",
     "list_type": "must be a list, such as [a, b]",

@@ -16,6 +16,8 @@ def _type_name(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(map(_type_name, get_args(annotation))))
     if get_origin(annotation) in (list, tuple):
         return f"list of {_type_name(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return f"mapping to {_type_name(get_args(annotation)[1])}"
     return "null" if annotation is type(None) else annotation.__name__
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import date, datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 from pydantic.fields import FieldInfo
@@ -17,6 +17,7 @@ from multicoco.config.columns import Columns
 from multicoco.config.combinations import PUBLISHED_MODES, contradictions, pointless
 from multicoco.config.dialect import dump
 from multicoco.config.efficiency import Efficiency
+from multicoco.config.rates import Rates
 from multicoco.config.section import (
     Beta,
     MethodKeys,
@@ -28,6 +29,7 @@ from multicoco.config.section import (
     Section,
     expand,
 )
+from multicoco.config.tracking import Tracking, Wandb, agreed
 from multicoco.errors import UserError
 from multicoco.interventions import parse, split_specs
 from multicoco.registry import Kind, check_name, load_all
@@ -105,6 +107,11 @@ class EvalConfig(Section):
     coconut: bool = Field(False, description="evaluate with latent reasoning")
     vanilla: bool = Field(False, description="evaluate direct answers")
     eval_latent_tokens: NonNegativeInt | None = Field(None, description="latent tokens; null: as many as the stage has")
+    think_then_write: NonNegativeInt | None = Field(
+        None,
+        description="as eval_latent_tokens, and reasoning must be written after them: the text may not begin with the "
+        "answer (docs/evaluation.md); null: the model may do as it likes",
+    )
     interventions: Annotated[list[str], BeforeValidator(_specs), AfterValidator(_known_interventions)] = Field(
         [],
         description="what is done to the thoughts while they are thought, each for all questions again "
@@ -131,15 +138,13 @@ class EvalConfig(Section):
     thoughts_top_k: PositiveInt = Field(10, description="words written for each thought")
 
     @property
+    def asked_thoughts(self) -> int | None:
+        """As many thoughts as are asked for, whatever the stage has."""
+        return self.eval_latent_tokens if self.think_then_write is None else self.think_then_write
+
+    @property
     def measures_likelihoods(self) -> bool:
         return self.likelihoods or bool(self.interventions) or self.answer_by == "likelihood"
-
-
-class Wandb(Section):
-    mode: Literal["online", "offline", "disabled"] = Field("disabled", description="where Weights & Biases logs to")
-    entity: OptionalStr = Field(None, description="W&B user or team")
-    group: OptionalStr = Field(None, description="W&B group")
-    tags: list[str] = Field([], description="W&B tags")
 
 
 class _First(Section):
@@ -245,7 +250,12 @@ class _First(Section):
     batch_size: PositiveInt = Field(1, description="micro-batch per rank")
     eval_batch_size: PositiveInt = Field(1, description="batch per rank at evaluation")
     gradient_accumulation_steps: PositiveInt = Field(1, description="micro-batches per optimizer step")
-    lr: float = Field(1e-5, gt=0, description="peak learning rate")
+    lr: Rates = Field(
+        1e-5,
+        description="peak learning rate; or one for each part that trains: {vision_tower: 1e-6, projector: 1e-4, "
+        "language_model: 1e-5, new_tokens: 1e-4}, of which new_tokens, the rows of the latent tokens, may be left out "
+        "([training](training.md#learning-rates-by-part))",
+    )
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False, description="the two betas of AdamW")
     max_grad_norm: float = Field(
@@ -299,6 +309,10 @@ class _Last(Section):
     """The engine's keys below the sections of the methods."""
 
     eval_config: EvalConfig = EvalConfig()
+    tracking: Tracking = Field(
+        ["jsonl"],
+        description="where a run's numbers go: jsonl, which is always among them, is metrics.jsonl in its folder",
+    )
     wandb: Wandb = Wandb()
     deepspeed: PathStr = Field("ds_configs/zero2.json", description="DeepSpeed config (JSON)")
 
@@ -351,6 +365,11 @@ class RunConfig(Efficiency, _Last, _WithMethods):
     def evaluated(self) -> list[str]:
         """The methods that eval_config names; one with thoughts first, as it has the larger vocabulary."""
         return [name for name in ("coconut", "cot", "vanilla") if getattr(self.eval_config, name)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _agree(cls, keys: Any) -> Any:
+        return agreed(keys)
 
     @model_validator(mode="after")
     def _refuse_impossible_combinations(self) -> Self:

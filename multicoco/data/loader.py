@@ -9,8 +9,9 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -34,15 +35,8 @@ Supervise = Callable[[Example, ExampleTokens], Supervision | None]
 ArrangeDonor = Callable[[ExampleTokens, list[int]], list[int]]  # (the donor's, input_ids of who borrows) -> input_ids
 
 
-def epoch_batches(n: int, global_batch: int, order: Sequence[int]) -> list[list[Pick]]:
-    """The global batches of an epoch: `order` cut into pieces, the last one filled up with uncounted examples."""
-    picks = [(index, True) for index in order]
-    picks += [(order[i % n], False) for i in range(-n % global_batch)]
-    return [picks[i : i + global_batch] for i in range(0, len(picks), global_batch)]
-
-
-class RankBatches:
-    """Batch sampler: one rank's micro-batches of an epoch.
+class RankBatches(Sequence[list[Pick]]):
+    """Batch sampler: one rank's micro-batches of an epoch, of which only the order is held.
 
     A global batch of one optimizer step is batch_size * ranks * accumulation examples; micro-batch m of rank r is
     its piece m * ranks + r, so a single process with the same global batch sees the same examples in a step.
@@ -67,22 +61,31 @@ class RankBatches:
         until: int | None = None,
         sizes: Sizes | None = None,
     ):
-        global_batch = batch_size * world_size * accumulation
-        order = list(range(n))
+        self.batch_size = batch_size
+        self.global_batch = batch_size * world_size * accumulation
+        self.order = np.arange(n)
         if seed is not None:
-            order = shuffled(n, seed) if sizes is None else grouped(sizes, seed, global_batch)
-        pieces = range(rank, world_size * accumulation, world_size)
-        self.batches = [
-            batch[piece * batch_size : (piece + 1) * batch_size]
-            for batch in epoch_batches(n, global_batch, order)[done:until]
-            for piece in pieces
-        ]
-
-    def __iter__(self) -> Iterator[list[Pick]]:
-        return iter(self.batches)
+            self.order = shuffled(n, seed) if sizes is None else grouped(sizes, seed, self.global_batch)
+        self.pieces = range(rank, world_size * accumulation, world_size)
+        self.steps = range(-(-n // self.global_batch))[done:until]
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.steps) * len(self.pieces)
+
+    @overload
+    def __getitem__(self, place: int) -> list[Pick]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[list[Pick]]: ...
+
+    def __getitem__(self, place: int | slice) -> list[Pick] | list[list[Pick]]:
+        """The last global batch is filled up with the first examples of the order again, uncounted."""
+        if isinstance(place, slice):
+            return [self[i] for i in range(len(self))[place]]
+        step, piece = divmod(range(len(self))[place], len(self.pieces))
+        first = self.steps[step] * self.global_batch + self.pieces[piece] * self.batch_size
+        n = len(self.order)
+        return [(int(self.order[i % n]), i < n) for i in range(first, first + self.batch_size)]
 
 
 class ImageInputs(Protocol):

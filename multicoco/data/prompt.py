@@ -90,6 +90,7 @@ class PromptBuilder:
         self.direct_instruction = direct_instruction
         self.reasoning_instruction = reasoning_instruction
         self.date = date
+        self.announcement = self._encode(ANSWER_PREFIX)  # what an answer begins with
         self._templates: dict[tuple[int, ...], list[list[int]]] = {}  # by the numbers of images around the texts
 
     def __call__(self, example: Example, asked: Asked = "reasoning", image_tokens: Sequence[Any] = ()) -> ExampleTokens:
@@ -102,7 +103,7 @@ class PromptBuilder:
         prompt: list[int] = []
         for part, n, text in zip(self._template(n_images), n_images, [*texts, ""], strict=True):
             prompt += self.images.place_images(part, list(islice(tokens, n)), self.tokenizer) + self._encode(text)
-        prefix, steps = self._encode(ANSWER_PREFIX), [self._encode(f"{step}\n") for step in example.steps]
+        prefix, steps = self.announcement, [self._encode(f"{step}\n") for step in example.steps]
         if asked == "answer":
             prompt, prefix, steps = [*prompt, *prefix], [], []
         answer: list[int] = []

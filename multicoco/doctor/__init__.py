@@ -7,4 +7,5 @@ space.py      the size of the checkpoints that the run will write
 allreduce.py  the bandwidth between all ranks, started by the launcher
 checks.py     judges the answers, and names the remedies
 examine.py    all of it in order, and the table
+exact.py      another question: whether the latent passes compute what the run's model computes
 """

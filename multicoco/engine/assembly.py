@@ -16,22 +16,22 @@ from multicoco.curriculum import layout
 from multicoco.data.example import Example
 from multicoco.data.loader import Encoder
 from multicoco.data.prompt import PromptBuilder
-from multicoco.data.sources import load_of_run
-from multicoco.data.sources.tables import open_stored
 from multicoco.engine.features import Features
 from multicoco.engine.ranks import agree, rank
 from multicoco.engine.thought_weights import load_thoughts
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import Weights, find_weights
 from multicoco.errors import UserError
+from multicoco.latent.exactness import require_exact
 from multicoco.latent.reasoner import LatentReasoner
+from multicoco.latent.schedule import OnePass
 from multicoco.latent.self_check import self_check
 from multicoco.latent.thoughts import Projected
 from multicoco.methods import Method, thinking_method
 from multicoco.models.authors import load_authors_weights
 from multicoco.models.backbone import Backbone, load_backbone
 from multicoco.models.freezing import freeze
-from multicoco.models.lora import add_lora
+from multicoco.models.lora import add_lora, add_token_rows
 from multicoco.models.reader import Reader
 from multicoco.models.vocabulary import add_latent_tokens
 from multicoco_kernels import implementation
@@ -51,19 +51,6 @@ class Assembly:
     reasoner: LatentReasoner
     encoder: Encoder
     features: Features | None = None
-
-
-def load_records(config: RunConfig, path: str | None, limit: int | None) -> list[Example]:
-    """The examples of `train_path` or `val_path`, none if it is null, checked on rank 0. Collective.
-
-    Raises:
-        UserError: as `load_examples`; on all ranks.
-    """
-    if path is None:
-        return []
-    examples: list[Example] = agree(lambda: load_of_run(config, path, limit), only_rank_0=True)
-    agree(lambda: open_stored(examples))  # once a rank, not in each of its workers
-    return examples
 
 
 def weights_of(config: RunConfig) -> Weights:
@@ -99,7 +86,7 @@ def assemble(
     backbone, reasoner = agree(lambda: _load(config, weights, device, n_rows))
     encoder = encoder_of(config, backbone, date)
     if config.self_check:
-        agree(lambda: self_check(reasoner, _short_and_long(examples, encoder, config.max_length)), only_rank_0=True)
+        agree(lambda: _compare(reasoner, short_and_long(examples, encoder, config.max_length)), only_rank_0=True)
     features = agree(lambda: Features(config, backbone, reasoner, encoder)) if config.features else None
     return Assembly(backbone, reasoner, encoder, features)
 
@@ -117,9 +104,16 @@ def encoder_of(config: RunConfig, reader: Backbone | Reader, date: str) -> Encod
     return Encoder(prompt, partial(reader.family.read_images, image_processor=reader.image_processor))
 
 
-def _short_and_long(examples: Sequence[Example], encoder: Encoder, max_length: int | None) -> list[dict[str, Tensor]]:
-    """Two of the first examples with all that is written of them, as batches of one row; the long one only if it is
-    not too long to be trained on."""
+def _compare(reasoner: LatentReasoner, examples: Sequence[dict[str, Tensor]]) -> None:
+    """The passes with the model's own forward; of a kind of model that no test does, with thoughts first."""
+    if not reasoner.family.is_proven:
+        require_exact(reasoner.model, reasoner.kernel, examples[-1])
+    self_check(reasoner, examples)
+
+
+def short_and_long(examples: Sequence[Example], encoder: Encoder, max_length: int | None) -> list[dict[str, Tensor]]:
+    """Two of the first examples with all that is written of them, as batches of one row; the long one last, and only if
+    it is not too long to be trained on."""
     first = examples[:SHORT_AND_LONG]
     rows: list[dict[str, Tensor]] = []
     for example in dict.fromkeys([min(first, key=_size), max(first, key=_size)]):
@@ -151,12 +145,15 @@ def _load(
     backbone = load_backbone(source, dtype, config.max_image_tiles, config.trust_remote_code)
     if authors_file:
         load_authors_weights(backbone, authors_file, init_token)
+        backbone.base = None
     if thinking:
         add_latent_tokens(backbone, init_token, n_rows)
     latent = backbone.latent_tokens
     if config.mode != "eval_only":
         if config.lora.rank:
             add_lora(backbone.model, **config.lora.model_dump(), new_tokens=latent.block(1) if latent else ())
+        elif isinstance(config.lr, dict) and "new_tokens" in config.lr and latent:
+            add_token_rows(backbone.model, latent.block(1))
         freeze(backbone.model, **config.freeze.model_dump())
     try:
         if thinking and latent:
@@ -174,10 +171,10 @@ def _load(
 def _thinking(config: RunConfig, method: Method, model: PreTrainedModel, latent_token_id: int) -> LatentReasoner:
     """Raises: ValueError, as `LatentReasoner`."""
     objective = None if config.mode == "eval_only" else method.objective(model)
-    thoughts = method.thought_source()
-    if thoughts is None:
+    if isinstance(method.pass_schedule, OnePass):
         fixed = method.fixed_thoughts(model)
         return LatentReasoner(model, None, config.kernel, fixed_thoughts=fixed, objective=objective)
+    thoughts = method.thought_source()
     if (projection := method.projection(model)) is not None:
         thoughts = Projected(thoughts, projection)
     return LatentReasoner(
@@ -186,5 +183,6 @@ def _thinking(config: RunConfig, method: Method, model: PreTrainedModel, latent_
         config.kernel,
         thoughts,
         gradient_passes=method.gradient_passes,
+        pass_schedule=method.pass_schedule,
         objective=objective,
     )

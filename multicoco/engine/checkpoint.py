@@ -4,6 +4,7 @@
 <run folder>/checkpoints/epoch_0003_step_00000120/   within the fourth, after 120 optimizer steps in all
     model/          weights (safetensors), tokenizer and image processor, for `from_pretrained`; what is trained of the
                     thoughts beside it (`engine.thought_weights`)
+    adapter/        of a run with LoRA: what it has trained, in peft's form, for `PeftModel.from_pretrained`
     deepspeed/      DeepSpeed's sharded state, for resuming
     random/         the state of every rank's random number generators
     trainer.json    where the run stands (`TrainerState`)
@@ -27,6 +28,7 @@ from safetensors import SafetensorError
 
 from multicoco.engine.deepspeed import thought_state_dict, whole_state_dict
 from multicoco.engine.manifest import damage, describe, flush, seal
+from multicoco.engine.optimizer import wrapped_optimizer
 from multicoco.engine.random_state import random_state, set_random_state
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.engine.state_files import StateFiles
@@ -61,16 +63,20 @@ class Checkpoints:
 
     Args:
         keep: how many of the newest stay; the best `keep_best` (`rank_key`), and always the very best, stay besides.
+        keep_stage_before: the best of the stage before the newest one's stays too.
         asynchronous: checkpoints are written from a copy of the state in the CPU's memory, so that training can go on
             before `finish`; otherwise it must come first.
     """
 
-    def __init__(self, run_dir: Path, keep: int, keep_best: int, asynchronous: bool = False):
+    def __init__(
+        self, run_dir: Path, keep: int, keep_best: int, asynchronous: bool = False, keep_stage_before: bool = False
+    ):
         self.run_dir = run_dir
         self.root = run_dir / "checkpoints"
         self.keep = keep
         self.keep_best = keep_best
         self.asynchronous = asynchronous
+        self.keep_stage_before = keep_stage_before
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
 
@@ -123,9 +129,11 @@ class Checkpoints:
             if weights is not None:
                 backbone.save_pretrained(folder / "model", weights)
                 save_thoughts(folder / "model", thoughts)
+                backbone.save_adapters(folder / "adapter", weights)
                 write_json(folder / "trainer.json", asdict(state))
                 write_text(folder / "config.yaml", config)
-                written += [*(folder / "model").iterdir(), folder / "trainer.json", folder / "config.yaml"]
+                written += [*folder.glob("model/*"), *folder.glob("adapter/*")]
+                written += [folder / "trainer.json", folder / "config.yaml"]
             return describe(folder, written)
 
         return write
@@ -210,6 +218,11 @@ class Checkpoints:
                 "between 1, 2 and 3 only; go on with the same stage, or start a new run from its weights with "
                 "load_model_path"
             )
+        if not fits and len(wrapped_optimizer(engine.optimizer).param_groups) > 1:
+            raise UserError(
+                f"checkpoint {path} is of {state.world_size} ranks and ZeRO stage {state.zero_stage}: with a learning "
+                "rate for each part (lr) a run goes on with these alone, DeepSpeed's conversion mixes the rates up"
+            )
         try:
             if fits:
                 loaded, _ = engine.load_checkpoint(str(path / "deepspeed"), tag=TAG)
@@ -257,12 +270,15 @@ class Checkpoints:
         return None
 
     def prune(self) -> None:
-        """Removes all but the newest `keep` and the best `keep_best`; a crash in between leaves whole checkpoints."""
+        """Removes all but the newest `keep`, the best `keep_best` and what `keep_stage_before` says; a crash in between
+        leaves whole checkpoints."""
         states = {path: read_state(path) for path in all_checkpoints(self.root)}
         newest = sorted(states, key=age_key, reverse=True)
         evaluated = [path for path in states if states[path].accuracy is not None]
         best = sorted(evaluated, key=lambda path: rank_key(states[path]), reverse=True)
         kept = {*newest[: self.keep], *best[: max(1, self.keep_best)]}
+        if self.keep_stage_before:
+            kept.update([path for path in best if states[path].stage < states[newest[0]].stage][:1])
         for path in states.keys() - kept:
             path.rename(path.with_name(f"{path.name}.removed"))
         self.remove_leftovers()

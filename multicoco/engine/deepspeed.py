@@ -25,6 +25,7 @@ from multicoco.engine.builds import prepare_builds
 from multicoco.engine.ds_config import ModelShape
 from multicoco.engine.optimizer import build_optimizer, reset_optimizer_state
 from multicoco.engine.ranks import gather, rank
+from multicoco.engine.rates import parameter_groups
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.checkpointing import checkpoint_activations
@@ -91,7 +92,8 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict[st
     """Wraps the model for training with a resolved ds_config (see `engine.ds_config`).
 
     Raises:
-        UserError: DeepSpeed does not take a value, or this machine cannot train in the precision asked for.
+        UserError: DeepSpeed does not take a value, this machine cannot train in the precision asked for, or learning
+            rates are for other parts than those that train.
     """
     for precision, supported in (
         ("fp16", get_accelerator().is_fp16_supported),
@@ -112,14 +114,14 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict[st
             checkpoint_activations(model)
     zero = ds_config["zero_optimization"]
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-    trainable = [parameter for parameter in reasoner.parameters() if parameter.requires_grad]
+    groups = parameter_groups(reasoner, config.lr)
     if zero["stage"] == 3:
         # by default DeepSpeed takes some mixtures of experts for leaves, whose gradients it reduces once for each call
         ds_config = ds_config | {"zero_optimization": zero | {"leaf_module": {"classes": []}}}
     engine, *_ = deepspeed.initialize(
         model=reasoner,
-        model_parameters=trainable,
-        optimizer=build_optimizer(trainable, config, offloaded, sharded=zero["stage"] > 0),
+        model_parameters=[parameter for group in groups for parameter in group["params"]],
+        optimizer=build_optimizer(groups, config, offloaded, sharded=zero["stage"] > 0),
         config=ds_config,
     )
     if config.fp16:
@@ -130,9 +132,11 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict[st
         owners: dict[nn.Module, nn.Module] = {reasoner.cross_entropy: reasoner.model.get_output_embeddings()}
         owners |= {} if reasoner.objective is None else reasoner.objective.weights_of_others()
         owners |= {module: module for module in reasoner.modules() if isinstance(module, TrainableTokensLayer)}
-        for module, owner in owners.items():
-            for parameter in owner.parameters():
-                deepspeed.zero.register_external_parameter(module, parameter)
+        computed_with = [(module, parameter) for module, owner in owners.items() for parameter in owner.parameters()]
+        beside_modules = reasoner.model.base_model.parameters(recurse=False)
+        computed_with += [(reasoner.embedding, parameter) for parameter in beside_modules]
+        for module, parameter in computed_with:
+            deepspeed.zero.register_external_parameter(module, parameter)
     return engine
 
 

@@ -1,8 +1,9 @@
 """`multicoco features`: the features of a run's images, before the run."""
 
 from multicoco.config import RunConfig
-from multicoco.engine.assembly import assemble, load_records, prompt_date, weights_of
+from multicoco.engine.assembly import assemble, prompt_date, weights_of
 from multicoco.engine.process_group import ProcessGroup
+from multicoco.engine.records import load_records, load_training_records
 from multicoco.errors import UserError
 
 
@@ -17,8 +18,8 @@ def keep_ahead(config: RunConfig) -> str:
     if config.features is None:
         raise UserError("features is null, so the run would not use what is kept: set features to cache")
     group = ProcessGroup(config.lost_rank_seconds)
-    examples = load_records(config, config.train_path, config.max_train_samples)
-    examples += load_records(config, config.val_path, config.max_val_samples)
+    asked = load_records(config, config.val_path, config.max_val_samples)
+    examples = [*(load_training_records(config) if config.train_path else ()), *asked]
     weights = weights_of(config)
     assembly = assemble(config, weights, prompt_date(config, weights.state), examples, group.device)
     assembly.reasoner.to(group.device)

@@ -1,14 +1,21 @@
 """Whether the examples fit: known before a run, not in its middle. No example is ever cut."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens
 from multicoco.data.example import Example
+from multicoco.data.kept import picked
 from multicoco.data.loader import Encoder
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.errors import UserError
 from multicoco.methods import Method
+from multicoco.tracking import write_bytes
 
 _NAMED = 5  # examples that a message names
 
@@ -29,7 +36,8 @@ def those_that_fit(
     encoder: Encoder,
     method: Method,
     stages: Iterable[int],
-) -> list[Example]:
+    remembered: Path | None = None,
+) -> Sequence[Example]:
     """The training examples that are short enough in every stage, at their longest; so all stages have the same ones.
 
     Collective: every rank measures a share of them, and all come to the same result.
@@ -37,19 +45,33 @@ def those_that_fit(
     Args:
         positions: as of `longest_allowed`.
         stages: all that the run can come to.
+        remembered: a file for the lengths of these examples with this model and method, so that they are not measured
+            again; its folder is there.
 
     Raises:
         UserError: `too_long` is error and one is too long; or all are.
     """
     most = longest_allowed(config, positions)
     if most is None:
-        return list(examples)
+        return examples
     stages = list(stages)
-    share = examples[rank() :: world_size()]
-    of_ranks = gather(agree(lambda: [longest_row(method, encoder.tokens(x, method.asked), stages) for x in share]))
-    lengths = [of_ranks[place % len(of_ranks)][place // len(of_ranks)] for place in range(len(examples))]
-    agree(lambda: _say_what_is_too_long(config, most, examples, lengths), only_rank_0=True)
-    return [example for example, length in zip(examples, lengths, strict=True) if length <= most]
+    lengths = agree(lambda: _recall(remembered, len(examples)), only_rank_0=True)
+    if lengths is None:
+        places = range(rank(), len(examples), world_size())
+        own = agree(lambda: [longest_row(method, encoder.tokens(examples[i], method.asked), stages) for i in places])
+        of_ranks = gather(np.array(own, np.int32))
+        lengths = np.array([of_ranks[i % len(of_ranks)][i // len(of_ranks)] for i in range(len(examples))], np.int32)
+        if remembered is not None and rank() == 0:
+            with suppress(OSError):  # it costs no more than time, at the next start
+                write_bytes(remembered, lengths.tobytes())
+    agree(lambda: _say_what_is_too_long(config, most, examples, lengths.tolist()), only_rank_0=True)
+    return picked(examples, np.flatnonzero(lengths <= most))
+
+
+def _recall(remembered: Path | None, n: int) -> NDArray[np.int32] | None:
+    if remembered is None or not remembered.is_file() or remembered.stat().st_size != 4 * n:
+        return None
+    return np.frombuffer(remembered.read_bytes(), np.int32)
 
 
 def longest_row(method: Method, tokens: ExampleTokens, stages: Iterable[int]) -> int:

@@ -1,7 +1,6 @@
 """AdamW, the learning-rate schedule, and their restart at a stage transition."""
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,6 +9,8 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch.optim.lr_scheduler import LambdaLR
 
 from multicoco.config import RunConfig
+from multicoco.config.rates import Rates
+from multicoco.engine.rates import Groups, peak_rate
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -29,9 +30,7 @@ class GuardedAdamW(torch.optim.AdamW):
             super().step(closure)
 
 
-def build_optimizer(
-    parameters: Iterable[torch.nn.Parameter], config: RunConfig, offloaded: bool, sharded: bool
-) -> torch.optim.Optimizer:
+def build_optimizer(groups: Groups, config: RunConfig, offloaded: bool, sharded: bool) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019); DeepSpeed's CPU build of it where the optimizer state is offloaded.
 
     Its learning rate is 0 until `start_schedule`.
@@ -41,11 +40,11 @@ def build_optimizer(
     """
     options: dict[str, Any] = {"lr": 0.0, "betas": config.betas, "weight_decay": config.weight_decay}
     if offloaded:
-        on_cpu: torch.optim.Optimizer = DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
+        on_cpu: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
         return on_cpu
     if sharded or config.bf16 or config.fp16:
-        return torch.optim.AdamW(parameters, **options)
-    return GuardedAdamW(parameters, **options)
+        return torch.optim.AdamW(groups, **options)
+    return GuardedAdamW(groups, **options)
 
 
 def lr_factor(step: int, schedule: str, warmup_steps: int, total_steps: int) -> float:
@@ -66,11 +65,11 @@ def wrapped_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer
     return wrapped
 
 
-def start_schedule(engine: DeepSpeedEngine, config: RunConfig, lr: float, total_steps: int) -> None:
-    """Starts the learning-rate schedule with peak lr, from its first step, over the next total_steps steps."""
+def start_schedule(engine: DeepSpeedEngine, config: RunConfig, rates: Rates, total_steps: int) -> None:
+    """Starts the learning-rate schedule with these peaks, from its first step, over the next total_steps steps."""
     optimizer = wrapped_optimizer(engine.optimizer)
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] = lr
+        group["lr"] = group["initial_lr"] = peak_rate(group, rates)
     engine.lr_scheduler = LambdaLR(
         optimizer, lambda step: lr_factor(step, config.lr_schedule, config.warmup_steps, total_steps)
     )

@@ -48,7 +48,14 @@ def agree(function: Callable[[], T], only_rank_0: bool = False) -> T:
     for error in filter(None, gather(own_error)):
         error.on_all_ranks = True
         raise error
-    return cast(T, gather(result)[0] if only_rank_0 else result)
+    return cast(T, _told_by_rank_0(result) if only_rank_0 else result)
+
+
+def _told_by_rank_0(value: T) -> T:
+    told = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(told)
+    return told[0]
 
 
 def tell(text: str, on_all_ranks: bool = True) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +24,8 @@ from multicoco.errors import UserError
 
 # keys, or sections, that change how a run is watched, kept or computed, but not what is computed
 _HARMLESS = {
-    *("project", "name", "output_dir", "use_run_name_in_output_dir", "wandb", "log_every_steps", "report"),
+    *("project", "name", "output_dir", "use_run_name_in_output_dir", "log_every_steps", "report"),
+    *("tracking", "wandb"),
     *("resume", "max_checkpoints_to_keep", "keep_best_checkpoints", "save_only_improve", "save_every_steps"),
     *("asynchronous_save", "on_save_error", "preemption_grace_seconds", "lost_rank_seconds", "max_skipped_steps"),
     *("val_path", "max_val_samples", "eval_batch_size", "eval_every_epochs", "eval_config", "generation"),
@@ -92,6 +94,12 @@ def check_unchanged(
     return [f"{key}: {change}" for key, change in changes.items()]
 
 
+def about_examples(config: RunConfig) -> dict[str, Any]:
+    """What of a config may change how an example is written, and more."""
+    watched = _HARMLESS - {"model_id", "load_model_path", "trust_remote_code"}
+    return {key: value for key, value in _comparable(yaml.safe_load(config.to_yaml())).items() if key not in watched}
+
+
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     """With keys that are newer than the file at their defaults, and `mode` in its general form."""
     defaults = RunConfig.model_construct()  # type: ignore[call-arg]  # the required keys are in every file
@@ -118,9 +126,15 @@ def file_hash(path: Path) -> str:
         UserError: it cannot be read.
     """
     try:
-        return sha256(path)
+        found = path.stat()
+        return _hash_once(path, found.st_size, found.st_mtime_ns)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+@lru_cache
+def _hash_once(path: Path, size: int, mtime: int) -> str:
+    return sha256(path)
 
 
 def data_hash(location: Location) -> str:

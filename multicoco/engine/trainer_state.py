@@ -21,6 +21,7 @@ class TrainerState:
         epoch_step: optimizer steps into the epoch after the finished ones.
         accuracy: of the evaluation after the last epoch; None without one, within an epoch, or with no known answer.
         best_accuracy: of the stage so far.
+        earlier_best: likewise of the stage before.
         global_batch, world_size, zero_stage: with which it was written.
         data: SHA-256 of the files the records came from.
         wandb_id: of the W&B run, to go on with it.
@@ -39,6 +40,7 @@ class TrainerState:
     epoch_step: int = 0
     accuracy: float | None = None
     best_accuracy: float | None = None
+    earlier_best: float | None = None
     global_batch: int | None = None
     world_size: int | None = None
     zero_stage: int | None = None

@@ -47,7 +47,9 @@ class Watchdog:
         )
         self._store = dist.PrefixStore(name[0], master)
         self._store.set(f"host/{self._rank}", socket.gethostname())
-        self._hosts = [self._store.get(f"host/{rank}").decode() for rank in range(self._world_size)]
+        # rank 0 names any, others rank 0 alone: of n ranks, 2n questions to its store and not n squared
+        named = range(self._world_size) if self._rank == 0 else range(1)
+        self._hosts = [host.decode() for host in self._store.multi_get([f"host/{rank}" for rank in named])]
         self._heard = [monotonic()] * self._world_size
         for loop in (self._exchange, self._judge):
             threading.Thread(target=loop, daemon=True).start()

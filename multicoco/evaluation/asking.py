@@ -23,9 +23,10 @@ from multicoco.evaluation.interventions import thinks_itself
 from multicoco.evaluation.lens import Lens, Seen
 from multicoco.evaluation.likelihood import Likelihoods, likeliest, sample_fields
 from multicoco.interventions import Intervention, resize_thoughts
-from multicoco.latent.generate import Passes, generate_after
+from multicoco.latent.generate import generate_after
 from multicoco.latent.greedy import GreedyAnswers
-from multicoco.latent.interventions import UNTOUCHED, Intervened, Recorder
+from multicoco.latent.interventions import UNTOUCHED, Intervened
+from multicoco.latent.passes import Passes
 from multicoco.methods import Method
 from multicoco.tracking import Tracker
 
@@ -62,7 +63,7 @@ class Asking:
         if self.intervention is None:
             return passes
         if self.intervention.kind == "extend":
-            return max(passes, int(self.intervention.number) + 1)
+            return max(passes, self.method.pass_schedule.n_passes(int(self.intervention.number)))
         return passes + (self.intervention.kind == "mask")
 
     def row(self, example: Example, tokens: ExampleTokens) -> tuple[list[int], list[int]]:
@@ -150,7 +151,7 @@ class Respondent:
         if evaluated.measures_likelihoods:
             likelihoods = Likelihoods(self.reasoner, self.encoder, method.asked, self.examples)
         records = bool(evaluated.interventions) and thinks_itself(method) and asking.intervention is None
-        lens, speaking = self._lens(asking), self._speaking()
+        lens, speaking = self._lens(asking), self._speaking(asking)
         answers = Answers({}, {}, {})
         waiting: dict[
             int, tuple[dict[str, int], list[float] | None]
@@ -165,19 +166,20 @@ class Respondent:
         with self.tracker.progress(len(batches), f"evaluating {asking.name}") as progress:
             for batch in make_loader(dataset, batches, collator, self.config.num_workers):
                 self.between_batches()
-                recorder, places = Recorder(), batch["index"]
+                places = batch["index"]
+                on_host = {name: batch[name] for name in ("input_ids", "attention_mask")}
                 passes = self.reasoner.run_passes(
-                    batch["input_ids"].to(device),
-                    batch["attention_mask"].to(device),
+                    **{name: tensor.to(device) for name, tensor in on_host.items()},
+                    on_host=on_host,
                     **{name: tensor.to(device) for name, tensor in batch["inputs"].items()},
                     n_passes=asking.passes,
                     seeds=batch["seeds"],
-                    intervened=Intervened(recorder) if records else asking.intervened(places),
+                    intervened=asking.intervened(places),
                 )
                 counted = [row for row, counts in enumerate(batch["counted"]) if counts]
                 if records:
-                    recorded = recorder.rows(len(places))
-                    answers.thoughts.update((places[row], recorded[row]) for row in counted)
+                    thoughts = passes.thoughts_by_row()
+                    answers.thoughts.update((places[row], thoughts[row]) for row in counted)
                 if lens:
                     seen = lens.look(places, batch["input_ids"], passes.embeds)
                     answers.seen.update((places[row], seen[row]) for row in counted)
@@ -186,15 +188,16 @@ class Respondent:
                     measured = likelihoods.measure(passes, examples) if likelihoods else None
                     for row in counted:
                         prompt = batch["input_ids"][row].tolist()
+                        n_thoughts = prompt.count(method.latent_tokens.latent) if method.latent_tokens else 0
                         cost = {
-                            "latent_tokens": prompt.count(method.latent_tokens.latent) if method.latent_tokens else 0,
-                            "latent_passes": 0 if latent is None else prompt.count(latent),  # a pass of its own each
+                            "latent_tokens": n_thoughts,
+                            "latent_passes": method.pass_schedule.n_passes(n_thoughts) - 1,
                         }
                         waiting[places[row]] = cost, measured[row] if measured else None
                     if evaluated.answer_by == "likelihood":
                         note({places[row]: None for row in counted})
                     elif speaking is None:
-                        texts = self._generate(passes)
+                        texts = self._generate(passes, asking)
                         note({places[row]: texts[row] for row in counted})
                     else:
                         speaking.join(passes, counted, [places[row] for row in counted])
@@ -213,23 +216,29 @@ class Respondent:
         lens = Lens(self.reasoner.model, self.encoder, asking.method, asking.row, self.examples, top_k)
         return lens if lens.most else None
 
-    def _speaking(self) -> GreedyAnswers | None:
+    def _speaking(self, asking: Asking) -> GreedyAnswers | None:
         """For answers that need nothing of transformers' `generate`, nor ranks in step."""
-        asked = self.config.generation
-        if self._in_step or self.streamer or asked.do_sample or asked.num_beams > 1:
+        wanted, model, ends = self.config.generation, self.reasoner.model, self.backbone.end_token_ids
+        if self._in_step or self.streamer or wanted.do_sample or wanted.num_beams > 1:
             return None
-        return GreedyAnswers(self.reasoner.model, asked.max_new_tokens, self.backbone.end_token_ids)
+        return GreedyAnswers(model, wanted.max_new_tokens, ends, self._not_first(asking) or ())
 
     @property
     def _in_step(self) -> bool:
         return self.sharded_weights and world_size() > 1
 
-    def _generate(self, passes: Passes) -> list[list[int]]:
+    def _not_first(self, asking: Asking) -> list[int] | None:
+        """What no answer begins with, where reasoning is to be written after the thoughts."""
+        must_reason = self.config.eval_config.think_then_write is not None and asking.method.has_thoughts
+        return [self.encoder.prompt.announcement[0], *self.backbone.end_token_ids] if must_reason else None
+
+    def _generate(self, passes: Passes, asking: Asking) -> list[list[int]]:
         """By the config's `generation`, whatever the model was published with."""
         config = GenerationConfig(
             **self.config.generation.model_dump(),
             eos_token_id=self.backbone.end_token_ids,
             pad_token_id=self.backbone.tokenizer.pad_token_id,
+            begin_suppress_tokens=self._not_first(asking),
         )
         tokens: list[list[int]] = generate_after(
             self.reasoner.model, passes, generation_config=config, synced_gpus=self._in_step, streamer=self.streamer

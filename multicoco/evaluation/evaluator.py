@@ -6,11 +6,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import LatentTokens
-from multicoco.data.example import Example
+from multicoco.data.example import Example, load_image
 from multicoco.data.loader import check_donors
 from multicoco.engine.assembly import Assembly
 from multicoco.engine.ranks import rank
@@ -51,8 +52,9 @@ class Evaluator:
         self.questions = asked_with(config.eval_config.inputs, examples, config.seed)
         self.tracker = tracker
         self.respondent = Respondent(config, assembly, examples, tracker, sharded_weights, between_batches)
-        inputs = config.eval_config.inputs
+        inputs, thoughts = config.eval_config.inputs, config.eval_config.think_then_write
         self.about = (about or {}) | ({} if inputs == "all" else {"inputs": inputs})
+        self.about |= {} if thoughts is None else {"think_then_write": thoughts}
         self.methods = evaluation_methods(config, self.backbone.latent_tokens)
         if any(method.borrows for method in self.methods.values()):
             check_donors(len(examples), "val_path")
@@ -66,13 +68,13 @@ class Evaluator:
                 f"evaluating as `generation` of the run config says; the model's generation_config.json has {ignored}",
                 flush=True,
             )
-        asked = self.config.eval_config.eval_latent_tokens or 0
+        asked = self.config.eval_config.asked_thoughts or 0
         for name, method in self.methods.items():
             trained = method.schedule.max_latent_stage * method.schedule.c_thought
             if method.has_thoughts and asked > trained:
                 print(
-                    f"eval_config.eval_latent_tokens is {asked}, {name} is trained with at most {trained}: it is asked "
-                    "for more thoughts than it has ever had",
+                    f"eval_config asks for {asked} thoughts, {name} is trained with at most {trained}: it has never "
+                    "had so many",
                     flush=True,
                 )
 
@@ -137,13 +139,16 @@ class Evaluator:
             summary |= summarize_likelihoods(samples)
         summary |= official_scores(samples, self.examples)
         summary |= {**found, "seconds": time.time() - started}
-        self.tracker.log_evaluation(name, asking.name, summary, samples, step)
+        self.tracker.log_evaluation(name, asking.name, summary, samples, step, self._pictures)
         for data_set, predictions in official_predictions(samples, self.examples).items():
             self.tracker.write_predictions(name, asking.name, data_set, predictions)
         if answers.seen and rank() == 0:
             self._log_thoughts(name, asking, answers)
         accuracy: float | None = summary["accuracy"]
         return accuracy
+
+    def _pictures(self, place: int) -> list[Image.Image]:
+        return [load_image(image) for image in self.questions[place].images]
 
     def _log_thoughts(self, name: str, asking: Asking, answers: Answers) -> None:
         """What was seen in them; on rank 0."""

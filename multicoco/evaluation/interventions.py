@@ -19,6 +19,7 @@ from multicoco.errors import UserError
 from multicoco.evaluation.answers import is_correct, normalise
 from multicoco.interventions import Intervention, choose_donors, draw, order_of, parse
 from multicoco.latent.interventions import Intervened, replacement, unit_noise
+from multicoco.latent.schedule import OnePass
 from multicoco.methods import Method
 
 
@@ -212,7 +213,8 @@ class Material:
 
 def thinks_itself(method: Method) -> bool:
     """Whether each thought is the question's own and comes from a pass before it, so that it can be replaced."""
-    return method.has_thoughts and method.thought_source() is not None and not method.borrows
+    waits = not isinstance(method.pass_schedule, OnePass)
+    return method.has_thoughts and waits and not method.borrows
 
 
 def check_interventions(

@@ -16,7 +16,8 @@ from multicoco.curriculum import IGNORE_INDEX
 from multicoco.data.example import Example
 from multicoco.data.loader import Encoder
 from multicoco.data.prompt import ANSWER_PREFIX, Asked
-from multicoco.latent.generate import Passes, log_likelihoods
+from multicoco.latent.generate import log_likelihoods
+from multicoco.latent.passes import Passes
 from multicoco.latent.reasoner import LatentReasoner
 
 

@@ -5,10 +5,11 @@ from functools import partial
 from transformers import set_seed
 
 from multicoco.config import RunConfig
-from multicoco.engine.assembly import assemble, load_records, prompt_date, weights_of
+from multicoco.engine.assembly import assemble, prompt_date, weights_of
 from multicoco.engine.lengths import check_prompt_lengths
 from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
+from multicoco.engine.records import load_records
 from multicoco.engine.resume import config_changes, lock_run_folder
 from multicoco.engine.weights import Weights
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods

@@ -14,6 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from multicoco import __version__
+from multicoco.engine.thought_weights import THOUGHTS
+from multicoco.engine.weights import embedding_rows
 from multicoco.evaluation.metrics import wilson_interval
 from multicoco.export.checkpoint import Checkpoint
 from multicoco.export.prompt import prompt_of
@@ -40,20 +42,20 @@ class Score:
     official: dict[str, tuple[float, int]]
 
 
-def model_card(checkpoint: Checkpoint, where: str, base_rows: int | None = None) -> str:
+def model_card(checkpoint: Checkpoint, where: str, apart: bool) -> str:
     """Markdown with YAML in front, as the hub reads it.
 
     Args:
         where: its id on the hub, or its folder.
-        base_rows: of a LoRA adapter that is apart, how many embeddings its base needs; None for a whole model.
+        apart: it is LoRA adapters for a base, and not a whole model.
     """
     config, scores, family = checkpoint.config, scores_of(checkpoint), checkpoint.reader.family
     task = "image-text-to-text" if family.sees_images else "text-generation"
-    base = _hub_id(config.model_id)
+    base = _hub_id((checkpoint.base if apart else None) or config.model_id)
     data_sets = [found for path in (config.train_path, config.val_path) if (found := _data_set_id(path))]
     data = ModelCardData(
         base_model=base,
-        library_name="transformers" if base_rows is None else "peft",
+        library_name="peft" if apart else "transformers",
         pipeline_tag=task,
         tags=["latent-reasoning", "multicoco", _line(config.trained_method)],
         datasets=list(dict.fromkeys(data_sets)) or None,
@@ -82,8 +84,9 @@ def model_card(checkpoint: Checkpoint, where: str, base_rows: int | None = None)
         thinks=checkpoint.thinks,
         sees_images=family.sees_images,
         auto_model=Markup(family.auto_model.__name__),
-        base_rows=base_rows,
-        base_model=config.model_id,
+        base_model=checkpoint.base if apart else None,
+        base_rows=embedding_rows(checkpoint.folder),
+        is_projected=(checkpoint.model / THOUGHTS).exists(),
         version=__version__,
     )
 

@@ -1,5 +1,6 @@
 """The checkpoint that is exported: what it holds, and whether plain transformers can run what it was trained for."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ import torch
 
 from multicoco.config import RunConfig, load_config
 from multicoco.curriculum import LatentTokens
+from multicoco.engine.manifest import damage
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import find_weights
 from multicoco.errors import UserError
+from multicoco.latent.schedule import OnePass, Sequential
 from multicoco.latent.thoughts import hidden_state
 from multicoco.methods import Method, method_class
+from multicoco.models.lora import ADAPTER_FILES
 from multicoco.models.reader import Reader, load_reader
 from multicoco.models.vocabulary import LATENT_TOKENS, add_latent_words
 
@@ -41,6 +45,18 @@ class Checkpoint:
         return self.folder / "model"
 
     @property
+    def adapter(self) -> Path:
+        """What was trained with LoRA, apart from its base."""
+        return self.folder / "adapter"
+
+    @property
+    def base(self) -> str | None:
+        """What the adapter is of, a folder or hub id; None where there is no adapter apart."""
+        if not self.adapter.is_dir():
+            return None
+        return str(json.loads((self.adapter / ADAPTER_FILES[0]).read_text())["base_model_name_or_path"])
+
+    @property
     def run_dir(self) -> Path:
         return self.folder.parent.parent
 
@@ -56,6 +72,8 @@ def read_checkpoint(path: str) -> Checkpoint:
     if weights.state is None:
         raise UserError(f"{path} is no checkpoint of a run: name a run folder, or one of its checkpoints")
     folder = Path(weights.source).parent
+    if problems := damage(folder, below="adapter/"):
+        raise UserError(f"the adapter of {folder} is damaged: {'; '.join(problems)}; export another checkpoint")
     config = load_config(folder / "config.yaml")
     reader = load_reader(weights.source, config.max_image_tiles, config.trust_remote_code)
     kind = method_class(config.trained_method)
@@ -77,15 +95,15 @@ def _thinks(method: Method, reader: Reader) -> bool:
     """
     if not method.has_thoughts:
         return False
-    source = method.thought_source()
-    if source is None:
+    if isinstance(method.pass_schedule, OnePass):
         with torch.device("meta"):  # its parts are asked for, not its weights
             model: Any = reader.family.auto_model.from_config(reader.config)
         if method.fixed_thoughts(model) is None:
             return False
-    elif source is hidden_state and not method.borrows:
+    elif method.thought_source() is hidden_state and isinstance(method.pass_schedule, Sequential):
         return True
     raise UserError(
-        f"{method.config.trained_method}: its thoughts are not its own last hidden states (docs/controls.md), which "
-        "plain transformers cannot make: evaluate it with MultiCoCo (mode: eval_only)"
+        f"{method.config.trained_method}: its thoughts are not its own last hidden states one after the other "
+        "(docs/controls.md, docs/methods.md), which is all that plain transformers make: evaluate it with MultiCoCo "
+        "(mode: eval_only)"
     )

@@ -15,30 +15,36 @@ from multicoco.export import custom_generate
 from multicoco.export.card import HUB_ID, model_card
 from multicoco.export.checkpoint import Checkpoint, read_checkpoint
 
+# what the adapters' base has: weights, however many files they are, and their config
+_OF_THE_BASE = ("model*.safetensors*", "config.json")
 
-def export(path: str, to: Path, push: str | None = None) -> str:
+
+def export(path: str, to: Path, push: str | None = None, merge: bool = False) -> str:
     """Writes a checkpoint as a folder for plain transformers.
 
     Args:
         path: of the checkpoint, as of `read_checkpoint`.
         to: the folder to be made.
         push: owner/name on the hub, where it is uploaded too.
+        merge: of a run with LoRA, write a whole model; else its adapters are written apart, in peft's form.
 
     Returns: where it is.
 
     Raises:
-        UserError: as `read_checkpoint`; there is something in the folder, or it cannot be written or uploaded.
+        UserError: as `read_checkpoint`; there is something in the folder, it cannot be written or uploaded, or there
+            are no adapters that are wanted merged or apart.
     """
     if push is not None and not HUB_ID.fullmatch(push):
         raise UserError(f"--push {push}: give the owner and the name of a model on the hub, as owner/name")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to} is not empty: give another --to, or remove it")
     checkpoint = read_checkpoint(path)
+    apart = _is_apart(checkpoint, push, merge)
     unfinished = to.with_name(f".{to.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        _write(checkpoint, unfinished, push or to.resolve().name)
+        _write(checkpoint, unfinished, push or to.resolve().name, apart)
         unfinished.rename(to)
     except OSError as error:
         raise UserError(f"{to} cannot be written ({error}): give another --to") from error
@@ -47,14 +53,42 @@ def export(path: str, to: Path, push: str | None = None) -> str:
     return _upload(to, push) if push else str(to)
 
 
-def _write(checkpoint: Checkpoint, folder: Path, where: str) -> None:
-    shutil.copytree(checkpoint.model, folder, dirs_exist_ok=True)
+def _is_apart(checkpoint: Checkpoint, push: str | None, merge: bool) -> bool:
+    """Whether adapters are written, and not a whole model.
+
+    Raises:
+        UserError: see `export`.
+    """
+    if checkpoint.config.lora.rank is None:
+        if merge:
+            raise UserError(f"--merge: {checkpoint.folder} was trained without LoRA, its model is whole: leave it out")
+        return False
+    if merge:
+        return False
+    if checkpoint.base is None:
+        raise UserError(
+            f"{checkpoint.folder} has its LoRA adapters merged alone: it is of an earlier version, started from a "
+            "state dict file, or has trained what peft does not save. Export it with --merge"
+        )
+    if push is not None and Path(checkpoint.base).exists():
+        raise UserError(
+            f"--push: the adapters of {checkpoint.folder} are for {checkpoint.base}, which is a folder of this machine "
+            "and not on the hub: push the whole model, with --merge"
+        )
+    return True
+
+
+def _write(checkpoint: Checkpoint, folder: Path, where: str, apart: bool) -> None:
+    left_out = shutil.ignore_patterns(*_OF_THE_BASE) if apart else None
+    shutil.copytree(checkpoint.model, folder, ignore=left_out, dirs_exist_ok=True)
+    if apart:
+        shutil.copytree(checkpoint.adapter, folder, dirs_exist_ok=True)
     _generation_config(checkpoint).save_pretrained(folder)
     if checkpoint.thinks and checkpoint.latent_tokens:
         code = _with_constants(checkpoint.latent_tokens.latent, (folder / THOUGHTS).exists())
         (folder / "custom_generate").mkdir()
         (folder / "custom_generate" / "generate.py").write_text(code, encoding="utf-8")
-    (folder / "README.md").write_text(model_card(checkpoint, where), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(checkpoint, where, apart), encoding="utf-8")
 
 
 def _generation_config(checkpoint: Checkpoint) -> GenerationConfig:

@@ -19,7 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from multicoco.latent.kinds import attention_window
 from multicoco.latent.products import autocast_dtype
-from multicoco_kernels import BufferPool, KeyMask, LayerCache, cached_attention, first_handle
+from multicoco_kernels import BufferPool, KeyMask, LayerCache, cached_attention, first_handle, send
 
 ATTENTION_NAME = "multicoco_cached"
 
@@ -60,8 +60,12 @@ class StaticKVCache:
         return self.masks[window]
 
     def hide(self, columns: Tensor) -> None:
-        """From here on, columns (B, L) are no keys any more; not for a backward, which would hide them everywhere."""
-        self.valid, self.on_host = self.valid & ~columns, None
+        """From here on, columns (B, L) are no keys any more; not for a backward, which would hide them everywhere.
+
+        Args: columns: on the host, if `on_host` is there.
+        """
+        self.valid = self.valid & ~send(columns, self.valid.device)
+        self.on_host = None if self.on_host is None else self.on_host & ~columns
         self.masks = {}
         for layer in self.layers.values():
             layer.mask = self._mask(layer.mask.window)

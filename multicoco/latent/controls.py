@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from multicoco.latent.thoughts import put
 
 
-def another_rows(hidden: Tensor, k: int) -> Tensor:
-    """(B, D) -> (B, D): the hidden states of the batch's second half, the donors, who are fed what is their own."""
+def another_rows(hidden: Tensor, k: Tensor) -> Tensor:
+    """(B, C, D) -> (B, C, D): the hidden states of the batch's second half, the donors, who are fed their own."""
     donors = hidden[len(hidden) // 2 :]
     return torch.cat([donors, donors])
 

@@ -2,55 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from multicoco.curriculum import IGNORE_INDEX
-
-if TYPE_CHECKING:
-    from multicoco.latent.cache import StaticKVCache
-
-
-@dataclass(frozen=True)
-class Passes:
-    """The result of the latent passes over a batch (B, T).
-
-    Attributes:
-        hidden: (B, T, D) last hidden states.
-        embeds: (B, T, D) what was fed.
-        thoughts: (B, C, D) what was fed to the C latent columns; 0 in rows not latent there.
-        cache: keys and values.
-        visible: (B, T) the columns that may be attended to by what follows.
-        position_ids: (B, T), or with further axes in front.
-        further: as of `models.families.Embedded`.
-        layers: (B, M, D) the hidden states of the M layers in a column of each row, if they were asked for; the last
-            layer's after the model's last norm.
-    """
-
-    hidden: Tensor
-    embeds: Tensor
-    thoughts: Tensor
-    cache: StaticKVCache
-    visible: Tensor
-    position_ids: Tensor
-    further: Callable[[slice], dict[str, Any]]
-    layers: Tensor | None = None
-
-    def length_before_last(self) -> int:
-        """Of the columns whose cache is gone on from: the last one is run again, with what follows it.
-
-        Raises:
-            ValueError: by its embedding alone the last column would not be what it was.
-        """
-        length = self.embeds.shape[1]
-        if taken := self.further(slice(length - 1, length)):
-            raise ValueError(f"a prompt cannot end with an image where images enter by {', '.join(taken)}: add text")
-        return length - 1
+from multicoco.latent.passes import Passes
 
 
 def generate_after(

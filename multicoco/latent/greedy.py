@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
-from multicoco.latent.generate import Passes
+from multicoco.latent.passes import Passes
 
 
 class GreedyAnswers:
@@ -20,16 +20,19 @@ class GreedyAnswers:
     Args:
         max_new_tokens: of an answer.
         end_token_ids: what ends one.
+        not_first: what none begins with.
     """
 
     visible: Tensor  # (B, T) the columns of the cache, and the one that is next
     positions: Tensor  # (B, 1), or with further axes in front, of the next column
     embeds: Tensor  # (B, 1, D) likewise
 
-    def __init__(self, model: PreTrainedModel, max_new_tokens: int, end_token_ids: Sequence[int]):
+    def __init__(
+        self, model: PreTrainedModel, max_new_tokens: int, end_token_ids: Sequence[int], not_first: Sequence[int] = ()
+    ):
         self.model = model
         self.max_new_tokens = max_new_tokens
-        self.ends = torch.tensor(end_token_ids)
+        self.ends, self.not_first = torch.tensor(end_token_ids), torch.tensor(not_first, dtype=torch.long)
         self.said: dict[int, list[int]] = {}  # of each row, in their order in the batch, by what it is called
         self.cache = DynamicCache()
 
@@ -74,7 +77,10 @@ class GreedyAnswers:
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state
-        tokens = self.model.get_output_embeddings()(hidden[:, -1]).argmax(-1)
+        logits = self.model.get_output_embeddings()(hidden[:, -1])
+        begins = torch.tensor([not tokens for tokens in self.said.values()], device=logits.device)
+        hindered = torch.zeros_like(logits[0], dtype=torch.bool).index_fill(0, self.not_first.to(logits.device), True)
+        tokens = logits.masked_fill(begins[:, None] & hindered, -torch.inf).argmax(-1)
         has_ended = torch.isin(tokens, self.ends.to(tokens.device)).tolist()
         ended, staying = {}, []
         for place, (name, token) in enumerate(zip(list(self.said), tokens.tolist(), strict=True)):

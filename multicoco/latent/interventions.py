@@ -3,6 +3,7 @@
 An intervention is made for a batch, with all that it needs on the device before the first pass, so that none waits.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,22 +30,15 @@ class Intervened:
 UNTOUCHED = Intervened()
 
 
-class Recorder:
-    """A `Replacement` that changes nothing and keeps the thoughts of a batch."""
+def together(parts: Sequence[Intervened]) -> Intervened:
+    """One after the other, on each thought."""
 
-    def __init__(self) -> None:
-        self._seen: list[tuple[Tensor, Tensor]] = []
-
-    def __call__(self, thoughts: Tensor, k: Tensor) -> Tensor:
-        self._seen.append((thoughts, k))
+    def replace(thoughts: Tensor, k: Tensor) -> Tensor:
+        for part in parts:
+            thoughts = part.replace(thoughts, k)
         return thoughts
 
-    def rows(self, batch_size: int) -> list[Tensor]:
-        """The K thoughts of each row, (K, D), on the CPU."""
-        if not self._seen:
-            return [torch.empty(0, 0)] * batch_size
-        thoughts, k = (torch.stack(of_columns, dim=1).cpu() for of_columns in zip(*self._seen, strict=True))
-        return [row[own >= 0] for row, own in zip(thoughts, k, strict=True)]
+    return Intervened(replace, hides=any(part.hides for part in parts))
 
 
 class First:
@@ -54,9 +48,10 @@ class First:
         self._first: Tensor | None = None
 
     def __call__(self, thoughts: Tensor, k: Tensor) -> Tensor:
-        is_first = k <= 0  # or none at all yet
-        self._first = thoughts if self._first is None else torch.where(is_first[:, None], thoughts, self._first)
-        return self._first
+        is_first = (k == 0)[..., None]
+        here = thoughts.masked_fill(~is_first, 0).sum(1, keepdim=True)  # [B, 1, D]
+        self._first = here if self._first is None else torch.where(is_first.any(1, keepdim=True), here, self._first)
+        return self._first.expand_as(thoughts)
 
 
 def unit_noise(n_thoughts: int, width: int, bits: int) -> Tensor:
@@ -77,7 +72,7 @@ def replacement(intervention: Intervention, material: Tensor | None = None) -> R
     kind, position = intervention.kind, int(intervention.number) - 1
     if kind == "only" and intervention.inner:
         inner = replacement(intervention.inner, material)
-        return lambda thoughts, k: torch.where((k == position)[:, None], inner(thoughts, k), thoughts)
+        return lambda thoughts, k: torch.where((k == position)[..., None], inner(thoughts, k), thoughts)
     if kind == "zero":
         return lambda thoughts, k: torch.zeros_like(thoughts)
     if kind == "first":
@@ -87,9 +82,9 @@ def replacement(intervention: Intervention, material: Tensor | None = None) -> R
     assert material is not None
 
     def at(k: Tensor) -> Tensor:
-        # [B, D], whatever stands there for rows without a thought
-        index = k.clamp(min=0, max=material.shape[1] - 1)[:, None, None].expand(-1, 1, material.shape[2])
-        return material.gather(1, index)[:, 0]
+        # [B, C, D], whatever stands there for rows without a thought
+        index = k.clamp(min=0, max=material.shape[1] - 1)[..., None].expand(-1, -1, material.shape[2])
+        return material.gather(1, index)
 
     def noise(thoughts: Tensor, k: Tensor) -> Tensor:
         wide = thoughts.to(torch.promote_types(thoughts.dtype, torch.float32))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from multicoco.latent.generate import Passes
+    from multicoco.latent.passes import Passes
     from multicoco.latent.reasoner import LatentReasoner
 
 
@@ -17,14 +17,12 @@ class Supervised:
     """A batch after its passes.
 
     Attributes:
-        latent: rows and columns, (N,) each, where its thoughts stand.
         labels, divisor: as of `LatentReasoner.forward`.
         supervision: see `Objective`.
         labels_on_host: the labels on the CPU, where they are there.
     """
 
     passes: Passes
-    latent: tuple[Tensor, ...]
     labels: Tensor
     divisor: Tensor | float | None
     supervision: dict[str, Tensor]

@@ -1,8 +1,8 @@
 """Coconut's latent passes: the language model runs segment by segment, each latent embedding being the model's own
 last hidden state of the column before it (Hao et al. 2024, arXiv:2412.06769, section 3)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,17 +12,19 @@ from transformers.utils import ModelOutput
 
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.data.features import FEATURES
-from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask, rotary_tables
-from multicoco.latent.columns import latent_columns, order, places
+from multicoco.latent.cache import ATTENTION_NAME, StaticKVCache
 from multicoco.latent.controls import GaussianThoughts
-from multicoco.latent.generate import Passes, generate_after
+from multicoco.latent.generate import generate_after
 from multicoco.latent.interventions import UNTOUCHED, Intervened
 from multicoco.latent.kinds import check_supported
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.objective import Objective, Supervised
-from multicoco.latent.thoughts import ThoughtSource, constant_before_last, hidden_state, put
-from multicoco.latent.weight_gradients import stack_weight_gradients, stacked_columns
-from multicoco.models.families import family_of
+from multicoco.latent.passes import Passes, Thinking, run
+from multicoco.latent.places import coordinates, find
+from multicoco.latent.schedule import SEQUENTIAL, OnePass, PassSchedule
+from multicoco.latent.thoughts import ThoughtSource, hidden_state, put
+from multicoco.latent.weight_gradients import stack_weight_gradients
+from multicoco.models.families import Embedded, Embedding, family_of
 from multicoco_kernels import KERNELS, BufferPool
 
 
@@ -41,51 +43,13 @@ class LatentOutput(ModelOutput):
     logits: Tensor | None = None
 
 
-def split_columns(latent_columns: list[int], length: int, n_passes: int | None = None) -> list[int]:
-    """The first columns of the passes over a sequence: 0, every latent column and, up to n_passes, further ones.
-
-    Splitting a causal sequence anywhere changes nothing, so passes that are only there to make up the number
-    take single columns, first those after the last latent column, then those before it.
-
-    Raises:
-        ValueError: n_passes is too small for the latent columns or too large for the sequence.
-    """
-    starts = {0, *latent_columns}
-    if n_passes is not None:
-        if len(starts) > n_passes:
-            raise ValueError(
-                f"{len(latent_columns)} latent columns need {len(starts)} passes, n_passes is {n_passes}: "
-                "align the rows at their first latent token, or raise n_passes"
-            )
-        if n_passes > length:
-            raise ValueError(f"{n_passes} passes need as many columns, the batch has {length}: pad it")
-        last = max(starts)
-        spare = [column for column in (*range(last + 1, length), *range(last - 1, 0, -1)) if column not in starts]
-        starts.update(spare[: n_passes - len(starts)])
-    return sorted(starts)
-
-
-def tap(before: Tensor | None, layers: Sequence[Tensor], columns: Tensor) -> Tensor:
-    """(B, M, D): of each row, the hidden states that M layers have given in a column of one of the passes so far.
-
-    Args:
-        before: what the passes before have given.
-        layers: (B, S, D) each, of this pass.
-        columns: (B,), of the pass; past its ends for rows whose column is in another one.
-    """
-    length = layers[0].shape[1]
-    index = columns.clamp(0, length - 1)[:, None, None].expand(-1, 1, layers[0].shape[2])
-    here = torch.cat([layer.gather(1, index) for layer in layers], dim=1)
-    is_here = ((columns >= 0) & (columns < length))[:, None, None]
-    return torch.where(is_here, here, torch.zeros_like(here) if before is None else before)
-
-
 class LatentReasoner(nn.Module):
     """A causal or vision-language model that reasons in latent space, for plain PyTorch and DeepSpeed alike.
 
     A position is latent where `input_ids == latent_token_id`. Rows may differ in the number of latent tokens and in
     where they stand; a row's result does not depend on the rest of its batch. Columns between two latent columns
-    are one pass, so rows aligned at their first (or last) latent token need K + 1 passes for at most K of them.
+    are one pass, so rows aligned at their first (or last) latent token need K + 1 passes for at most K of them, or what
+    the schedule says.
 
     Args:
         model: of a family in `multicoco.models.families`.
@@ -93,7 +57,9 @@ class LatentReasoner(nn.Module):
         kernel: implementation of the cached attention, one of `multicoco_kernels.KERNELS`.
         thoughts: what a latent position is fed; Coconut's last hidden state by default.
         fixed_thoughts: what positions hold that wait for no pass; with a latent_token_id of None.
-        gradient_passes: through how many of its last passes a row's gradient goes, from thought to pass; None: all.
+        gradient_passes: through how many of its last thoughts a row's gradient goes, to the passes that made them;
+            None: all.
+        pass_schedule: which pass runs which columns; as many passes as thoughts, and one, by default.
         objective: the loss of a batch with `supervision`, instead of the language model's.
 
     Raises:
@@ -109,6 +75,7 @@ class LatentReasoner(nn.Module):
         thoughts: ThoughtSource = hidden_state,
         fixed_thoughts: GaussianThoughts | None = None,
         gradient_passes: int | None = None,
+        pass_schedule: PassSchedule = SEQUENTIAL,
         objective: Objective | None = None,
     ):
         super().__init__()
@@ -122,8 +89,10 @@ class LatentReasoner(nn.Module):
         self.thought_source = thoughts
         self.fixed_thoughts = fixed_thoughts
         self.gradient_passes = gradient_passes
+        self.pass_schedule = pass_schedule
         self.objective = objective
         self.cache_buffers = BufferPool()
+        self.embedding = Embedding()
         self.cross_entropy = LabelledCrossEntropy()
         self.decoder.set_attn_implementation(ATTENTION_NAME)
         if self.decoder.config._attn_implementation != ATTENTION_NAME:
@@ -186,9 +155,7 @@ class LatentReasoner(nn.Module):
         )
         loss, labels_on_host = None, on_host.get("labels") if on_host else None
         if labels is not None and objective and supervision:
-            is_latent = self._is_latent(**(on_host or {"input_ids": input_ids, "attention_mask": attention_mask}))
-            latent = places(is_latent, input_ids.device)
-            loss = objective(self, Supervised(passes, latent, labels, loss_divisor, supervision, labels_on_host))
+            loss = objective(self, Supervised(passes, labels, loss_divisor, supervision))
         elif labels is not None:
             loss = self.language_loss(passes.hidden, labels, loss_divisor, labels_on_host)
         logits = self.model.get_output_embeddings()(passes.hidden) if return_logits else None
@@ -236,86 +203,41 @@ class LatentReasoner(nn.Module):
 
         Args: as for `forward`; `intervened` is what is done to the thoughts; `given` and `tapped` as of `Objective`.
 
-        Raises: as `forward`; ValueError also for thoughts to be hidden where a gradient is wanted, or where the
-            columns end with one.
+        Raises: as `forward`; ValueError also for thoughts to be hidden where a gradient is wanted, where the columns
+            end with one, or where they are made in parallel and end in different columns.
         """
         if intervened.hides and torch.is_grad_enabled():
             raise ValueError("thoughts are hidden at evaluation only: call it under torch.no_grad()")
         if unknown := inputs.keys() - {*self.family.input_names, FEATURES}:
             raise TypeError(f"{self.model.config.model_type} takes no {', '.join(sorted(unknown))}")
-        is_latent = known = self._is_latent(input_ids, attention_mask)  # [B, T]
         host = on_host or {"input_ids": input_ids, "attention_mask": attention_mask}
-        asked = known_on_host = self._is_latent(**host) if on_host else is_latent
-        if given is not None:  # none waits for a pass
-            is_latent, asked = torch.zeros_like(is_latent), torch.zeros_like(asked)
-        k, is_last = order(is_latent, intervened.hides)  # [B, T]
-        marks = order(asked, intervened.hides) if on_host else (k, is_last)
-        columns, after = latent_columns(asked, host["attention_mask"], marks[1])
-        starts = split_columns([*columns, *after], input_ids.shape[1], n_passes)
+        tokens, mask = host["input_ids"], host["attention_mask"]
+        places = find(tokens, mask, self.latent_token_id, intervened.hides, input_ids.device)
+        schedule = self.pass_schedule if given is None else OnePass()
+        order = schedule.passes(places.columns, list(places.hidden_from), input_ids.shape[1], n_passes)
         if position_ids is None:
             position_ids = self.family.position_ids(input_ids, attention_mask, inputs)
-        embedded = self.family.embed(self.model, input_ids, inputs)
-        embeds = embedded.embeds  # [B, T, D]
+        embedded = Embedded(*self.embedding(self.family, self.model, input_ids, inputs))
         if self.fixed_thoughts is not None:
-            embeds = self.fixed_thoughts(embeds, input_ids, seeds)
+            embedded = replace(embedded, embeds=self.fixed_thoughts(embedded.embeds, input_ids, seeds))
         if given is not None:
-            embeds = put(embeds, known, given)
-        cache = StaticKVCache(attention_mask.bool(), self.kernel, self.cache_buffers, host["attention_mask"].bool())
-        mask = no_mask(embeds)
-
-        segment: Segment | None = None
-        hidden: list[Tensor] = []
-        fed: list[Tensor] = []
-        thoughts: list[Tensor] = []
-        layers: Tensor | None = None
-        with stacked_columns(), rotary_tables(self.decoder, embeds, position_ids) as choose_columns:
-            for start, end in zip(starts, [*starts[1:], input_ids.shape[1]], strict=True):
-                segment_embeds = embeds[:, start:end]
-                if start in columns:
-                    here = is_latent[:, start, None]  # [B, 1]
-                    n_left = k.amax(-1) + 1 - k[:, start]
-                    source = constant_before_last(hidden[-1][:, -1], n_left, self.gradient_passes)
-                    thought = self.thought_source(source, len(thoughts))  # [B, D]
-                    thought = intervened.replace(thought, k[:, start])
-                    thoughts.append(thought.masked_fill(~here, 0))
-                    first = torch.where(here, thought, segment_embeds[:, 0])
-                    segment_embeds = torch.cat([first[:, None], segment_embeds[:, 1:]], dim=1)
-                if start in after:  # rows whose thoughts are over hide them
-                    cache.hide(is_latent & is_last[:, :start].any(-1, keepdim=True))
-                segment = Segment(cache, start, previous=segment)
-                choose_columns(start, end)
-                out = self.decoder(
-                    inputs_embeds=segment_embeds,
-                    attention_mask=mask,
-                    position_ids=position_ids[..., start:end],
-                    use_cache=False,
-                    segment=segment,
-                    output_hidden_states=tapped is not None,
-                    **embedded.further(slice(start, end)),
-                )
-                hidden.append(out.last_hidden_state)
-                fed.append(segment_embeds)
-                if tapped is not None:
-                    layers = tap(layers, out.hidden_states[1:], tapped - start)
-        stacked = torch.stack(thoughts, dim=1) if thoughts else embeds[:, :0]
-        if given is not None:
-            stacked = embeds.masked_fill(~known[..., None], 0)[:, places(known_on_host.any(0), embeds.device)[0]]
-        visible = attention_mask.masked_fill(is_latent, 0) if intervened.hides else attention_mask
-        return Passes(
-            torch.cat(hidden, dim=1),
-            torch.cat(fed, dim=1),
-            stacked,
-            cache,
-            visible,
-            position_ids,
-            embedded.further,
-            layers,
+            embedded = replace(embedded, embeds=put(embedded.embeds, places.is_latent, given))
+        known = on_host["attention_mask"].bool() if on_host else None
+        cache = StaticKVCache(attention_mask.bool(), self.kernel, self.cache_buffers, known)
+        thinking = Thinking(places.k, self.thought_source, self.gradient_passes, intervened.replace)
+        hidden, embeds, layers = run(
+            self.decoder, embedded, position_ids, order, thinking, cache, places.hidden_from, tapped
         )
-
-    def _is_latent(self, input_ids: Tensor, attention_mask: Tensor, **others: Tensor) -> Tensor:
-        if self.latent_token_id is None:
-            return torch.zeros_like(input_ids, dtype=torch.bool)
-        return (input_ids == self.latent_token_id) & attention_mask.bool()
+        return Passes(
+            hidden=hidden,
+            embeds=embeds,
+            places=places,
+            cache=cache,
+            visible=attention_mask.masked_fill(places.is_latent, 0) if intervened.hides else attention_mask,
+            position_ids=position_ids,
+            further=embedded.further,
+            layers=layers,
+        )
 
     def language_loss(
         self, hidden: Tensor, labels: Tensor, divisor: Tensor | float | None, on_host: Tensor | None = None
@@ -331,6 +253,6 @@ class LatentReasoner(nn.Module):
         if divisor is None:
             divisor = labelled.sum().clamp(min=1)
         labelled[:, 0] |= ~labelled.any()  # without labels still call the head, as other ranks do: its loss is 0
-        where = places(labelled, hidden.device)
+        where = coordinates(labelled, hidden.device)
         summed: Tensor = self.cross_entropy(hidden[where], head, labels[:, 1:][where])
         return summed / divisor

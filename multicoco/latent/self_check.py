@@ -12,10 +12,12 @@ experts stands level between two of them may rounding choose another one: there 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from multicoco.errors import UserError
 from multicoco.latent.cache import ATTENTION_NAME
@@ -24,12 +26,38 @@ from multicoco.models.checks import position_limit
 from multicoco.models.families import family_of
 from multicoco_kernels import BufferPool
 
-_TOLERANCE, _TOLERANCE_OF_EXPERTS = 1e-4, 1e-2  # of the spread of the logits over the vocabulary
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # as configs call their number
-_EXCEPTIONS_OF_EXPERTS = 0.05  # the share of positions that may differ by more
 _N_PASSES = 4
 _EAGER_COLUMNS = 1024  # longer sequences take PyTorch's attention, which never holds the matrix of all scores
-_MOST_LOGITS = 2**24  # compared of an example: 64 MiB
+MOST_LOGITS = 2**24  # compared of an example: 64 MiB
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far logits may be apart.
+
+    Attributes:
+        of_spread: of their spread over the vocabulary.
+        exceptions: the share of positions that may be further apart.
+        reason: why so much.
+    """
+
+    of_spread: float
+    exceptions: float
+    reason: str
+
+    def difference(self, actual: Tensor, expected: Tensor) -> float:
+        """Of (n, V) logits, in the spread of the expected ones, exceptions left out."""
+        differences = (actual - expected).abs().amax(-1) / expected.std(-1).mean()  # of each position
+        return differences.quantile(1 - self.exceptions).item()
+
+
+def tolerance_of(model: PreTrainedModel) -> Tolerance:
+    """Of a model in fp32."""
+    config = model.config.get_text_config()
+    if any((getattr(config, key, None) or 0) > 1 for key in _EXPERTS):
+        return Tolerance(1e-2, 0.05, "rounding may choose another expert for a few tokens")
+    return Tolerance(1e-4, 0.0, "rounding in fp32 is about 1e-6, a little more in deep models")
 
 
 @torch.no_grad()
@@ -52,12 +80,12 @@ def self_check(reasoner: LatentReasoner, examples: Sequence[dict[str, Tensor]]) 
     rows = [example["input_ids"][example["attention_mask"].bool()] for example in examples]
     rows = [(row if latent is None else row[row != latent])[:longest] for row in rows]
     inputs = [{name: example[name] for name in names if example.get(name) is not None} for example in examples]
-    most = _MOST_LOGITS // config.vocab_size
+    most = MOST_LOGITS // config.vocab_size
     compared = [torch.linspace(0, len(row) - 1, min(len(row), most)).long() for row in rows]
     was_training = model.training
     try:
-        with _in_fp32(model.eval()):
-            own = [_own_logits(reasoner, *example) for example in zip(rows, inputs, compared, strict=True)]
+        with in_fp32(model.eval()):
+            own = [own_logits(model, *example) for example in zip(rows, inputs, compared, strict=True)]
             passes = _passes_logits(reasoner, rows, inputs, compared)
     except Exception as error:  # a model's code may raise anything
         raise UserError(
@@ -66,29 +94,28 @@ def self_check(reasoner: LatentReasoner, examples: Sequence[dict[str, Tensor]]) 
         ) from error
     finally:
         model.train(was_training)
-    has_experts = any((getattr(config, key, None) or 0) > 1 for key in _EXPERTS)
-    tolerance, exceptions = (_TOLERANCE_OF_EXPERTS, _EXCEPTIONS_OF_EXPERTS) if has_experts else (_TOLERANCE, 0.0)
+    tolerance = tolerance_of(model)
     for row, expected, actual in zip(rows, own, passes, strict=True):
         if not expected.isfinite().all():
             raise UserError(f"the {model.config.model_type} model's own logits are not finite: its weights are damaged")
-        differences = (actual - expected).abs().amax(-1) / expected.std(-1).mean()  # of each position
-        difference = differences.quantile(1 - exceptions).item()
-        if not difference <= tolerance:
+        difference = tolerance.difference(actual, expected)
+        if not difference <= tolerance.of_spread:
             raise UserError(
                 f"latent passes do not compute what the {model.config.model_type} model computes: of an example of "
                 f"{len(row)} tokens the logits differ by {difference:.1e} of their spread, rounding explains "
-                f"{tolerance:.0e}: its attention, positions or head are of an unsupported kind, choose another model"
+                f"{tolerance.of_spread:.0e}: its attention, positions or head are of an unsupported kind, "
+                "choose another model"
             )
 
 
-def _own_logits(reasoner: LatentReasoner, row: Tensor, inputs: dict[str, Tensor], compared: Tensor) -> Tensor:
+def own_logits(model: PreTrainedModel, row: Tensor, inputs: dict[str, Tensor], compared: Tensor) -> Tensor:
     """One example (T,) through the model's own forward -> (n, V) logits of the n columns that are compared."""
-    decoder, mask = reasoner.decoder, torch.ones_like(row[None])
+    decoder, mask = model.get_decoder(), torch.ones_like(row[None])
     decoder.set_attn_implementation("eager" if len(row) <= _EAGER_COLUMNS else "sdpa")
     try:
-        with _head_only_at(reasoner, compared[None]):
-            further = family_of(reasoner.model.config).own_inputs(row[None], inputs)
-            logits: Tensor = reasoner.model(row[None], attention_mask=mask, use_cache=False, **further).logits[0]
+        with head_only_at(model, compared[None]):
+            further = family_of(model.config).own_inputs(row[None], inputs)
+            logits: Tensor = model(row[None], attention_mask=mask, use_cache=False, **further).logits[0]
             return logits
     finally:
         decoder.set_attn_implementation(ATTENTION_NAME)
@@ -109,21 +136,21 @@ def _passes_logits(
         columns[i, : len(at)] = start + at
     batch = family_of(reasoner.model.config).batch(inputs)
     n_passes = min(_N_PASSES, length)
-    with _own_buffers_and_kernel(reasoner), _head_only_at(reasoner, columns):
+    with _own_buffers_and_kernel(reasoner), head_only_at(reasoner.model, columns):
         seeds = torch.arange(len(rows))
         logits = reasoner(input_ids, attention_mask, n_passes=n_passes, return_logits=True, seeds=seeds, **batch).logits
     return [of_row[: len(at)] for of_row, at in zip(logits, compared, strict=True)]
 
 
 @contextmanager
-def _head_only_at(reasoner: LatentReasoner, columns: Tensor) -> Iterator[None]:
+def head_only_at(model: PreTrainedModel, columns: Tensor) -> Iterator[None]:
     """Inside, the head makes logits of (B, n) columns alone: those of a long sequence would be gigabytes."""
 
     def choose(head: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         index = columns.to(args[0].device)[..., None].expand(-1, -1, args[0].shape[-1])
         return (args[0].gather(1, index),)
 
-    handle = reasoner.model.get_output_embeddings().register_forward_pre_hook(choose)
+    handle = model.get_output_embeddings().register_forward_pre_hook(choose)
     try:
         yield
     finally:
@@ -132,19 +159,22 @@ def _head_only_at(reasoner: LatentReasoner, columns: Tensor) -> Iterator[None]:
 
 @contextmanager
 def _own_buffers_and_kernel(reasoner: LatentReasoner) -> Iterator[None]:
-    """Inside, no buffer is left for the run, and where it has a GPU, a model on the CPU takes PyTorch's kernel."""
+    """Inside, no buffer is left for the run, and the kernel is one for where the model is."""
     buffers, kernel = reasoner.cache_buffers, reasoner.kernel
-    reasoner.cache_buffers = BufferPool()
-    if reasoner.decoder.device.type == "cpu" and torch.cuda.is_available():
-        reasoner.kernel = "flash"
+    reasoner.cache_buffers, reasoner.kernel = BufferPool(), kernel_for(reasoner.model, kernel)
     try:
         yield
     finally:
         reasoner.cache_buffers, reasoner.kernel = buffers, kernel
 
 
+def kernel_for(model: PreTrainedModel, kernel: str) -> str:
+    """That of a run, or PyTorch's where the run has a GPU and the model is not there yet."""
+    return "flash" if model.device.type == "cpu" and torch.cuda.is_available() else kernel
+
+
 @contextmanager
-def _in_fp32(model: nn.Module) -> Iterator[None]:
+def in_fp32(model: nn.Module) -> Iterator[None]:
     """Inside, all parameters and buffers have at least fp32, which holds bf16 and fp16 exactly; products are fp32's."""
     narrow = [x for x in chain(model.parameters(), model.buffers()) if x.is_floating_point() and x.dtype.itemsize < 4]
     dtypes, precision = [x.dtype for x in narrow], torch.get_float32_matmul_precision()

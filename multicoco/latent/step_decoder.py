@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.objective import Objective, Supervised
+from multicoco.models.layers import keep_first_layers
 
 if TYPE_CHECKING:
     from multicoco.latent.reasoner import LatentReasoner
@@ -27,9 +28,20 @@ class StepDecoder(Objective):
         n_read: thoughts of a step that are read: its last ones.
         copied_from: the model whose language model the decoder is a copy of; None: it is the model that is trained.
         frozen: whether a copy stays as it is.
+        n_layers: of a copy, which has the first so many; None: all.
+
+    Raises:
+        ValueError: the model has fewer.
     """
 
-    def __init__(self, weight: float, n_read: int, copied_from: PreTrainedModel | None, frozen: bool = False):
+    def __init__(
+        self,
+        weight: float,
+        n_read: int,
+        copied_from: PreTrainedModel | None,
+        frozen: bool = False,
+        n_layers: int | None = None,
+    ):
         super().__init__()
         self.weight = weight
         self.n_read = n_read
@@ -37,6 +49,8 @@ class StepDecoder(Objective):
         if copied_from is not None:
             own = copied_from.get_decoder(), copied_from.get_output_embeddings()
             self.decoder, self.head = copy.deepcopy(own)  # together: they may share a weight
+            if n_layers is not None:
+                keep_first_layers(self.decoder, n_layers)
             for part in (self.decoder, self.head):
                 part.requires_grad_(not frozen)
             self.cross_entropy = LabelledCrossEntropy()
@@ -62,9 +76,10 @@ class StepDecoder(Objective):
     def _read_and_write(self, batch: Supervised) -> tuple[Tensor, Tensor]:
         """What is read, (W, R, D), and what is to be written, (W, S), of all steps, and of a last row that writes
         nothing: the decoder is called whatever the batch holds."""
-        embeds, stretches, (rows, columns) = batch.passes.embeds, batch.supervision["stretches"], batch.latent
-        order = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)  # of a thought in its row
-        fed, steps = embeds[rows, columns], stretches[rows, order]  # [N, D], [N, S], both row by row
+        embeds, stretches = batch.passes.embeds, batch.supervision["stretches"]  # [B, K, S]
+        places = batch.passes.places
+        rows, columns = places.rows_and_columns
+        fed, steps = embeds[rows, columns], stretches[rows, places.k[rows, columns]]  # [N, D], [N, S], both row by row
         counted = batch.supervision["counted"][rows]
         writes = ((steps[:, 0] != IGNORE_INDEX) & counted).nonzero()[:, 0]
         thoughts = fed[writes[:, None] + torch.arange(1 - self.n_read, 1, device=fed.device)]

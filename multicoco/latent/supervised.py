@@ -34,10 +34,10 @@ class MeanEmbeddings(Objective):
         return mean
 
     def forward(self, reasoner: LatentReasoner, batch: Supervised) -> Tensor:
-        passes, (rows, columns) = batch.passes, batch.latent
+        passes, (rows, columns) = batch.passes, batch.passes.places.rows_and_columns
         wide = torch.promote_types(passes.embeds.dtype, torch.float32)
         target = passes.embeds[rows, columns].detach().to(wide)  # [N, D]
-        thought = reasoner.thought_source(passes.hidden[rows, columns - 1], 0).to(wide)
+        thought = reasoner.thought_source(passes.hidden[rows, columns - 1], passes.places.k[rows, columns]).to(wide)
         error = (thought - target).square().sum(-1) / target.square().sum(-1).clamp(min=torch.finfo(wide).tiny)
         counted = batch.supervision["counted"][rows]
         of_thoughts = error.masked_fill(~counted, 0).sum() / batch.supervision["divisors"][0]

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-# (hidden (B, D), k) -> (B, D): the embeddings of the batch's k-th latent column (from 0), from the last hidden states,
-# after the model's last norm, of the column before it. An nn.Module's parameters are trained with the model's.
-ThoughtSource = Callable[[Tensor, int], Tensor]
+# (hidden (B, C, D), k (B, C)) -> (B, C, D): what is fed in columns of the batch, from the last hidden states, after the
+# model's last norm, of the columns before them. k says which of its row's thoughts stands there, from 0, or is -1 where
+# none does, whose result is not read. An nn.Module's parameters are trained with the model's.
+ThoughtSource = Callable[[Tensor, Tensor], Tensor]
 
 
-def hidden_state(hidden: Tensor, k: int) -> Tensor:
+def hidden_state(hidden: Tensor, k: Tensor) -> Tensor:
     """The hidden state itself (Hao et al. 2024, arXiv:2412.06769, section 3)."""
     return hidden
 
@@ -54,7 +55,7 @@ class Projection(nn.Module):
         self.to(table.dtype)
 
     def forward(self, thoughts: Tensor) -> Tensor:
-        """(B, D) -> (B, D)"""
+        """(..., D) -> (..., D)"""
         thoughts = self.layers(thoughts)
         if self.target_norm is None:
             return thoughts
@@ -62,10 +63,10 @@ class Projection(nn.Module):
 
 
 def _norms(vectors: Tensor) -> Tensor:
-    """(N, D) -> (N, 1), in at least fp32 and never 0."""
+    """(..., D) -> (..., 1), in at least fp32 and never near 0, by which they could not be divided."""
     wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     norms: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    return norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    return norms.clamp(min=torch.finfo(norms.dtype).eps)
 
 
 class Projected(nn.Module):
@@ -76,25 +77,25 @@ class Projected(nn.Module):
         self.source = source
         self.projection = projection
 
-    def forward(self, hidden: Tensor, k: int) -> Tensor:
+    def forward(self, hidden: Tensor, k: Tensor) -> Tensor:
         thoughts: Tensor = self.projection(self.source(hidden, k))
         return thoughts
 
 
 def constant_before_last(hidden: Tensor, n_left: Tensor, gradient_passes: int | None) -> Tensor:
-    """Truncated backpropagation: hidden states (B, D), as constants where they are of none of a row's last passes.
+    """Truncated backpropagation: hidden states (B, C, D), as constants where what they make is none of a row's last
+    thoughts.
 
     Args:
-        n_left: (B,), the thoughts that a row has still to be fed, this one included.
-        gradient_passes: through how many of its last passes a row's gradient goes; None: through all.
+        n_left: (B, C), the thoughts that a row has still to be fed, this one included.
+        gradient_passes: through how many of its last thoughts a row's gradient goes; None: through all.
     """
     if gradient_passes is None:
         return hidden
-    return torch.where((n_left <= gradient_passes)[:, None], hidden, hidden.detach())
+    return torch.where((n_left <= gradient_passes)[..., None], hidden, hidden.detach())
 
 
-# (thoughts (B, D), k (B,)) -> (B, D): what is fed in their place at evaluation. k counts each row's own thoughts from 0
-# and is -1 for a row that has none in this column, whose result is not read.
+# (thoughts (B, C, D), k (B, C)) -> (B, C, D): what is fed in their place at evaluation; k as of a `ThoughtSource`.
 Replacement = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -3,13 +3,15 @@ hidden states."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from multicoco.config.rates import Rates
 from multicoco.config.section import MethodKeys, NonNegativeInt, OptionalStr, PositiveInt
 from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, layout
+from multicoco.latent.schedule import SEQUENTIAL, Jacobi, OnePass, PassSchedule
 from multicoco.methods.method import Extent, Method, evaluated_methods, method_class
 
 if TYPE_CHECKING:
@@ -44,6 +46,11 @@ class CoconutKeys(MethodKeys):
         description="backpropagate through the last so many passes of an example: earlier thoughts are constants, 0 is "
         "`detached`; null: through all",
     )
+    jacobi_iterations: PositiveInt | None = Field(
+        None,
+        description="make all thoughts together, so many times: that many passes and one more, whatever the number of "
+        "thoughts; null: one after the other ([methods](methods.md#parallel-thoughts))",
+    )
     epochs_per_stage: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] = Field(
         1, description="epochs of a stage; a list gives each stage its own from the first on, the last one repeats"
     )
@@ -53,6 +60,13 @@ class CoconutKeys(MethodKeys):
         le=1,
         description="a stage ends after an epoch whose evaluation is that accurate, epochs_per_stage being the most; "
         "null: stages have all of their epochs",
+    )
+    collapse_below: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="training stops after an epoch whose evaluation has less than this share of the best accuracy of "
+        "its stage or, at its stage's end, of the stage before; null: never",
     )
     max_latent_stage: PositiveInt = Field(1, description="last stage that adds latent tokens")
     pad_latent_to_max: bool = Field(False, description="give examples with fewer steps max_latent_stage latents too")
@@ -74,6 +88,12 @@ class CoconutKeys(MethodKeys):
         method = method_class(config.trained_method)
         is_own = method.section == Coconut.section
         named = f"method is {config.method}" if config.method else f"mode is {config.mode}"
+        thinks = any(method_class(name).has_thoughts for name in evaluated_methods(config))
+        if evaluated.think_then_write is not None and not thinks:
+            yield (
+                f"eval_config.think_then_write is {evaluated.think_then_write} but no method is evaluated that thinks: "
+                "leave it at null, or add one, such as eval_config.coconut"
+            )
         if is_own and not self.enabled and (trains or config.method):
             yield f"{named} but coconut.enabled is false: set it to true"
         if not is_own and self.enabled and trains:
@@ -84,11 +104,13 @@ class CoconutKeys(MethodKeys):
             yield f"coconut.uniform_prob is {self.uniform_prob} but {named}, without stages: set it to 0"
         if self.stage_lr is not None and not config.reset_optimizer:
             yield "coconut.stage_lr is set but reset_optimizer is false: without a restart there is one learning rate"
+        if self.stage_lr is not None and isinstance(config.lr, dict):
+            yield "coconut.stage_lr is set but lr has a rate for each part: leave one of the two out"
         if is_own and self.thoughts != "hidden" and not method(config).schedule.c_thought:
             why = f"{named}, which has none" if self.c_thought else "coconut.c_thought is 0"
             yield f"coconut.thoughts is {self.thoughts} but {why}: leave it at hidden"
-        if is_own and self.advance_when_accuracy is not None and trains:
-            yield from self._advance_problems(config)
+        if is_own and trains:
+            yield from self._steering_problems(config)
         if is_own:
             yield from self._thought_problems(method(config).schedule)
         if self.first_stage is not None and self.first_stage > self.max_latent_stage + 1:
@@ -105,12 +127,15 @@ class CoconutKeys(MethodKeys):
                     f"{last}, its last, there are no thoughts yet; raise num_epochs, or set coconut.first_stage to 1"
                 )
 
-    def _advance_problems(self, config: RunConfig) -> Iterator[str]:
-        told = f"coconut.advance_when_accuracy is {self.advance_when_accuracy} but"
-        if not config.val_path:
-            yield f"{told} val_path is null: leave it at null, or name the records to evaluate"
-        if config.trained_method not in evaluated_methods(config):
-            yield f"{told} {config.trained_method} is trained and not evaluated: add it to eval_config"
+    def _steering_problems(self, config: RunConfig) -> Iterator[str]:
+        for key in ("advance_when_accuracy", "collapse_below"):
+            if (value := getattr(self, key)) is None:
+                continue
+            told = f"coconut.{key} is {value} but"
+            if not config.val_path:
+                yield f"{told} val_path is null: leave it at null, or name the records to evaluate"
+            if config.trained_method not in evaluated_methods(config):
+                yield f"{told} {config.trained_method} is trained and not evaluated: add it to eval_config"
 
     def _thought_problems(self, schedule: StageSchedule) -> Iterator[str]:
         most = schedule.max_latent_stage * schedule.c_thought
@@ -126,6 +151,17 @@ class CoconutKeys(MethodKeys):
             )
         elif n is not None and n > most:
             yield f"coconut.gradient_passes is {n} but there are at most {most} thoughts: lower it, or null for all"
+        iterations = self.jacobi_iterations
+        if iterations is not None and self.thoughts in ("pause", "noise"):
+            yield (
+                f"coconut.jacobi_iterations is {iterations} but coconut.thoughts is {self.thoughts}, which waits for "
+                "no pass: leave it at null"
+            )
+        elif iterations is not None and iterations > most:
+            yield (
+                f"coconut.jacobi_iterations is {iterations} but there are at most {most} thoughts, which are what they "
+                f"are in sequence after {most}: lower it, or null for one after the other"
+            )
 
 
 class Coconut(Method):
@@ -159,6 +195,10 @@ class Coconut(Method):
         return enough is not None and accuracy is not None and accuracy >= enough and not is_last
 
     @property
+    def collapse_below(self) -> float | None:
+        return self.keys.collapse_below
+
+    @property
     def keys(self) -> CoconutKeys:
         section: Any = getattr(self.config, self.section)  # fields of methods are not in the static type
         assert isinstance(section, CoconutKeys)
@@ -179,7 +219,7 @@ class Coconut(Method):
     @property
     def _asked_thoughts(self) -> int | None:
         """The number that eval_config asks for, of a method that has any."""
-        return self.config.eval_config.eval_latent_tokens if self.schedule.c_thought else None
+        return self.config.eval_config.asked_thoughts if self.schedule.c_thought else None
 
     @property
     def _recurs(self) -> bool:
@@ -189,8 +229,8 @@ class Coconut(Method):
     def latent_init_token(self) -> str | None:
         return self.keys.latent_init_token
 
-    def learning_rate(self, stage: int) -> float:
-        rates = self.keys.stage_lr or [self.config.lr]
+    def learning_rate(self, stage: int) -> Rates:
+        rates: Sequence[Rates] = self.keys.stage_lr or [self.config.lr]
         return rates[min(stage - self.schedule.first_stage, len(rates) - 1)]
 
     def train_row(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> tuple[list[int], list[int]]:
@@ -211,13 +251,19 @@ class Coconut(Method):
     def donor_row(self, tokens: ExampleTokens, input_ids: list[int]) -> list[int]:
         return [*tokens.prompt, *self._block(input_ids.count(self._tokens.latent))]
 
+    @property
+    def pass_schedule(self) -> PassSchedule:
+        if not self._recurs:
+            return OnePass()
+        iterations = self.keys.jacobi_iterations
+        return SEQUENTIAL if iterations is None else Jacobi(iterations)
+
     def passes(self, stage: int) -> int:
-        return self.schedule.max_latents(stage) + 1 if self._recurs else 1
+        return self.pass_schedule.n_passes(self.schedule.max_latents(stage))
 
     def prompt_passes(self, stage: int) -> int:
         asked = self._asked_thoughts
-        most = self.schedule.max_latents(stage) if asked is None else asked
-        return most + 1 if self._recurs else 1
+        return self.pass_schedule.n_passes(self.schedule.max_latents(stage) if asked is None else asked)
 
     def extent(self, tokens: ExampleTokens, stage: int) -> Extent:
         # an example that draws its stage may write all of its steps
@@ -228,10 +274,10 @@ class Coconut(Method):
             context, n_latents = context + n_latents, 0
         return Extent(context, n_latents, written + self.has_markers)
 
-    def thought_source(self) -> ThoughtSource | None:
+    def thought_source(self) -> ThoughtSource:
         from multicoco.latent.controls import another_rows
 
-        return another_rows if self.borrows else super().thought_source() if self._recurs else None
+        return another_rows if self.borrows else super().thought_source()
 
     def projection(self, model: PreTrainedModel) -> Projection | None:
         from multicoco.latent.thoughts import Projection

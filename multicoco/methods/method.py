@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from multicoco.config.rates import Rates
 from multicoco.config.section import MethodKeys
 from multicoco.curriculum import ExampleTokens, LatentTokens, StageSchedule, Supervision, layout
+from multicoco.latent.schedule import SEQUENTIAL, OnePass, PassSchedule
 from multicoco.registry import load
 
 if TYPE_CHECKING:
@@ -36,6 +38,13 @@ class Part(NamedTuple):
     stage: int
     first: int
     end: int
+
+
+class ModelCopy(NamedTuple):
+    """What training holds of the language model besides: its first layers, or all (None), with embeddings and head."""
+
+    is_trained: bool
+    layers: int | None
 
 
 class Method:
@@ -86,6 +95,11 @@ class Method:
         """Whether a stage is over because of an evaluation at the end of an epoch."""
         return False
 
+    @property
+    def collapse_below(self) -> float | None:
+        """The share of the best accuracy below which a stage has collapsed, and training stops; None: never."""
+        return None
+
     def end_stages_after(self, epochs: Sequence[int]) -> None:
         """Has stages end early, after so many finished epochs each: all that have, of the run."""
         self.schedule = replace(self.schedule, ended_early=tuple(epochs))
@@ -95,8 +109,8 @@ class Method:
         """The token whose embedding the latent tokens start from; None: the tokenizer's eos."""
         return None
 
-    def learning_rate(self, stage: int) -> float:
-        """The peak learning rate of a stage."""
+    def learning_rate(self, stage: int) -> Rates:
+        """The peak learning rate of a stage, or of each part in it."""
         return self.config.lr
 
     def train_row(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> tuple[list[int], list[int]]:
@@ -141,10 +155,14 @@ class Method:
         """The most columns that a `train_row` can have in a stage, whatever it draws."""
         return Extent(len(tokens.prompt), 0, sum(map(len, tokens.steps)) + len(tokens.answer))
 
-    def thought_source(self) -> ThoughtSource | None:
-        """Where a thought's content comes from; None: not from a pass before it, so all columns run in one pass and
-        latent ones hold what `fixed_thoughts` gives. Not asked of methods without thoughts.
-        """
+    @property
+    def pass_schedule(self) -> PassSchedule:
+        """In which order thoughts are made; with `OnePass` they wait for no pass, and latent columns hold what
+        `fixed_thoughts` gives."""
+        return SEQUENTIAL if self.has_thoughts else OnePass()
+
+    def thought_source(self) -> ThoughtSource:
+        """Where a thought's content comes from."""
         from multicoco.latent.thoughts import hidden_state
 
         return hidden_state
@@ -172,8 +190,8 @@ class Method:
         return None
 
     @property
-    def model_copy(self) -> Literal["trained", "frozen"] | None:
-        """Whether training holds a copy of the language model besides, and whether it is trained."""
+    def model_copy(self) -> ModelCopy | None:
+        """The copy of the language model that training holds besides."""
         return None
 
     def counts(self, batch: dict[str, Any]) -> list[int]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from multicoco.config.section import MethodKeys
+from multicoco.config.section import MethodKeys, PositiveInt
 from multicoco.curriculum import IGNORE_INDEX, ExampleTokens, Supervision, stretches
 from multicoco.methods.coconut import Coconut
-from multicoco.methods.method import method_class
+from multicoco.methods.method import ModelCopy, method_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,6 +25,9 @@ class SimCoTKeys(MethodKeys):
     decoder: Literal["copy", "self"] = Field(
         "copy",
         description="what reads the thoughts: a copy of the language model, or itself, which takes no further memory",
+    )
+    decoder_layers: PositiveInt | None = Field(
+        None, description="of the language model's layers a copy has the first so many; null: all"
     )
     freeze_decoder: bool = Field(False, description="a copy stays as it is")
     reads: Literal["all", "last"] = Field(
@@ -44,6 +47,11 @@ class SimCoTKeys(MethodKeys):
             )
         if self.freeze_decoder and self.decoder == "self":
             yield "sim_cot.freeze_decoder is true but sim_cot.decoder is self, which is trained: set it to copy"
+        if self.decoder_layers is not None and self.decoder == "self":
+            yield (
+                f"sim_cot.decoder_layers is {self.decoder_layers} but sim_cot.decoder is self, which is all of it: "
+                "set it to copy"
+            )
         if config.lora.rank and self.decoder == "copy" and config.mode != "eval_only":
             yield (
                 f"lora.rank is {config.lora.rank} but sim_cot.decoder is copy: adapters are of one model, set it to "
@@ -77,13 +85,13 @@ class SimCoT(Coconut):
 
         keys = self.own_keys
         n_read = self.schedule.c_thought if keys.reads == "all" else 1
-        return StepDecoder(keys.weight, n_read, model if keys.decoder == "copy" else None, keys.freeze_decoder)
+        copied = model if keys.decoder == "copy" else None
+        return StepDecoder(keys.weight, n_read, copied, keys.freeze_decoder, keys.decoder_layers)
 
     @property
-    def model_copy(self) -> Literal["trained", "frozen"] | None:
-        if self.own_keys.decoder == "self":
-            return None
-        return "frozen" if self.own_keys.freeze_decoder else "trained"
+    def model_copy(self) -> ModelCopy | None:
+        keys = self.own_keys
+        return None if keys.decoder == "self" else ModelCopy(not keys.freeze_decoder, keys.decoder_layers)
 
     def counts(self, batch: dict[str, Any]) -> list[int]:
         """Tokens that the decoder writes."""

@@ -17,7 +17,7 @@ from multicoco.errors import UserError
 from multicoco.models.checks import check_files, check_template, check_tokenizer
 from multicoco.models.families import Family, check_form, family_of
 from multicoco.models.generation import reset_generation
-from multicoco.models.lora import merge_lora
+from multicoco.models.lora import merge_lora, save_lora
 
 # small files of a model that neither its tokenizer nor its image processor writes
 _KEPT_FILES = tuple(f"{name}.json" for name in ("generation_config", "processor_config", "video_preprocessor_config"))
@@ -31,6 +31,7 @@ class Backbone:
         image_processor: None for a text-only model.
         latent_tokens: None until `add_latent_tokens`.
         kept_files: of the origin, by name; a saved model gets them unchanged.
+        base: folder or hub id of the model as it was loaded; None where plain transformers does not load it so.
         ignored_generation: what the model's own generation_config.json sets and a run does not use.
     """
 
@@ -40,6 +41,7 @@ class Backbone:
     latent_tokens: LatentTokens | None = None
     kept_files: dict[str, bytes] = field(default_factory=dict)
     ignored_generation: dict[str, Any] = field(default_factory=dict)
+    base: str | None = None
 
     @cached_property
     def family(self) -> Family:
@@ -62,6 +64,11 @@ class Backbone:
         for name, content in self.kept_files.items():
             (path / name).write_bytes(content)
 
+    def save_adapters(self, path: Path, state_dict: dict[str, torch.Tensor]) -> None:
+        """As `save_lora`, if the model has adapters and a base."""
+        if self.base is not None:
+            save_lora(self.model, state_dict, self.base, path)
+
 
 def load_backbone(
     source: str,
@@ -77,7 +84,7 @@ def load_backbone(
         UserError: nothing loadable there, a model of no family, damaged or unfitting weights, a tokenizer that has no
             words, no end-of-text token or words that the model has not, or a chat template that loses a user's text.
     """
-    options = {"trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with one_message(source):
         check_files(Path(source))
         check_form(source)
@@ -86,6 +93,8 @@ def load_backbone(
         if tokenizer.chat_template is None:
             tokenizer.chat_template = _template_of_processor(source)
         image_processor = family.load_image_processor(source, max_image_tiles, **options)
+        # by the family's config, which may say what the image processor was set to
+        options["config"] = family.config
         model, report = family.auto_model.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[kind]:
@@ -98,7 +107,12 @@ def load_backbone(
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= n_rows:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, any token does
     return Backbone(
-        model, tokenizer, image_processor, kept_files=kept, ignored_generation=reset_generation(model, tokenizer)
+        model,
+        tokenizer,
+        image_processor,
+        kept_files=kept,
+        ignored_generation=reset_generation(model, tokenizer),
+        base=str(Path(source).resolve()) if Path(source).exists() else source,
     )
 
 
@@ -111,9 +125,10 @@ def one_message(source: str) -> Iterator[None]:
         raise UserError(f"model {source!r}: {error}") from error
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        here = "" if Path(source).exists() else "no such folder is here; "
         raise UserError(
             f"model {source!r} cannot be loaded: {lines[0]} "
-            "(give a Hugging Face directory with config.json, weights and tokenizer, or a hub id)"
+            f"({here}give a Hugging Face directory with config.json, weights and tokenizer, or a hub id)"
         ) from error
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from multicoco.models.backbone import one_message
-from multicoco.models.families import Family, family_of
+from multicoco.models.families import Family, check_form, family_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ def load_reader(source: str, max_image_tiles: int = 12, trust_remote_code: bool 
     """
     options = {"trust_remote_code": trust_remote_code}
     with one_message(source):
+        check_form(source)
         config = AutoConfig.from_pretrained(source, **options)
         family = family_of(config)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)

@@ -2,14 +2,17 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
 
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from multicoco.errors import UserError
-from multicoco.models.families import family_of
+from multicoco.latent.schedule import SEQUENTIAL, Pass, PassSchedule
+from multicoco.methods.method import ModelCopy
+from multicoco.models.families import check_form, family_of
+from multicoco.models.layers import find_layers
 from multicoco.planning.trace import Tracer, meta_model
 
 
@@ -36,9 +39,10 @@ class Workload:
     Attributes:
         tiles: image tiles of an example; 0 without an image.
         prompt: columns before the first latent one, image tokens included.
-        latents: latent tokens; passes over the language model are one more.
+        latents: latent tokens.
         written: columns that carry a loss.
         rows: that an example takes in a batch; the first of them carries the loss.
+        schedule: of the passes.
     """
 
     tiles: int
@@ -46,17 +50,25 @@ class Workload:
     latents: int
     written: int
     rows: int = 1
+    schedule: PassSchedule = SEQUENTIAL
 
     @property
     def length(self) -> int:
         return self.prompt + self.latents + self.written
 
+    @cached_property
+    def passes(self) -> list[Pass]:
+        return self.schedule.passes(range(self.prompt, self.prompt + self.latents), (), self.length, None)
+
     @property
     def segments(self) -> list[int]:
-        """Columns of each pass: the prefill, every latent column but the last, the last one with what is written."""
-        if not self.latents:
-            return [self.length]
-        return [self.prompt, *[1] * (self.latents - 1), 1 + self.written]
+        """Columns of each pass."""
+        return [one.end - one.start for one in self.passes]
+
+    @property
+    def written_over(self) -> int:
+        """Columns that a pass runs again, of all passes together."""
+        return sum(self.segments) - self.length
 
 
 class ModelGeometry:
@@ -66,8 +78,8 @@ class ModelGeometry:
         config: transformers' config of a model of any family.
         dtype: of the parameters.
         freezing: as in the run config's `freeze`.
-        copy: of the language model with its embeddings and head, held besides and trained or frozen; its weights and
-            what training keeps of them are counted, its activations are not.
+        copy: of the language model with its embeddings and head, held besides; its weights and what training keeps of
+            them are counted, its activations are not.
         keeps_features: images are encoded before the run (`features: cache`), and no step calls the vision tower.
 
     Raises:
@@ -79,7 +91,7 @@ class ModelGeometry:
         config: PreTrainedConfig,
         dtype: torch.dtype,
         freezing: dict[str, bool],
-        copy: Literal["trained", "frozen"] | None = None,
+        copy: ModelCopy | None = None,
         keeps_features: bool = False,
     ):
         self.config = config
@@ -97,6 +109,11 @@ class ModelGeometry:
         self.tile = family.tile
         self.encoded = None if keeps_features else self.tile  # what of images a step encodes
         self.feature_layers = family.feature_layers
+        if family.sees_images and self.tile is None:
+            raise UserError(
+                f"a {config.model_type} model cannot be planned for: of no family of its own (docs/models.md), it does "
+                "not say what an image is on its way through it"
+            )
         self.vision_layer = self.projector = Part(0, 0, 0, 0)
         if layers := family.vision_layers(model):
             self.vision_layer, self.projector = _part(layers[0], len(layers)), _part(family.part(model, "projector"))
@@ -107,21 +124,18 @@ class ModelGeometry:
         self.decoder_parameters = sum(p.numel() for p in decoder.parameters()) - self.embedding.parameters
         self.largest = max(p.numel() for p in model.parameters() if p.requires_grad)
         if copy is not None:
+            left_out = 0 if copy.layers is None else self.decoder_layer.copies - copy.layers
             copied = self.embedding.parameters + self.decoder_parameters + self.head.parameters
+            copied -= left_out * self.decoder_layer.parameters
             self.parameters += copied
             self.called_parameters += copied
-            self.trainable += copied if copy == "trained" else 0
+            self.trainable += copied if copy.is_trained else 0
 
     def _layers(self, decoder: nn.Module) -> nn.ModuleList:
-        """Whatever they are called: `layers`, or `h` in GPT-2."""
-        n_layers = self.text.num_hidden_layers
-        lists = [part for part in decoder.children() if isinstance(part, nn.ModuleList) and len(part) == n_layers]
-        if len(lists) != 1:
-            raise UserError(
-                f"a {self.config.model_type} model cannot be planned for: its decoder has {len(lists)} lists of "
-                f"{n_layers} layers, where one is expected"
-            )
-        return lists[0]
+        try:
+            return find_layers(decoder, self.text.num_hidden_layers)[1]
+        except ValueError as error:
+            raise UserError(f"a {self.config.model_type} model cannot be planned for: {error}") from error
 
     @property
     def width(self) -> int:
@@ -167,11 +181,14 @@ def read_model_config(model_id: str, trust_remote_code: bool) -> PreTrainedConfi
     """transformers' config of a hub id or of a directory, in which config.json suffices.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is of a form that is not read.
     """
     try:
+        check_form(model_id)
         config: PreTrainedConfig = AutoConfig.from_pretrained(model_id, trust_remote_code=trust_remote_code)
         return config
+    except UserError as error:
+        raise UserError(f"model_id {model_id!r}: {error}") from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"model_id {model_id!r}: no model config can be read ({str(error).strip().splitlines()[0]}): give a "

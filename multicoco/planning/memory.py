@@ -170,6 +170,10 @@ def _hold_inputs(walk: _Walk, model: ModelGeometry, work: Workload, setting: Set
     walk.hold("KV cache", rows * work.length * model.cache_numbers * 2 * (model.width + 4))
 
 
+def _written_over(model: ModelGeometry, work: Workload, setting: Setting) -> int:
+    return setting.micro_batch * work.rows * work.written_over * model.cache_numbers * 2 * model.width
+
+
 class _Gathering:
     """The whole parameters that ZeRO-3 has at a time: every part from its first use to its last, where all may live at
     once; else no more than `stage3_max_live_parameters`, all through forward and backward.
@@ -273,6 +277,8 @@ def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting
                 gather.first_use(model.decoder_layer)
             walk.need("activations", layer.saved + layer.forward)
             walk.hold("activations", layer.saved)
+    # keys and values that a pass has written over, until its backward puts them back
+    walk.hold("KV cache", _written_over(model, work, setting))
     gather.first_use(model.head)
     walk.hold("activations", rows * work.length * hidden)  # last hidden states
     walk.hold("activations", setting.micro_batch * work.written * hidden)  # the labelled ones
@@ -320,6 +326,7 @@ def _backward(
             walk.release("vision activations", vision.saved)
             reduction.finish(model.vision_layer)
             gather.last_use(model.vision_layer)
+    walk.release("KV cache", _written_over(model, work, setting))
     for kind in ("activations", "vision activations", "gathered parameters", "unfinished gradients"):
         walk.release(kind)
     reduction.done()

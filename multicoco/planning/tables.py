@@ -56,7 +56,8 @@ def internvl3(name: str) -> InternVLConfig:
     )
 
 
-def _config(examples_per_rank: int) -> RunConfig:
+def table_config(examples_per_rank: int) -> RunConfig:
+    """A run of the tables, with so many examples of the global batch on each rank."""
     keys: dict[str, Any] = {
         "mode": "coconut_train",
         "name": "table",
@@ -73,7 +74,7 @@ def _row(name: str, model: ModelGeometry, n_gpus: int) -> list[str]:
     """What `multicoco plan` would choose, or the smallest where nothing fits."""
     cluster = Cluster(n_gpus // GPUS_PER_NODE, GPUS_PER_NODE, GPU_MEMORY)
     work = Workload(TILES, PROMPT + TILES * model.tile_tokens, LATENTS, WRITTEN)
-    found = candidates(_config(GLOBAL_BATCH // n_gpus), model, [work], cluster)
+    found = candidates(table_config(GLOBAL_BATCH // n_gpus), model, [work], cluster)
     try:
         best = choose(found, cluster)
     except UserError:
@@ -85,7 +86,7 @@ def tables(names: Iterable[str] = INTERNVL3) -> str:
     """The models' rows, as Markdown."""
     rows: list[list[str]] = []
     for name in names:
-        config = _config(1)
+        config = table_config(1)
         model = ModelGeometry(internvl3(name), model_dtype(config), config.freeze.model_dump())
         size = f"{name} ({model.parameters / 1e9:.2f} B)"
         rows += map(partial(_row, size, model), GPUS)

@@ -31,7 +31,7 @@ class Lengths:
 def stage_workloads(
     config: RunConfig, model: ModelGeometry, tiles: int | None, assumed: Lengths | None
 ) -> tuple[list[Workload], str]:
-    """The longest examples of the first stage, which writes most, and of the one with the most passes, last.
+    """The longest examples of the first stage, which writes most, and of the one with most passes and thoughts, last.
 
     Args:
         tiles: image tiles of an example with an image; the most the config allows by default.
@@ -41,7 +41,8 @@ def stage_workloads(
     """
     method = method_class(config.trained_method)(config)
     stages = method.schedule.reachable(config.num_epochs)
-    deepest = min(stages, key=lambda stage: (-method.passes(stage), stage))
+    thoughts = {stage: method.extent(ExampleTokens([]), stage).thoughts for stage in stages}
+    deepest = min(stages, key=lambda stage: (-method.passes(stage), -thoughts[stage], stage))
     tiles = (tiles or family_of(model.config).most_tiles(config.max_image_tiles)) if model.tile else 0
     measured = None if assumed else _measure(config, model, tiles, method)
     if measured:
@@ -59,7 +60,7 @@ def _workload(method: Method, stage: int, examples: Sequence[ExampleTokens], til
     contexts, thoughts, written = (
         max(part) for part in zip(*(_allowed(method.extent(tokens, stage), method) for tokens in examples), strict=True)
     )
-    return Workload(tiles, contexts, thoughts, written, rows=method.rows(stage))
+    return Workload(tiles, contexts, thoughts, written, method.rows(stage), method.pass_schedule)
 
 
 def _allowed(extent: Extent, method: Method) -> Extent:

@@ -12,6 +12,7 @@ from multicoco.curriculum import ExampleTokens, LatentTokens
 from multicoco.data.example import Example
 from multicoco.data.loader import Encoder
 from multicoco.engine.assembly import encoder_of, prompt_date, weights_of
+from multicoco.engine.weights import Weights
 from multicoco.evaluation.run import as_trained
 from multicoco.methods import Method, evaluated_methods, method_class, thinking_method
 from multicoco.models.checks import position_limit
@@ -49,7 +50,7 @@ def set_up(config: RunConfig) -> Setup:
     weights = weights_of(config)
     trains = config.mode != "eval_only"
     config, stage, _ = (config, 0, []) if trains else as_trained(config, weights)
-    source = config.model_id if Path(weights.source).is_file() else weights.source
+    source = config.model_id if Path(weights.source).is_file() or _is_to_come(config, weights) else weights.source
     reader = load_reader(source, config.max_image_tiles, config.trust_remote_code)
     latent = add_latent_words(reader.tokenizer) if thinking_method(config) else None
     encoder = encoder_of(config, reader, prompt_date(config, weights.state))
@@ -58,6 +59,12 @@ def set_up(config: RunConfig) -> Setup:
     if trained:
         stage = trained.schedule.stage(config.num_epochs - 1)
     return Setup(reader, encoder, latent, _positions(reader.family, reader.config), trained, methods, stage)
+
+
+def _is_to_come(config: RunConfig, weights: Weights) -> bool:
+    """Whether the run that it starts from has not been trained yet; its words will be those of model_id."""
+    path = Path(weights.source)
+    return config.mode != "eval_only" and path.is_relative_to(config.output_dir) and not path.exists()
 
 
 def _positions(family: Family, config: PreTrainedConfig) -> int | None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,8 @@ class Answered:
     """One evaluation: who answered, and what.
 
     Attributes:
-        name: of the run and the mode, as the page says it.
+        name: of the run, the mode and the intervention, as the page says it.
+        untouched: the name of the evaluation that an intervention is held against.
         samples: by the question; of all questions, those too whose right answer is not known.
         thoughts: what was seen in its thoughts, if that was asked for.
     """
@@ -38,6 +40,7 @@ class Answered:
     summary: dict[str, Any]
     samples: dict[Key, Sample]
     thoughts: Thoughts | None = None
+    untouched: str | None = None
 
     def right(self, key: Key) -> bool | None:
         sample = self.samples.get(key)
@@ -51,8 +54,8 @@ class Table:
     Attributes:
         content: questions, evaluations, groups and pictures, as JSON has them.
         notes: what was left out.
-        flips: for every two evaluations, the numbers of questions that only the first, only the second answers
-            correctly, of those that both were asked.
+        flips: for every two evaluations without interventions, and for each with one and that without it: the numbers
+            of questions that only the first, only the second answers correctly, of those that both were asked.
         groups: group -> its value of each question.
     """
 
@@ -79,8 +82,10 @@ def read_answers(run: RunFolder, name: str = "") -> list[Answered]:
         samples = dict(_keyed(read_lines(evaluation.file, run.problems)))
         summary = run.summaries[mode]
         who = " ".join(filter(None, [name, str(summary.get("mode", mode)) if len(plain) > 1 or not name else ""]))
-        under = f" under {summary['intervention']}" if "intervention" in summary else ""
-        found.append(Answered(f"{who}{under}", summary, samples, _read_thoughts(run, evaluation.file.stem)))
+        if "intervention" in summary:
+            found.append(Answered(f"{who} under {summary['intervention']}", summary, samples, None, who))
+        else:
+            found.append(Answered(who, summary, samples, _read_thoughts(run, evaluation.file.stem)))
     return found
 
 
@@ -106,6 +111,25 @@ def _keyed(samples: Iterator[Sample]) -> Iterator[tuple[Key, Sample]]:
         yield (*key, seen[key]), sample
 
 
+def untouched(answered: Sequence[Answered]) -> list[int | None]:
+    """Of each evaluation under an intervention, the place of the one that it is held against, if that is there."""
+    last: dict[str | None, int] = {}  # runs may share a name: a run's own evaluation stands before what was done to it
+    places = []
+    for place, one in enumerate(answered):
+        places.append(last.get(one.untouched))
+        last[one.name] = place
+    return places
+
+
+def _touched(one: Answered, place: int | None) -> dict[str, Any] | None:
+    """What was done to the thoughts, to those of which evaluation, and to which thought alone."""
+    if place is None:
+        return None
+    how = str(one.summary["intervention"])
+    alone = re.match(r"only\((\d+),", how)
+    return {"of": place, "how": how[:200], "at": int(alone[1]) if alone else None}
+
+
 def make_table(
     answered: Sequence[Answered],
     examples: dict[tuple[str, str], Example],
@@ -121,13 +145,19 @@ def make_table(
     keys = list(dict.fromkeys(key for evaluation in answered for key in evaluation.samples))
     of_key = {key: example for key in keys if (example := examples.get(key[:2]))}
     norms = [round(one.thoughts.embedding.mean, 3) if one.thoughts else None for one in answered]
-    table = Table({"evaluations": [one.name for one in answered], "norms": norms})
+    before = untouched(answered)
+    touched = [_touched(one, place) for one, place in zip(answered, before, strict=True)]
+    table = Table({"evaluations": [one.name for one in answered], "norms": norms, "touched": touched})
     table.groups = _groups(keys, of_key)
-    table.flips = [_flipped(a, b, keys) for a, b in combinations(answered, 2)]
+    pairs = [*combinations([one for one, place in zip(answered, before, strict=True) if place is None], 2)]
+    pairs += [(answered[place], one) for one, place in zip(answered, before, strict=True) if place is not None]
+    table.flips = [_flipped(a, b, keys) for a, b in pairs]
+    numbers = {key: number for number, key in enumerate(keys, start=1)}
     rows: dict[Key, dict[str, Any]] = {}
     for key in sorted(keys, key=lambda key: all(evaluation.right(key) for evaluation in answered)):
         row = _row(key, answered, of_key.get(key), pictures) if room > 0 else None
         if row is not None:
+            row["no"] = numbers[key]
             row["g"] = [values[key] for values in table.groups.values()]
             rows[key] = row
             room -= _size(row)
@@ -179,6 +209,8 @@ def _answer(evaluation: Answered, key: Key) -> dict[str, Any] | None:
         answer["cut"] = True
     if logprobs := sample.get("choice_logprobs"):
         answer["p"] = [round(value, 2) if math.isfinite(value) else None for value in logprobs]
+    if isinstance(logprob := sample.get("gold_logprob"), int | float) and math.isfinite(logprob):
+        answer["gold"] = round(logprob, 2)
     if evaluation.thoughts and key[0] in evaluation.thoughts.places:
         answer["h"] = [_thought(thought) for thought in evaluation.thoughts.of(key[0])]
     return answer

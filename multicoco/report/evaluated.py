@@ -6,7 +6,7 @@ import numpy as np
 
 from multicoco.evaluation.metrics import wilson_interval
 from multicoco.report import charts
-from multicoco.report.answers import Answered, Table
+from multicoco.report.answers import Answered, Table, untouched
 from multicoco.report.charts import Chart, Curve, Point
 from multicoco.study.statistics import compare_paired
 
@@ -17,19 +17,15 @@ _MOST_GROUPED = 6  # evaluations side by side in a chart of groups
 def interventions(answered: Sequence[Answered]) -> list[Chart]:
     """What each intervention changes, against the same questions untouched."""
     points = []
-    for changed in answered:
-        name = changed.summary.get("intervention")
-        mode = changed.summary.get("mode")
-        untouched = next(
-            (a for a in answered if a.summary.get("mode") == mode and "intervention" not in a.summary), None
-        )
-        if name is None or untouched is None:
+    for changed, place in zip(answered, untouched(answered), strict=True):
+        if place is None:
             continue
-        keys = [key for key in untouched.samples if None not in (untouched.right(key), changed.right(key))]
+        before = answered[place]
+        keys = [key for key in before.samples if None not in (before.right(key), changed.right(key))]
         if keys:
-            with_it, without = (np.array([[bool(a.right(key)) for key in keys]]) for a in (changed, untouched))
+            with_it, without = (np.array([[bool(a.right(key)) for key in keys]]) for a in (changed, before))
             paired = compare_paired(with_it, without)
-            points.append(Point(str(name), paired.difference, paired.interval))
+            points.append(Point(str(changed.summary["intervention"]), paired.difference, paired.interval))
     if not points:
         return []
     svg = charts.rows(points, "accuracy with it, less without", mark=0)

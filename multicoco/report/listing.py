@@ -14,7 +14,7 @@ from multicoco.report.folder import RunFolder, is_run, read_run
 
 _DEEPEST = 6
 _TAIL = 200_000  # bytes of metrics.jsonl that are read
-_INSIDE = {"checkpoints", "samples", "evaluation", "thoughts", "wandb"}  # of runs
+_INSIDE = {"checkpoints", "samples", "evaluation", "thoughts", "wandb", "tensorboard"}  # of runs
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class RunPart:
     facts: list[tuple[str, str]]
     charts: list[Chart]
     stages: Grid | None
+    hardest: str
     evaluations: Grid | None
     checkpoints: Grid | None
     config: str
@@ -40,6 +41,7 @@ class RunPart:
 
 def run_part(run: RunFolder) -> RunPart:
     bands = _stage_bands(run)
+    by_stage = _by_stage(run)
     return RunPart(
         name=run.name,
         state=story.state_of(run),
@@ -50,7 +52,8 @@ def run_part(run: RunFolder) -> RunPart:
         problems=run.problems,
         facts=_facts(run),
         charts=_training_charts(run, bands),
-        stages=_stages(run),
+        stages=_stages(by_stage),
+        hardest=_hardest(by_stage),
         evaluations=_evaluations(run),
         checkpoints=_checkpoints(run),
         config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "",
@@ -121,8 +124,8 @@ def _accuracy_curve(run: RunFolder, mode: str) -> Curve:
     return Curve(mode, [line["step"] for line in lines], accuracies, low, high)
 
 
-def _stages(run: RunFolder) -> Grid | None:
-    """What was learned, stage by stage: where a run struggled is to be seen here."""
+def _by_stage(run: RunFolder) -> dict[int, dict[str, Any]]:
+    """What was logged in each stage."""
     by_stage: dict[int, dict[str, Any]] = {}
     ranked_by = _logged_modes(run)[:1]  # the mode by whose accuracy checkpoints are ranked
     stage: int | None = None
@@ -138,6 +141,30 @@ def _stages(run: RunFolder) -> Grid | None:
             of["epochs"].add(line.get("train/epoch"))
         of["seconds"] += line.get("train/epoch_seconds") or 0.0
         of["accuracy"] += [value for mode in ranked_by if (value := line.get(f"eval/{mode}/accuracy")) is not None]
+    return by_stage
+
+
+def _hardest(by_stage: dict[int, dict[str, Any]]) -> str:
+    """Of several stages, in words, the one whose best accuracy is the lowest, else the one that began the lowest."""
+    reached = {stage: (max(of["accuracy"]), of["accuracy"][0]) for stage, of in by_stage.items() if of["accuracy"]}
+    if len(reached) < 2:
+        return ""
+    if len({*reached.values()}) > 1:
+        stage = min(reached, key=lambda stage: reached[stage])
+        best, first = reached[stage]
+        return (
+            f"The hardest stage was stage {stage}: accuracy {first:.3f} after its first epoch, {best:.3f} at its best."
+        )
+    text = "No stage stands out: all had the same accuracy after their first epochs, and at their best"
+    losses = {stage: known[-1] for stage, of in by_stage.items() if (known := [x for x in of["loss"] if x is not None])}
+    if not losses:
+        return f"{text}."
+    stage = max(losses, key=lambda stage: losses[stage])
+    return f"{text}. The loss ended the highest in stage {stage}, at {losses[stage]:.4g}."
+
+
+def _stages(by_stage: dict[int, dict[str, Any]]) -> Grid | None:
+    """What was learned, stage by stage: where a run struggled is to be seen here."""
     if not by_stage:
         return None
     rows, before = [], 0

@@ -22,7 +22,7 @@ Role = Literal["hidden", "cot", "direct", "no_thoughts", "pause", "borrowed"]
 # how a run is watched and where it lies, not what is trained
 _WATCHING = {
     *("project", "name", "output_dir", "use_run_name_in_output_dir"),
-    *("wandb", "log_every_steps", "num_workers", "report"),
+    *("tracking", "wandb", "log_every_steps", "num_workers", "report"),
 }
 
 _OWN = {"seed", "name", "output_dir", "use_run_name_in_output_dir"}
@@ -42,6 +42,7 @@ class ArmSpec(Section):
     set: dict[str, Any] = Field({}, description="keys of the run config that this arm sets")
     after: OptionalStr = Field(None, description="arm whose run of the same seed it starts from")
     role: Role | None = Field(None, description="in the reading rule; null: its name, if that is a role")
+    intervened: bool = Field(False, description="the interventions are on its thoughts too")
     differs: list[Part] = Field([], description="what may differ from the arms that it is compared with")
 
 
@@ -59,7 +60,7 @@ class StudySpec(Section):
     tests: Annotated[dict[Name, QuestionsSpec], Field(min_length=1)] = Field(
         description="sets of questions; the reading rule looks at the first one in distribution"
     )
-    interventions: list[str] = Field([], description="on the thoughts of the arm whose role is hidden")
+    interventions: list[str] = Field([], description="on the thoughts of the hidden arm and of those intervened")
     margin: float = Field(0.02, gt=0, lt=1, description="accuracies that differ by less tie in the reading rule")
 
     @model_validator(mode="after")
@@ -177,7 +178,7 @@ class Study:
         method = self._load(arm, training.overrides).trained_method
         for test, of_test in self.spec.tests.items():
             asked: dict[str, Any] = {f"eval_config.{name}": False for name in ("cot", "coconut", "vanilla")}
-            if self.spec.role(arm) == "hidden" and self.spec.interventions:
+            if (self.spec.role(arm) == "hidden" or spec.intervened) and self.spec.interventions:
                 asked["eval_config.interventions"] = self.spec.interventions
             to_evaluate = {"mode": "eval_only", "method": method, "load_model_path": str(folder)}
             keys = {**spec.set, "seed": seed, **of_test.set, **asked, **to_evaluate}

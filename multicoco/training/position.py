@@ -15,6 +15,7 @@ class Position:
         step: optimizer steps of the whole run.
         stage: the one trained last; None before the first.
         best_accuracy: of this stage's evaluations so far; those of other stages do not compare.
+        earlier_best: likewise of the stage before.
         evaluated: whether the evaluation after the last finished epoch has been, if one is due.
         tokens: trained on so far, of all ranks and without padding; on the device between two saves.
         passes: of the language model so far, forward, on each rank.
@@ -27,6 +28,7 @@ class Position:
     step: int = 0
     stage: int | None = None
     best_accuracy: float | None = None
+    earlier_best: float | None = None
     evaluated: bool = True
     tokens: int | Tensor = 0
     passes: int = 0

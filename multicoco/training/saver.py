@@ -107,6 +107,7 @@ class Saver:
             step=at.step,
             epoch_step=at.epoch_step,
             best_accuracy=at.best_accuracy,
+            earlier_best=at.earlier_best,
             tokens=int(at.tokens),
             passes=at.passes,
             peak_memory=at.peak_memory,

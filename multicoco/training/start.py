@@ -114,6 +114,7 @@ class Start:
             step=state.step,
             stage=state.stage,
             best_accuracy=state.best_accuracy,
+            earlier_best=state.earlier_best,
             evaluated=is_evaluated,
             tokens=state.tokens,
             passes=state.passes,

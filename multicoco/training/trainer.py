@@ -13,7 +13,7 @@ from multicoco.data.example import Example
 from multicoco.data.loader import check_donors
 from multicoco.data.sources import require_answers, require_steps
 from multicoco.data.sources.location import locate
-from multicoco.engine.assembly import Assembly, assemble, load_records, prompt_date, weights_of
+from multicoco.engine.assembly import Assembly, assemble, prompt_date, weights_of
 from multicoco.engine.checkpoint import Checkpoints
 from multicoco.engine.deepspeed import build_engine, model_shape
 from multicoco.engine.ds_config import resolve_ds_config
@@ -21,6 +21,8 @@ from multicoco.engine.lengths import check_prompt_lengths, those_that_fit
 from multicoco.engine.preemption import Preempted
 from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
+from multicoco.engine.rates import learning_rates
+from multicoco.engine.records import lengths_file, load_records, load_training_records
 from multicoco.engine.resume import lock_run_folder
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import embedding_rows
@@ -58,11 +60,15 @@ class Trainer:
         self.config = config
         self.group = group = ProcessGroup(config.lost_rank_seconds)
         checkpoints = Checkpoints(
-            config.run_dir, config.max_checkpoints_to_keep, config.keep_best_checkpoints, config.asynchronous_save
+            config.run_dir,
+            config.max_checkpoints_to_keep,
+            config.keep_best_checkpoints,
+            config.asynchronous_save,
+            keep_stage_before=method_class(config.trained_method)(config).collapse_below is not None,
         )
         start = Start(config, checkpoints, allow_change)
         earlier = start.check_folder()
-        examples = load_records(config, config.train_path, config.max_train_samples)
+        examples = load_training_records(config)
         agree(lambda: require_answers(examples, locate(config.data_dir, str(config.train_path))), only_rank_0=True)
         self.questions = load_records(config, config.val_path, config.max_val_samples)
 
@@ -73,8 +79,9 @@ class Trainer:
         assembly = assemble(config, weights, date, examples, group.device, n_rows)
         self.method = method_class(config.trained_method)(config, assembly.backbone.latent_tokens)
         self.batches = TrainingBatches(config, examples, assembly, self.method)
-        positions = position_limit(assembly.backbone.model)
-        fitting = those_that_fit(config, positions, examples, assembly.encoder, self.method, self._stages)
+        positions, stages = position_limit(assembly.backbone.model), sorted(self._stages)
+        remembered = lengths_file(config, examples, date, stages, len(assembly.backbone.tokenizer))
+        fitting = those_that_fit(config, positions, examples, assembly.encoder, self.method, stages, remembered)
         self.batches.keep(fitting)
         agree(lambda: self._check_purpose(fitting, assembly, positions), only_rank_0=True)
         shape = model_shape(assembly.reasoner, max(map(self.method.passes, self._stages)))
@@ -84,9 +91,10 @@ class Trainer:
 
         set_seed(config.seed + group.rank)
         data = start.hash_data()
-        self.stages = Stages(config, self.engine, self.method, self.batches.steps_per_epoch)
+        self.stages = Stages(config, self.engine, self.method, self.batches.steps_per_epoch, checkpoints)
         self.at, wandb_id = start.find(self.engine, self.stages, data, self.batches.global_batch)
-        self.tracker = agree(lambda: Tracker(config.run_dir, config, wandb_id, enabled=group.rank == 0))
+        next_step = self.at.step + self.at.evaluated  # a missing evaluation of the last one is made up for
+        self.tracker = agree(lambda: Tracker(config.run_dir, config, wandb_id, group.rank == 0, next_step))
         if left_out := len(examples) - len(fitting):
             self.tracker.log({"data/examples": len(fitting), "data/too_long": left_out}, self.at.step)
         origin = TrainerState(
@@ -144,8 +152,8 @@ class Trainer:
 
         Raises:
             Preempted: a rank was signalled to end; a checkpoint was written first.
-            UserError: a checkpoint could not be written, and `on_save_error` is to stop; or too many steps were
-                skipped.
+            UserError: a checkpoint could not be written, and `on_save_error` is to stop; too many steps were
+                skipped; or a stage has collapsed.
         """
         with self.group.watched():
             self._train()
@@ -210,9 +218,8 @@ class Trainer:
             metrics["train/skipped_steps"] = self.engine.skipped_steps
             shown["skipped"] = str(self.engine.skipped_steps)
         progress.set_postfix(shown, tokens_s=f"{metrics['train/tokens_per_s']:.0f}", refresh=False)
-        learning_rate = self.engine.lr_scheduler.get_last_lr()[0]
-        where = {"train/stage": self.at.stage, "train/epoch": epoch + 1, "train/lr": learning_rate}
-        self.tracker.log(metrics | where, self.at.step)
+        where = {"train/stage": self.at.stage, "train/epoch": epoch + 1}
+        self.tracker.log(metrics | where | learning_rates(self.engine, self.config.lr), self.at.step)
 
     def _evaluate(self, epochs: int) -> None:
         """After so many epochs, if it is due; the accuracy goes to the checkpoint, or decides whether it stays."""

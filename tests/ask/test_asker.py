@@ -4,51 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
-from homes import make_home, seal_whole
 from PIL import Image
 
 import multicoco
-from multicoco.ask.asker import Asker
-from multicoco.config import load_config
-from multicoco.data.sources import load_examples
-from multicoco.engine.trainer_state import TrainerState
 from multicoco.errors import UserError
-from multicoco.models.backbone import load_backbone
-from multicoco.models.vocabulary import add_latent_tokens
-
-SETTINGS = ["mode=coconut_train", "coconut={enabled: true, c_thought: 2, max_latent_stage: 3}", "num_epochs=4"]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    """A run folder, runs/run, with a checkpoint of stage 2, and the data that it was trained on."""
-    config = "mode: cot_train\ngeneration: {max_new_tokens: 12}"
-    home = make_home(tmp_path_factory.mktemp("ask"), 12, 6, config)
-    checkpoint = home / "runs" / "run" / "checkpoints" / "epoch_0003"
-    torch.manual_seed(0)
-    backbone = load_backbone(str(home / "model"))
-    add_latent_tokens(backbone, None)
-    backbone.save_pretrained(checkpoint / "model")
-    (checkpoint / "config.yaml").write_text(load_config(home / "run.yaml", SETTINGS).to_yaml())
-    state = TrainerState(3, stage=2, step=9, method="coconut", prompt_date="2026-11-25")
-    (checkpoint / "trainer.json").write_text(json.dumps(asdict(state)))
-    seal_whole(checkpoint)
-    return home
-
-
-@pytest.fixture(scope="module")
-def asker(home, one_thread) -> Asker:
-    return multicoco.load(home / "runs" / "run")
-
-
-@pytest.fixture(scope="module")
-def example(home):
-    return load_examples(home / "scenes" / "aokvqa_v1p0_val.json", home / "scenes")[0]
+from multicoco.evaluation import asking
 
 
 def test_written_answers_are_those_of_the_models_own_generate(asker, example):
@@ -90,6 +53,22 @@ def test_thoughts_are_read_and_intervened_on(asker, example, home, monkeypatch):
     changed = [spec for spec, under in answer.under.items() if under.chances != pytest.approx(answer.chances, abs=1e-6)]
     assert set(changed) == {*specs, others}
     assert answer.under["cut(1)"].thoughts == 1 and answer.under["zero"].thoughts == 4
+    assert len(answer.norms) == 4 and min(answer.norms) > 0
+
+
+def test_single_thoughts_are_changed_together(asker, example):
+    other = next(p for p in example.image.parent.iterdir() if p != example.image)
+    whole = [f"transplant={other}"]
+    single = [f"only({k}, transplant={other})" for k in range(1, 5)]
+    kept = [f"only({k}, transplant={example.image})" for k in range(1, 5)]
+    two = ["only(1, zero)", "only(3, zero)"]
+    answer = asker.ask(example.image, example.question, example.choices, intervene=[whole, single, kept, two, two[1:]])
+    names = [" + ".join(specs) for specs in (whole, single, kept, two, two[1:])]
+    assert [*answer.under] == names
+    whole, single, kept, two, last = (answer.under[name].chances for name in names)
+    assert whole == pytest.approx(single, abs=1e-6) and kept == pytest.approx(answer.chances, abs=1e-6)
+    for these, those in ((whole, answer.chances), (two, last), (two, answer.chances)):
+        assert these != pytest.approx(those, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -100,12 +79,35 @@ def test_thoughts_are_read_and_intervened_on(asker, example, home, monkeypatch):
         ({"mode": "vanilla", "intervene": ["zero"]}, "no thoughts of its own"),
         ({"intervene": ["zeros"]}, "there is no intervention 'zeros'"),
         ({"intervene": ["only(9, zero)"]}, "needs 9 thoughts"),
+        ({"intervene": [["only(1, zero)", "mask"]]}, "only single thoughts are changed together"),
         ({"image": "nowhere.png"}, "nowhere.png"),
     ],
 )
 def test_what_cannot_be_asked_is_said(asker, example, options, expected):
     with pytest.raises(UserError, match=expected):
         asker.ask(**({"image": example.image, "question": "What?", "choices": ["a", "b"]} | options))
+
+
+def test_answers_are_greedy_or_sampled_as_the_config_says(asker, example, monkeypatch):
+    used = []
+    inner = asking.generate_after
+
+    def generate_after(*arguments, generation_config, **further):
+        used.append(generation_config)
+        return inner(*arguments, generation_config=generation_config, **further)
+
+    monkeypatch.setattr(asking, "generate_after", generate_after)
+
+    def answers(**settings) -> list[str]:
+        generation = asker.config.generation.model_copy(update=settings)
+        monkeypatch.setattr(asker, "config", asker.config.model_copy(update={"generation": generation, "seed": 5}))
+        return [asker.ask(example.image, example.question, mode="cot").text for _ in range(2)]
+
+    greedy, again = answers()
+    hot, as_hot = answers(do_sample=True, temperature=2.0, top_p=0.9)
+    assert greedy == again and hot == as_hot != greedy  # of one seed
+    assert [config.do_sample for config in used] == [False, False, True, True]
+    assert (used[-1].temperature, used[-1].top_p, used[-1].num_beams) == (2.0, 0.9, 1)
 
 
 def test_a_control_whose_thoughts_are_of_another_question_is_not_asked_alone(asker, example, monkeypatch):

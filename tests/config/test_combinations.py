@@ -28,6 +28,14 @@ ALL_FROZEN = [f"freeze.{part}=true" for part in ("vision_tower", "projector", "l
         (["train_path=null"], ["mode is cot_train", "train_path is null"]),
         (["mode=eval_only", "eval_config.cot=true"], ["mode is eval_only", "val_path is null"]),
         (["mode=eval_only", "val_path=v"], ["mode is eval_only", "none of eval_config.cot", "name a method"]),
+        (
+            ["lr={language_model: 1e-3, projector: 1e-4}", "freeze.projector=true"],
+            ["lr.projector is set but freeze.projector is true"],
+        ),
+        (
+            [*COCONUT, "lr={language_model: 1e-3}", "coconut.stage_lr=[1e-3]"],
+            ["coconut.stage_lr is set but lr has a rate for each part"],
+        ),
         (["coconut.stage_lr=[1e-3]", "reset_optimizer=false"], ["coconut.stage_lr is set but reset_optimizer"]),
         (
             [*COCONUT, "coconut.c_thought=0", "coconut.thoughts=pause"],
@@ -46,6 +54,29 @@ ALL_FROZEN = [f"freeze.{part}=true" for part in ("vision_tower", "projector", "l
             ["coconut.gradient_passes is 3 but there are at most 2 thoughts"],
         ),
         (
+            [*COCONUT, "coconut.jacobi_iterations=1", "coconut.thoughts=noise"],
+            [
+                "coconut.jacobi_iterations is 1 but coconut.thoughts is noise, which waits for no pass",
+                "leave it at null",
+            ],
+        ),
+        (
+            [*EVALUATION, "eval_config.think_then_write=1"],
+            ["eval_config.think_then_write is 1 but no method is evaluated that thinks", "eval_config.coconut"],
+        ),
+        (
+            [*COCONUT, "eval_config.think_then_write=1", "eval_config.eval_latent_tokens=1"],
+            ["eval_config.think_then_write is 1 but eval_config.eval_latent_tokens is set", "leave one at null"],
+        ),
+        (
+            [*COCONUT, "eval_config.think_then_write=0", "eval_config.answer_by=likelihood"],
+            ["eval_config.think_then_write is 0 but eval_config.answer_by is likelihood"],
+        ),
+        (
+            [*COCONUT, "coconut.jacobi_iterations=3", "coconut.c_thought=2"],
+            ["coconut.jacobi_iterations is 3 but there are at most 2 thoughts", "in sequence after 2: lower it"],
+        ),
+        (
             [*COCONUT, "coconut.projection=mlp", "coconut.thoughts=noise"],
             ["coconut.projection is mlp but coconut.thoughts is noise, no hidden state", "leave it at none"],
         ),
@@ -54,6 +85,10 @@ ALL_FROZEN = [f"freeze.{part}=true" for part in ("vision_tower", "projector", "l
             ["coconut.norm is embedding but there are no thoughts"],
         ),
         ([*COCONUT[:2], "coconut.first_stage=3"], ["coconut.first_stage is 3", "the last stage is 2"]),
+        (
+            ["tracking=[wandb]", "wandb.mode=disabled"],
+            ["tracking has wandb but wandb.mode is disabled", "leave wandb out"],
+        ),
         (["bf16=true", "fp16=true"], ["bf16 and fp16 are both true"]),
         (
             ["val_path=v", "eval_config.inputs=question_only"],
@@ -86,6 +121,7 @@ def test_contradictions(run, error, overrides, expected):
         (["eval_config.vanilla=true"], "eval_config.vanilla is true but val_path is null"),
         (["eval_config.interventions=[zero]"], "eval_config.interventions are set but val_path is null"),
         (["eval_config.thoughts=true"], "eval_config.thoughts is true but val_path is null"),
+        ([*COCONUT, "coconut.collapse_below=0.5"], "collapse_below is 0.5 but val_path is null"),
         ([*COCONUT, "coconut.advance_when_accuracy=0.9"], "advance_when_accuracy is 0.9 but val_path is null"),
         (
             [*COCONUT, "coconut.advance_when_accuracy=0.9", "val_path=v", "eval_config.cot=true"],
@@ -122,12 +158,14 @@ def test_what_would_never_do_anything(run, error, overrides, expected):
             "eval_config.eval_latent_tokens=1",
         ],
         [*COCONUT, "mode=eval_only", "val_path=v", "eval_config.coconut=true"],
+        [*COCONUT, "eval_config.think_then_write=0"],
         [*COCONUT, "eval_config.eval_latent_tokens=2"],  # more than it is trained with
         [*COCONUT[:2], "load_model_path=cot"],  # starts at stage 1
         [*COCONUT[:2], "coconut.uniform_prob=0.1"],  # thoughts are drawn in stage 0 too
         [*COCONUT, "coconut.c_thought=0"],
         [*COCONUT, "coconut.advance_when_accuracy=0.9", "val_path=v"],
         [*COCONUT, "coconut.gradient_passes=2", "coconut.c_thought=2"],
+        [*COCONUT, "coconut.jacobi_iterations=2", "coconut.c_thought=2"],
         [*COCONUT, "coconut.projection=linear", "coconut.norm=embedding", "coconut.thoughts=borrowed"],
         [*COCONUT[:2], "coconut.first_stage=2"],
         ["mode=train", "method=no_thoughts", *COCONUT[1:], "val_path=v", "eval_config.coconut=true"],

@@ -25,7 +25,9 @@ from multicoco.errors import UserError
         ("coconut.epochs_per_stage=[]", "coconut.epochs_per_stage (--set "),
         ("coconut={c_thought: x}", "coconut.c_thought (--set coconut={c_thought: x}): must be a valid integer"),
         ("cococnut.enabled=true", "did you mean coconut?"),
-        ("lr=", "lr (--set lr=): must be a valid number (got None)"),
+        ("lr={vision: 1e-3}", "must be 'vision_tower', 'projector', 'language_model' or 'new_tokens'"),
+        ("lr={projector: 0}", "lr (--set lr={projector: 0}): must be a valid number or must be greater than 0"),
+        ("lr=", "lr (--set lr=): must be a valid number or must be a mapping of keys (got None)"),
         ("mode=trian", "mode (--set mode=trian): "),
         ("model_id=", "model_id (--set model_id=): "),
         ("name=a/b", "name (--set name=a/b): must be the name of a folder"),
@@ -41,7 +43,7 @@ def test_names_key_place_and_remedy(run, error, override, expected):
 def test_names_the_file_of_the_chain_that_set_the_key(write, error):
     base = write("lr: x\ngeneration:\n  top_pp: 1\n", "base.yaml")
     message = error(write())
-    assert f"lr ({base}:5): must be a valid number (got 'x')" in message
+    assert f"lr ({base}:5): must be a valid number or must be a mapping of keys (got 'x')" in message
     assert f"generation.top_pp ({base}:7): unknown key, did you mean generation.top_p?" in message
 
 

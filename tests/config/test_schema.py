@@ -15,9 +15,14 @@ from multicoco.methods import Method, MethodKeys
 REPO = Path(__file__).parents[2]
 
 
+RATE = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+
+
 class TestWrittenConfig:
     @given(
-        lr=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+        lr=st.one_of(
+            RATE, st.dictionaries(st.sampled_from(["vision_tower", "projector", "new_tokens"]), RATE, min_size=1)
+        ),
         text=st.one_of(
             st.sampled_from(["1e-4", "null", "yes", "12", "12:30", "010", "a: b", "# x", "2026-11-23", "<<", " "]),
             st.text(st.characters(exclude_categories=["Cs"])),

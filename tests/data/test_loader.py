@@ -29,7 +29,7 @@ sizes = {
 
 
 def all_ranks(n, batch_size, world_size, accumulation, seed):
-    return [RankBatches(n, batch_size, rank, world_size, accumulation, seed).batches for rank in range(world_size)]
+    return [list(RankBatches(n, batch_size, rank, world_size, accumulation, seed)) for rank in range(world_size)]
 
 
 @given(**sizes)
@@ -45,7 +45,7 @@ def test_every_example_counts_exactly_once(n, batch_size, world_size, accumulati
 @given(**sizes)
 def test_a_step_sees_the_same_examples_on_any_number_of_ranks(n, batch_size, world_size, accumulation, seed):
     ranks = all_ranks(n, batch_size, world_size, accumulation, seed)
-    alone = RankBatches(n, batch_size * world_size * accumulation, 0, 1, 1, seed).batches
+    alone = list(RankBatches(n, batch_size * world_size * accumulation, 0, 1, 1, seed))
     for step, batch in enumerate(alone):
         micro = range(step * accumulation, (step + 1) * accumulation)
         pieces = [pick for m in micro for batches in ranks for pick in batches[m]]
@@ -58,9 +58,9 @@ def test_what_is_left_of_an_epoch_is_the_same_on_any_number_of_ranks(
 ):
     """An epoch begun on some ranks and gone on with on others, with the same global batch, is the whole epoch."""
     global_batch = batch_size * world_size * accumulation * other_ranks
-    whole = RankBatches(n, global_batch, 0, 1, seed=seed).batches
+    whole = list(RankBatches(n, global_batch, 0, 1, seed=seed))
     pieces = [
-        RankBatches(n, global_batch // other_ranks, rank, other_ranks, seed=seed, done=done).batches
+        list(RankBatches(n, global_batch // other_ranks, rank, other_ranks, seed=seed, done=done))
         for rank in range(other_ranks)
     ]
     left = [[pick for batches in pieces for pick in batches[step]] for step in range(len(pieces[0]))]
@@ -70,7 +70,7 @@ def test_what_is_left_of_an_epoch_is_the_same_on_any_number_of_ranks(
 @given(**sizes, cut=st.integers(0, 30))
 def test_the_parts_of_an_epoch_are_the_epoch(n, batch_size, world_size, accumulation, seed, cut):
     whole, first, rest = (
-        RankBatches(n, batch_size, 0, world_size, accumulation, seed, done, until).batches
+        list(RankBatches(n, batch_size, 0, world_size, accumulation, seed, done, until))
         for done, until in ((0, None), (0, cut), (cut, None))
     )
     assert first + rest == whole

@@ -2,8 +2,10 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from homes import flip_a_bit, make_run, seal_whole
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,6 +70,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, cap
     said = capsys.readouterr().out
     assert "epoch_0003 is damaged" in said and message in said
     assert names(run) == {"epoch_0001", "epoch_0002", "epoch_0003.damaged"}  # kept, but counted no more
+
+
+@pytest.mark.parametrize(("world_size", "zero_stage"), [(2, 2), (1, 3)])
+def test_rates_by_part_are_not_converted_for_other_ranks_or_stages(tmp_path, world_size, zero_stage):
+    groups = [{"params": [torch.zeros(1)], "part": part} for part in ("language_model", "projector")]
+    engine = SimpleNamespace(optimizer=torch.optim.AdamW(groups), zero_optimization_stage=lambda: 2)
+    state = TrainerState(1, 0, 1, world_size=world_size, zero_stage=zero_stage)
+    with pytest.raises(UserError, match=rf"is of {world_size} ranks and ZeRO stage {zero_stage}: with a learning rate"):
+        Checkpoints(tmp_path, 1, 1).load(engine, tmp_path / "epoch_0001", state)
 
 
 def test_when_all_are_damaged_nothing_is_trained_over_them(tmp_path):

@@ -70,3 +70,10 @@ def test_each_parameter_is_gathered_once_a_step(run_server, home, uniform_prob, 
     assert len(counts["evaluated_after"]) == 4 and {step["images"] for step in counts["steps"]} == {0, 1}
     assert max(steady_steps(counts)) <= LIMIT
     assert min(steady_steps(counts)) >= 1
+
+
+@pytest.mark.distributed
+def test_so_it_is_when_thoughts_are_made_in_parallel(run_server, home):
+    settings = ("coconut.jacobi_iterations=2", "coconut.uniform_prob=0.3", "coconut.first_stage=3", "num_epochs=1")
+    counts = count(run_server, home, "parallel", {"stage3_max_live_parameters": 10**9}, *settings)
+    assert min(steady_steps(counts)) >= 1 and max(steady_steps(counts)) <= LIMIT

@@ -113,6 +113,20 @@ def test_the_message_counts_names_the_longest_and_says_what_to_do(capsys):
     assert "1 of 9 records are longer than 16 tokens, max_length ('q8' (17)): left out" in capsys.readouterr().out
 
 
+def test_what_is_remembered_is_not_measured_again(tmp_path):
+    given, file = examples([(size, 0) for size in range(1, 10)]), tmp_path / "f.lengths"
+
+    def fitting(encoder, most: int):
+        skipping = config(max_length=most, too_long="skip")
+        return those_that_fit(skipping, None, given, encoder, METHOD, STAGES, file)
+
+    unread = SimpleNamespace(tokens=None)
+    first = fitting(ENCODER, 12)
+    assert 0 < len(first) < 9 and fitting(unread, 12) == first and len(fitting(unread, 13)) == len(first) + 1
+    file.write_bytes(b"short")
+    assert fitting(ENCODER, 12) == first == fitting(unread, 12)
+
+
 def test_without_a_limit_nothing_is_measured():
     unread = SimpleNamespace(tokens=None)
     assert len(those_that_fit(config(), None, examples([(1, 1)]), unread, METHOD, STAGES)) == 1

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from multicoco.config import RunConfig
 from multicoco.models.freezing import freeze
-from multicoco.models.lora import add_lora
+from multicoco.models.lora import add_lora, add_token_rows
 
 GLOBAL_BATCH = 4
 PASSES = 5  # of each micro-batch, over the language model
@@ -46,6 +46,8 @@ ZERO3_SWITCHES = {
     "stage3_allgather_sequential": True,
 }
 SMALL_BUFFERS = {"pin_memory": False, "buffer_count": 2, "buffer_size": 10_000, "max_in_cpu": 1000}
+RATES = {"vision_tower": 1e-3, "projector": 3e-2, "language_model": 1e-2, "new_tokens": 3e-3}
+RATES_OF_LORA = {"projector": 3e-2, "language_model": 1e-2, "new_tokens": 3e-3}  # its vision tower is frozen
 SHARDED = {"stage3_param_persistence_threshold": 0}  # at DeepSpeed's own, nothing of a model this small is let go
 
 
@@ -68,7 +70,8 @@ class Case:
     lora: bool = False
     tied: bool = True
     experts: bool = False
-    thoughts: Literal["hidden", "noise", "borrowed"] = "hidden"
+    thoughts: Literal["hidden", "noise", "borrowed", "parallel"] = "hidden"
+    rates: dict[str, float] | None = None
     family: str = "internvl"
 
 
@@ -125,8 +128,12 @@ CASES = {
         for stage in (2, 3)
         for thoughts in ("noise", "borrowed")
     },
+    "zero2_parallel": Case({"stage": 2}, accumulation=2, thoughts="parallel"),
+    "zero3_parallel": Case({"stage": 3, **SHARDED}, checkpointing=True, steps=4, reset_after=2, thoughts="parallel"),
     "zero2_qwen2_5_vl": Case({"stage": 2}, family="qwen2_5_vl"),
     "zero3_qwen3_vl": Case({"stage": 3, **SHARDED}, checkpointing=True, family="qwen3_vl"),
+    "zero2_llava_onevision": Case({"stage": 2}, checkpointing=True, family="llava_onevision"),
+    "zero3_llava_onevision": Case({"stage": 3, **SHARDED}, family="llava_onevision"),
     "zero3_smolvlm": Case({"stage": 3, **SHARDED}, family="smolvlm"),
     "zero3_hpz": Case({"stage": 3, **SHARDED, "zero_hpz_partition_size": 2}),
     "zero2_bf16_switches": Case(
@@ -134,6 +141,11 @@ CASES = {
         bf16=True,
         other={"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}},
     ),
+    "zero0_rates": Case(rates=RATES),
+    "zero2_rates": Case({"stage": 2}, rates=RATES),
+    "zero3_rates_untied": Case({"stage": 3, **SHARDED}, checkpointing=True, tied=False, rates=RATES),
+    "zero3_rates_lora": Case({"stage": 3, **SHARDED}, frozen=True, lora=True, rates=RATES_OF_LORA),
+    "zero2_rates_offload": Case({"stage": 2, "offload_optimizer": OFFLOAD}, rates=RATES),
     "zero2_fp16_static": Case({"stage": 2}, poisoned=2, fp16={"loss_scale": 4096}),
     "zero1_offload": Case({"stage": 1, "offload_optimizer": OFFLOAD}),
     "zero2_offload": Case({"stage": 2, "offload_optimizer": OFFLOAD}),
@@ -152,6 +164,8 @@ def build_model(case: Case) -> PreTrainedModel:
         model = SIGHTED[case.family](tied=case.tied, spread=0.05)  # with more, rounding grows faster in AdamW
     if case.lora:
         add_lora(model, rank=4, alpha=8, new_tokens=[LATENT])
+    elif case.rates:
+        add_token_rows(model, [LATENT])
     freeze(model, vision_tower=case.frozen)
     return model
 
@@ -168,7 +182,7 @@ def run_config(case: Case) -> RunConfig:
         gradient_accumulation_steps=case.accumulation,
         bf16=case.bf16,
         fp16=case.fp16 is not None,
-        lr=1e-2,
+        lr=case.rates or 1e-2,
         weight_decay=0.1,
         betas=(0.9, 0.95),
         max_grad_norm=0.5,
@@ -177,11 +191,16 @@ def run_config(case: Case) -> RunConfig:
     )
 
 
-def row(step: int, index: int) -> tuple[list[int], list[int]]:
+def image_tokens(case: Case) -> int:
+    """Of LLaVA-OneVision's images: of the whole, and of one tile, whose four rows end with a new line."""
+    return 16 + 4 * (4 + 1) if case.family == "llava_onevision" else IMAGE_TOKENS
+
+
+def row(step: int, index: int, n_image: int = IMAGE_TOKENS) -> tuple[list[int], list[int]]:
     """(input_ids, labels): an image, 2 to 5 words, 0 to 4 latents, 3 to 4 labelled words."""
     rng = torch.Generator().manual_seed(100 * step + index)
     words = torch.randint(0, 60, (9,), generator=rng).tolist()
-    context = [IMAGE] * IMAGE_TOKENS + words[: 2 + index] + [LATENT] * ((step + index) % 5)
+    context = [IMAGE] * n_image + words[: 2 + index] + [LATENT] * ((step + index) % 5)
     answer = words[-(3 + index % 2) :]
     return context + answer, [-100] * len(context) + answer
 
@@ -198,9 +217,9 @@ def has_image(case: Case, step: int, index: int) -> bool:
 
 
 def collate(step: int, indices: range, case: Case = PLAIN) -> dict[str, torch.Tensor]:
-    borrows = case.thoughts == "borrowed"
-    rows = [row(step, i) for i in indices] + [donor(step, i) for i in indices if borrows]
-    length, first = 24, 12
+    borrows, n_image = case.thoughts == "borrowed", image_tokens(case)
+    rows = [row(step, i, n_image) for i in indices] + [donor(step, i) for i in indices if borrows]
+    length, first = 20 + n_image, 8 + n_image
     batch = {
         "input_ids": torch.full((len(rows), length), PAD),
         "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
@@ -209,8 +228,8 @@ def collate(step: int, indices: range, case: Case = PLAIN) -> dict[str, torch.Te
     images = [*indices, *((i + 1) % GLOBAL_BATCH for i in indices if borrows)]
     for i, (ids, labels) in enumerate(rows):
         if not has_image(case, step, images[i]):
-            ids, labels = ids[IMAGE_TOKENS:], labels[IMAGE_TOKENS:]
-        left = first - (ids.index(LATENT) if LATENT in ids else 8)
+            ids, labels = ids[n_image:], labels[n_image:]
+        left = first - (ids.index(LATENT) if LATENT in ids else 4 + n_image)
         batch["input_ids"][i, left : left + len(ids)] = torch.tensor(ids)
         batch["attention_mask"][i, left : left + len(ids)] = 1
         batch["labels"][i, left : left + len(ids)] = torch.tensor(labels)
@@ -218,6 +237,11 @@ def collate(step: int, indices: range, case: Case = PLAIN) -> dict[str, torch.Te
     images = [i for i in images if has_image(case, step, i)]
     if images and case.family in ("internvl", "smolvlm"):
         batch["pixel_values"] = torch.randn(GLOBAL_BATCH, 3, 56, 56, generator=pixels)[images]
+    elif images and case.family == "llava_onevision":
+        pixel_values = torch.randn(GLOBAL_BATCH, 2, 3, 56, 56, generator=pixels)[images]
+        batch["pixel_values"] = pixel_values.flatten(0, 1)
+        batch["image_sizes"] = torch.tensor([[56, 56]] * len(images))
+        batch["batch_num_images"] = torch.ones(len(images), dtype=torch.long)
     elif images:  # of 4 x 4 patches
         batch["pixel_values"] = torch.randn(GLOBAL_BATCH, 16, 3 * 2 * 14 * 14, generator=pixels)[images].flatten(0, 1)
         batch["image_grid_thw"] = torch.tensor([[1, 4, 4]] * len(images))

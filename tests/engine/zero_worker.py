@@ -3,6 +3,7 @@
 import gc
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,8 +15,10 @@ from zero_cases import CASES, PASSES, Case, batches, build_model, precision, run
 from multicoco.engine.deepspeed import build_engine, device, init_distributed, model_shape, whole_state_dict
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.engine.optimizer import reset_optimizer_state, start_schedule, wrapped_optimizer
+from multicoco.engine.rates import learning_rates
 from multicoco.latent.controls import GaussianThoughts, another_rows
 from multicoco.latent.reasoner import LatentReasoner
+from multicoco.latent.schedule import SEQUENTIAL, Jacobi
 from multicoco.latent.thoughts import hidden_state
 from multicoco.process import end_process
 
@@ -37,20 +40,16 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
         noise = GaussianThoughts(LATENT, PASSES - 1, model.get_decoder())
         reasoner = LatentReasoner(model, None, fixed_thoughts=noise)
     else:
-        borrows = case.thoughts == "borrowed"
-        reasoner = LatentReasoner(model, LATENT, thoughts=another_rows if borrows else hidden_state)
+        source = another_rows if case.thoughts == "borrowed" else hidden_state
+        schedule = Jacobi(PASSES - 1) if case.thoughts == "parallel" else SEQUENTIAL
+        reasoner = LatentReasoner(model, LATENT, thoughts=source, pass_schedule=schedule)
     ds_config = resolve_ds_config(path, config, world_size, model_shape(reasoner, passes=PASSES))
     engine = build_engine(reasoner, config, ds_config)
     assert not wrapped_optimizer(engine.optimizer).state, "AdamW has taken a step before the first"
     start_schedule(engine, config, config.lr, total_steps=case.reset_after)
-    losses, loss_scales, layer_calls, held = [], [], [], []
-    reasoner.decoder.layers[0].input_layernorm.register_forward_hook(lambda *_: layer_calls.append(1))
-    for step in range(case.steps):
-        if step == case.reset_after:
-            held.append(bytes_held())
-            reset_optimizer_state(engine)
-            start_schedule(engine, config, config.lr, total_steps=case.steps - step)
-        share = torch.zeros(())
+
+    def losses_of(step: int, loss_of: Callable[..., torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Of this rank's micro-batches, one after the other."""
         micro_batches = batches(case, step, rank, world_size)
         labelled = torch.tensor(sum(int((b["labels"][:, 1:] != -100).sum()) for b in micro_batches))
         dist.all_reduce(labelled)
@@ -59,16 +58,52 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
             divisor = labelled / (world_size * case.accumulation)
             if step == case.poisoned and rank == 1:
                 divisor = divisor * torch.nan
-            loss = engine(**inputs, n_passes=PASSES, loss_divisor=divisor, seeds=seeds(step, batch)).loss
+            yield loss_of(inputs, divisor, n_passes=PASSES, seeds=seeds(step, batch))
+
+    def mean(losses: list[torch.Tensor]) -> float:
+        share = torch.stack(losses).sum().detach() / (world_size * case.accumulation)
+        dist.all_reduce(share)
+        return float(share)
+
+    def trained(inputs: dict, divisor: torch.Tensor, **how) -> torch.Tensor:
+        return engine(**inputs, loss_divisor=divisor, **how).loss
+
+    def evaluated(inputs: dict, divisor: torch.Tensor, **how) -> torch.Tensor:
+        """Past the engine and the reasoner's own forward, in which DeepSpeed gathers whatever is missing."""
+        labels = inputs.pop("labels")
+        return reasoner.language_loss(reasoner.run_passes(**inputs, **how).hidden, labels, divisor)
+
+    before = None
+    if case.family != "internvl":
+        with torch.no_grad():
+            before = mean(list(losses_of(0, evaluated)))
+    losses, loss_scales, layer_calls, held = [], [], [], []
+    reasoner.decoder.layers[0].input_layernorm.register_forward_hook(lambda *_: layer_calls.append(1))
+    for step in range(case.steps):
+        if step == case.reset_after:
+            held.append(bytes_held())
+            reset_optimizer_state(engine)
+            start_schedule(engine, config, config.lr, total_steps=case.steps - step)
+        of_step = []
+        for loss in losses_of(step, trained):
             engine.backward(loss)
             engine.step()
-            share += loss.detach() / (world_size * case.accumulation)
-        dist.all_reduce(share)
-        losses.append(float(share))
+            of_step.append(loss.detach())
+        losses.append(mean(of_step))
         loss_scales += [engine.optimizer.loss_scale] if case.fp16 else []
     held.append(bytes_held())
+    rates = [learning_rates(engine, config.lr)]
+    if case.rates:  # a checkpoint keeps them
+        start_schedule(engine, config, config.lr, total_steps=9)
+        rates.append(learning_rates(engine, config.lr))
+        engine.save_checkpoint(str(folder / "state"), tag="state")
+        start_schedule(engine, config, dict.fromkeys(case.rates, 1.0), total_steps=1)
+        engine.load_checkpoint(str(folder / "state"), tag="state")
+        rates.append(learning_rates(engine, config.lr))
     weights = whole_state_dict(engine.module.model)
     counted = {
+        "rates": rates,
+        "evaluated": before,
         "skipped": engine.skipped_steps,
         "steps": engine.global_steps,
         "adam_steps": {int(state["step"]) for state in wrapped_optimizer(engine.optimizer).state.values()},

@@ -67,7 +67,7 @@ class Blind(LatentReasoner):
 
 class Prompt:
     def __init__(self, encoder):
-        self.encoder, self.tokenizer = encoder, encoder.tokenizer
+        self.encoder, self.tokenizer, self.announcement = encoder, encoder.tokenizer, [ANSWER]
 
     def __call__(self, example, asked, image_tokens=()):
         return self.encoder(example, asked)[0]
@@ -135,7 +135,7 @@ class Tracker:
     def __init__(self):
         self.summaries, self.samples, self.predictions = {}, {}, {}
 
-    def log_evaluation(self, name, mode, summary, samples, step):
+    def log_evaluation(self, name, mode, summary, samples, step, pictures):
         self.summaries[mode], self.samples[mode] = summary, samples
 
     def write_predictions(self, name, mode, data_set, predictions):
@@ -372,7 +372,7 @@ def test_methods_without_thoughts_and_questions_without_choices_are_refused():
 def test_more_thoughts_than_trained_are_said_once(capsys):
     found = evaluate(config("zero", eval_config={"eval_latent_tokens": 5}))
     assert {sample["latent_passes"] for sample in found.samples["coconut"]} == {5}
-    assert capsys.readouterr().out.count("eval_latent_tokens is 5, coconut is trained with at most 2") == 1
+    assert capsys.readouterr().out.count("eval_config asks for 5 thoughts, coconut is trained with at most 2") == 1
 
 
 def test_a_data_set_with_an_evaluation_of_its_own_gets_its_scores_and_its_file():
@@ -413,3 +413,26 @@ def test_questions_are_asked_with_what_the_config_says_and_judged_as_they_are(mo
     assert found.summaries["coconut"]["inputs"] == "question_only"
     assert [sample["correct"] for sample in found.samples["coconut"]] == [True] * 4
     assert "inputs" not in evaluate(config(), examples=examples).summaries["coconut"] and any(seen)
+
+
+def hasty_model() -> Qwen2ForCausalLM:
+    """Says what the copying one does, but right after its thoughts, or its question, first that an answer comes."""
+    model = copying_model()
+    model.lm_head.weight.data[ANSWER, [END, FILLER]] = 1e6
+    return model
+
+
+@pytest.mark.parametrize("thoughts", [0, 1, 2])
+def test_reasoning_is_written_after_as_many_thoughts_as_asked_for(thoughts):
+    specs, keys = ["zero"] * (thoughts > 0), {"generation": {"max_new_tokens": 4}}
+    free, forced = (
+        evaluate(config(*specs, eval_config={"cot": True, **asked}, **keys), model=hasty_model())
+        for asked in ({}, {"think_then_write": thoughts})
+    )
+    assert {s["new_tokens"] for s in free.samples["coconut"]} == {3}  # the announcement, a word, the end
+    assert {s["new_tokens"] for s in forced.samples["coconut"]} == {2}
+    assert {s["latent_tokens"] for s in forced.samples["coconut"]} == {thoughts}
+    assert forced.samples["cot"] == free.samples["cot"]  # which has none
+    assert forced.summaries["coconut"]["think_then_write"] == thoughts
+    assert "think_then_write" not in free.summaries["coconut"]
+    assert forced.summaries["coconut"]["accuracy"] == 1

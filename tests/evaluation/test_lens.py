@@ -12,7 +12,8 @@ from homes import make_home
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from multicoco.config import RunConfig, load_config
-from multicoco.engine.assembly import Assembly, assemble, load_records, weights_of
+from multicoco.engine.assembly import Assembly, assemble, weights_of
+from multicoco.engine.records import load_records
 from multicoco.errors import UserError
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
 from multicoco.evaluation.lens import check_lens
@@ -209,7 +210,7 @@ def test_a_pause_is_one_vector_and_borrowed_thoughts_are_anothers(prepared, eval
         assembly = copy.copy(assembly)
         reasoner = copy.copy(assembly.reasoner)
         reasoner.thought_source = method.thought_source()
-        reasoner.latent_token_id = None if reasoner.thought_source is None else reasoner.latent_token_id
+        reasoner.latent_token_id = reasoner.latent_token_id if method.passes(1) > 1 else None
         object.__setattr__(assembly, "reasoner", reasoner)
         return evaluate(f"coconut.thoughts={kind}", assembly=assembly)
 

@@ -33,7 +33,7 @@ def make_run(tmp_path_factory) -> Callable[..., Path]:
             generation: {{max_new_tokens: 8}}, seed: 7, deepspeed: {REPO}/ds_configs/zero2.json}}""")
         config = load_config(home / "run.yaml", [COCONUT, *settings])
         assembly = assemble(config, Weights(config.model_id, ""), "2026-11-25", [], torch.device("cpu"))
-        torch.manual_seed(1)
+        torch.manual_seed(31)
         for parameter in assembly.reasoner.parameters():
             if parameter.requires_grad:  # so that it is no longer what it was at the start
                 parameter.data += 0.1 * torch.randn_like(parameter)
@@ -41,6 +41,7 @@ def make_run(tmp_path_factory) -> Callable[..., Path]:
         checkpoint = run / "checkpoints" / "epoch_0003"
         source = assembly.reasoner.thought_source
         assembly.backbone.save_pretrained(checkpoint / "model")
+        assembly.backbone.save_adapters(checkpoint / "adapter", assembly.backbone.model.state_dict())
         save_thoughts(checkpoint / "model", source.state_dict() if isinstance(source, torch.nn.Module) else {})
         (checkpoint / "config.yaml").write_text(config.to_yaml())
         told = {"method": config.trained_method, "prompt_date": "2026-11-25", "data": {"train_path": "ab" * 32}}

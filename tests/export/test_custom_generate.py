@@ -33,7 +33,9 @@ def prompts(name: str) -> dict[str, Tensor]:
     behind the first latent of another. One ends with a latent."""
     n_images = [0, 1, 0, 2] if name in SIGHTED else [0] * 4
     rows = [[1, 2, 3, 4], [5, LATENT, 7], [8, *[LATENT] * 5, *range(9, 20)], [14, LATENT, LATENT]]
-    shown = [[20, *([IMAGE] * IMAGE_TOKENS + [21]) * n, *row] for n, row in zip(n_images, rows, strict=True)]
+    # LLaVA-OneVision shows one alone as a whole and once more in rows, several as wholes
+    tokens = {1: 16 + 4 * (4 + 1), 2: 16 + 1} if name == "llava_onevision" else dict.fromkeys((1, 2), IMAGE_TOKENS)
+    shown = [[20, *([IMAGE] * tokens.get(n, 0) + [21]) * n, *row] for n, row in zip(n_images, rows, strict=True)]
     length = max(map(len, shown)) + 1
     ids = torch.tensor([[PAD] * (length - len(row)) + row for row in shown])
     batch = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
@@ -42,6 +44,9 @@ def prompts(name: str) -> dict[str, Tensor]:
         grids = torch.tensor([[1, 2, 8]] * n)
         pixels = torch.randn(n * 16, 3 * 2 * 14 * 14, generator=rng, dtype=torch.float64)
         return {**batch, "pixel_values": pixels, "image_grid_thw": grids}
+    if name == "llava_onevision":
+        n += 1
+        batch |= {"image_sizes": torch.tensor([[56, 56]] * 3), "batch_num_images": torch.tensor([1, 2])}
     if n:
         batch["pixel_values"] = torch.randn(n, 3, 56, 56, generator=rng, dtype=torch.float64)
     return batch

@@ -1,12 +1,16 @@
+import contextlib
+import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from homes import flip_a_bit
+from homes import flip_a_bit, seal_whole
 from huggingface_hub import ModelCard
 from transformers import GenerationConfig
 
@@ -70,7 +74,7 @@ def test_without_multicoco_the_tokens_are_multicocos_own(make_run, tmp_path, one
     answers, said = torch.load(tmp_path / "answers.pt", weights_only=True)
     for answer, own in zip(answers, expected, strict=True):
         assert torch.equal(answer, own)
-    assert said.rstrip("\n") == multicoco.load(runs[0]).ask(None, "What is in the middle").text
+    assert said.rstrip("\n") == multicoco.load(runs[0]).ask(None, "What is in the middle").text != ""
 
 
 def test_the_card_says_what_it_is_and_how_good_and_takes_nothing_for_markup(make_run, tmp_path, capsys):
@@ -109,10 +113,41 @@ def test_what_does_not_think_in_passes_has_no_code_for_it(make_run, tmp_path, se
     assert not (to / "custom_generate").exists() and "custom_generate" not in (to / "README.md").read_text()
 
 
-@pytest.mark.parametrize("thoughts", ["noise", "borrowed"])
-def test_thoughts_that_transformers_cannot_make_are_refused(make_run, tmp_path, thoughts, capsys):
-    assert main(["export", str(make_run("text", f"coconut.thoughts={thoughts}")), "--to", str(tmp_path / "out")]) == 1
+@pytest.mark.parametrize("setting", ["thoughts=noise", "thoughts=borrowed", "jacobi_iterations=1"])
+def test_thoughts_that_transformers_cannot_make_are_refused(make_run, tmp_path, setting, capsys):
+    assert main(["export", str(make_run("text", f"coconut.{setting}")), "--to", str(tmp_path / "out")]) == 1
     assert "evaluate it with MultiCoCo" in capsys.readouterr().err and not [*tmp_path.iterdir()]
+
+
+def answers(code: str, monkeypatch, folder: Path) -> str:
+    """What the code of a card says where the folder stands."""
+    monkeypatch.chdir(folder.parent)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(re.findall(r"```python\n(.*?)```", code, re.DOTALL)[0], {})
+    return said.getvalue().rstrip("\n")
+
+
+def test_lora_is_exported_apart_or_merged_and_says_the_same(make_run, tmp_path, monkeypatch, capsys):
+    run = make_run("text", PROJECTED, "lora.rank=4")
+    own = multicoco.load(run).ask(None, "What is in the middle").text
+    apart, merged = exported(run, tmp_path / "apart"), exported(run, tmp_path / "merged", "--merge")
+    assert {path.name for path in apart.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert not (apart / "model.safetensors").exists() and not (merged / "adapter_config.json").exists()
+    for to in (apart, merged):
+        card = (to / "README.md").read_text()
+        assert ("PeftModel" in card) == (to == apart) and "rank 4" in card
+        assert answers(card, monkeypatch, to) == own != ""
+    assert ModelCard((apart / "README.md").read_text()).data.library_name == "peft"
+    capsys.readouterr()
+    assert main(["export", str(run), "--to", str(tmp_path / "out"), "--push", "me/thinker"]) == 1
+    assert "is a folder of this machine" in capsys.readouterr().err
+    assert main(["export", str(make_run("text")), "--to", str(tmp_path / "out"), "--merge"]) == 1
+    assert "was trained without LoRA" in capsys.readouterr().err
+    shutil.rmtree(run / "checkpoints" / "epoch_0003" / "adapter")
+    seal_whole(run / "checkpoints" / "epoch_0003")
+    assert main(["export", str(run), "--to", str(tmp_path / "out")]) == 1
+    assert "Export it with --merge" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

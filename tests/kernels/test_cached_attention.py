@@ -21,6 +21,8 @@ from multicoco_kernels import (
     operator,
 )
 
+pytestmark = pytest.mark.gpu
+
 B, H, H_KV, L, D = 2, 4, 2, 11, 8
 KERNELS = ("reference", "cpu", "triton", "flash")
 
@@ -304,14 +306,67 @@ def test_kernels_that_cannot_run_are_refused(monkeypatch):
         implementation("triton", gpu)
 
 
+REWRITTEN = [(0, 8), (3, 8), (3, 9), (3, L)]
+
+
+def rewriting(versions, key_mask, kernel, window=None):
+    """Every segment of REWRITTEN with tensors (q, k, v) of its own -> the columns that stand last, (B, H, L, D)."""
+    versions = [[x.to(device_of(kernel)) for x in version] for version in versions]
+    key_mask = key_mask.to(device_of(kernel))
+    cache, handle, outs = new_cache(versions[0][1], key_mask, window=window), first_handle(key_mask.device), []
+    for (start, end), version in zip(REWRITTEN, versions, strict=True):
+        q, k, v = (x[:, :, start:end] for x in version)
+        out, handle = cached_attention(q, k, v, handle, cache, start, D**-0.5, kernel)
+        outs.append(out)
+    return [out.cpu() for out in outs]
+
+
+@pytest.mark.parametrize(("kernel", "window"), [*((kernel, None) for kernel in KERNELS), ("flash", 4)])
+def test_columns_that_are_written_again_have_the_gradients_of_each_writing(kernel, window):
+    """Every output against the whole attention over what stands in the cache then."""
+    key_mask = left_padded(0, 2)
+    versions = [tensors(seed) for seed in range(len(REWRITTEN))]
+    weights = [torch.randn(B, H, end - start, D, dtype=torch.float64) for start, end in REWRITTEN]
+    expected = torch.zeros((), dtype=torch.float64)
+    for i, ((start, end), weight) in enumerate(zip(REWRITTEN, weights, strict=True)):
+        own, first = versions[i], versions[0]
+        q, k, v = (torch.cat([a[:, :, :start], b[:, :, start:end]], 2) for a, b in zip(first, own, strict=True))
+        real = key_mask[:, None, start:end, None]
+        expected = expected + (whole_attention(q, k, v, key_mask[:, :end], window)[:, :, start:] * weight * real).sum()
+    leaves = [x for version in versions for x in version]
+    wanted = torch.autograd.grad(expected, leaves)
+    outs = rewriting(versions, key_mask, kernel, window)
+    real = [key_mask[:, None, start:end, None] for start, end in REWRITTEN]
+    total = sum((out * weight * mask).sum() for out, weight, mask in zip(outs, weights, real, strict=True))
+    torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-10)
+    for actual, gradient in zip(torch.autograd.grad(total, leaves), wanted, strict=True):
+        torch.testing.assert_close(actual, gradient, rtol=1e-9, atol=1e-10)
+
+
+def test_what_is_kept_is_what_is_written_over_and_nothing_without_a_gradient():
+    q, k, v = (x.detach() for x in tensors())
+    cache, other = (new_cache(k, left_padded(0, 0)) for _ in range(2))
+    _, handle = cached_attention(q[:, :, :8], k[:, :, :8], v[:, :, :8], first_handle(q.device), cache, 0, 1.0)
+    out, _ = cached_attention(q[:, :, 3:], k[:, :, 3:], v[:, :, 3:], handle, cache, 3, 1.0)
+    kept = out.grad_fn.overwritten
+    assert torch.equal(kept.keys, k[:, :, 3:8]) and torch.equal(kept.values, v[:, :, 3:8]) and kept.start == 3
+    with pytest.raises(RuntimeError, match="segment 1 of a cache is run again, but segment 2 has written over"):
+        cached_attention(q[:, :, :8], k[:, :, :8], v[:, :, :8], first_handle(q.device), cache, 0, 1.0)
+    with torch.no_grad():
+        _, handle = cached_attention(q[:, :, :8], k[:, :, :8], v[:, :, :8], first_handle(q.device), other, 0, 1.0)
+    assert other.overwrite(2, 3, 8, keeps=False) is None
+
+
 def test_stale_handles_and_caches_are_refused():
     q, k, v = (x[:, :, :4] for x in tensors())
     cache, other = (new_cache(k, left_padded(0, 0)) for _ in range(2))
     out, handle = cached_attention(q, k, v, first_handle(q.device), cache, 0, 1.0)
     with pytest.raises(
-        ValueError, match=r"stale handle: of this cache, .* column 4; this one is \[5, 9\), q \(2, 4, 4, 8\)"
+        ValueError, match=r"stale handle: of this cache, .* column 4 or .* this one is \[5, 9\), q \(2, 4, 4, 8\)"
     ):
         cached_attention(q, k, v, handle, cache, 5, 1.0)
+    with pytest.raises(ValueError, match=r"stale handle: of this cache, .* this one is \[1, 3\)"):
+        cached_attention(q[:, :, :2], k[:, :, :2], v[:, :, :2], handle, cache, 1, 1.0)  # ends before what is there
     with pytest.raises(ValueError, match="stale handle: of another cache"):
         cached_attention(q, k, v, handle, other, 4, 1.0)
     out.sum().backward()

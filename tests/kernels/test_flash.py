@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from multicoco_kernels import KeyMask, flash
 
+pytestmark = pytest.mark.gpu
+
 
 def packed_attention(q, k, v, query_offsets, key_offsets, scale):
     """(N, H, D), (M, H_kv, D) twice -> (N, H, D): row by row, the queries being the last columns of their row."""

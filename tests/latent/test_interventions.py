@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from multicoco.interventions import order_of, parse
 from multicoco.latent.generate import generate_after, log_likelihoods
-from multicoco.latent.interventions import UNTOUCHED, Intervened, Recorder, replacement, unit_noise
+from multicoco.latent.interventions import UNTOUCHED, Intervened, replacement, unit_noise
 from multicoco.latent.reasoner import LatentReasoner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,9 +50,8 @@ def answer(reasoner, prompts, intervened=UNTOUCHED):
 
 @pytest.fixture(scope="module")
 def own(reasoner, prompts) -> list[torch.Tensor]:
-    recorder = Recorder()
-    answer(reasoner, prompts, Intervened(recorder))
-    return recorder.rows(3)
+    with torch.no_grad():
+        return reasoner.run_passes(**prompts).thoughts_by_row()
 
 
 def material(rows: list[torch.Tensor]) -> torch.Tensor:

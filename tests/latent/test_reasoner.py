@@ -28,7 +28,7 @@ from reference import (
 )
 from transformers import GenerationConfig
 
-from multicoco.latent.reasoner import LatentReasoner, split_columns
+from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.checkpointing import checkpoint_activations
 
 LOSS_TOLERANCE = 1e-6
@@ -255,23 +255,6 @@ def test_extra_passes_change_nothing(n_passes):
     assert len(calls) == n_passes
     torch.testing.assert_close(padded, plain, rtol=LOSS_TOLERANCE, atol=0)
     assert_same_gradients(reasoner.model, expected, GRADIENT_TOLERANCE)
-
-
-@given(
-    length=st.integers(1, 30),
-    columns=st.sets(st.integers(1, 29), max_size=6),
-    n_passes=st.none() | st.integers(1, 30),
-)
-def test_split_columns_cuts_before_every_latent_and_as_often_as_asked(length, columns, n_passes):
-    columns = sorted(c for c in columns if c < length)
-    if n_passes is not None and not len(columns) < n_passes <= length:
-        with pytest.raises(ValueError, match="passes"):
-            split_columns(columns, length, n_passes)
-        return
-    starts = split_columns(columns, length, n_passes)
-    assert starts[0] == 0 and starts == sorted(set(starts)) and starts[-1] < length
-    assert set(columns) <= set(starts)
-    assert len(starts) == (n_passes or len(columns) + 1)
 
 
 def test_a_batch_without_labels_gives_zero_loss_and_gradients():

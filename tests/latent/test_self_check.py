@@ -9,6 +9,7 @@ from transformers.models.qwen2 import modeling_qwen2
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.latent.self_check import self_check
+from multicoco.models.families.text import PROVEN
 
 ARCHITECTURES = (
     *("gpt2", "llama", "qwen2", "qwen3", "mistral", "phi", "phi3", "gemma", "olmo2", "smollm3", "gpt_neox", "opt"),
@@ -52,6 +53,10 @@ def of_kind(kind, **options):
     }
     config = AutoConfig.for_model(kind, **{**sizes, **options})
     return lively(AutoModelForCausalLM.from_config(config))
+
+
+def test_each_kind_of_text_model_that_is_called_proven_is_one_of_these():
+    assert {*ARCHITECTURES, *WINDOWS} == PROVEN
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -210,7 +215,7 @@ def test_weights_that_are_no_numbers_are_found():
 
 
 def test_of_a_large_vocabulary_few_positions_are_compared(monkeypatch):
-    monkeypatch.setattr("multicoco.latent.self_check._MOST_LOGITS", 64 * 7)
+    monkeypatch.setattr("multicoco.latent.self_check.MOST_LOGITS", 64 * 7)
     model, seen = qwen2(), []
     model.lm_head.register_forward_hook(lambda module, args, logits: seen.append(logits.shape[1]))
     self_check(LatentReasoner(model, LATENT), texts(3, 40))

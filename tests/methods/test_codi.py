@@ -61,6 +61,7 @@ def reference(method, model, projection, name: str, weights: tuple[float, float,
         ((1.0, 1.0, 1.0), None, {}),
         ((0.5, 2.0, 20.0), 1, {"projection": "mlp", "pad_latent_to_max": True}),
         ((0.0, 0.0, 1.0), None, {"thoughts": "pause"}),
+        ((1.0, 1.0, 1.0), 1, {"projection": "mlp", "jacobi_iterations": 4}),  # as many as thoughts: the same
     ],
 )
 def test_loss_and_gradients(name, weights, filler, more, checkpointing):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import IGNORE_INDEX, ExampleTokens, LatentTokens
+from multicoco.latent.schedule import OnePass
 from multicoco.methods import evaluated_methods, method_class, thinking_method
 from multicoco.registry import names
 
@@ -57,7 +58,7 @@ def test_rows_stay_within_the_extent_and_the_passes_of_their_stage(name, example
     n_latents = ids.count(LATENT.latent)
     prompt = trained.prompt_row(example, stage)
     assert prompt[: len(example.prompt)] == example.prompt
-    if trained.has_thoughts and trained.thought_source() is None:
+    if trained.has_thoughts and isinstance(trained.pass_schedule, OnePass):
         assert trained.passes(stage) == trained.prompt_passes(stage) == 1
     else:
         assert prompt.count(LATENT.latent) + 1 <= trained.prompt_passes(stage)
@@ -89,6 +90,16 @@ def test_coconut_replaces_the_first_steps_of_its_stage():
     assert trained.train_row(example, 1, 0, "x") == ([1, 2, 97, 98, 98, 99, 4, 5, 6], [IGNORE_INDEX] * 6 + [4, 5, 6])
     assert trained.train_row(example, 3, 0, "x")[0] == [1, 2, 97, 98, 98, 98, 98, 99, 6]
     assert trained.prompt_row(example, 1) == [1, 2, 97, 98, 98, 99]
+
+
+def test_parallel_thoughts_take_as_many_passes_in_every_stage_that_has_so_many_thoughts():
+    keys = KEYS | {"mode": "coconut_train", "coconut": {"enabled": True, "c_thought": 2, "max_latent_stage": 3}}
+    keys["coconut"] |= {"jacobi_iterations": 3}
+    trained = method_class("coconut")(RunConfig(**keys), LATENT)
+    assert [trained.passes(stage) for stage in range(5)] == [1, 3, 4, 4, 4]
+    assert trained.extent(ExampleTokens([1, 2], [[3], [4]], [6]), 2).thoughts == 4
+    asked = method_class("coconut")(RunConfig(**keys, eval_config={"eval_latent_tokens": 9}), LATENT)
+    assert asked.prompt_passes(3) == 4
 
 
 def test_a_number_of_thoughts_can_be_asked_for():

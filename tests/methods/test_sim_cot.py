@@ -59,6 +59,7 @@ def reference(method, model, decoder, head, projection, name: str, stage: int, f
         ("llama", 3, None, {"decoder": "copy", "freeze_decoder": True}, "none"),
         ("internvl", 1, None, {"decoder": "self", "weight": 2.0}, "none"),
         ("llama", 3, 0, {"decoder": "self", "reads": "last"}, "linear"),
+        ("qwen2", 3, None, {"decoder": "copy", "decoder_layers": 1}, "none"),
     ],
 )
 def test_loss_and_gradients(name, stage, filler, keys, projection, checkpointing):
@@ -67,6 +68,9 @@ def test_loss_and_gradients(name, stage, filler, keys, projection, checkpointing
     own, frozen = method.projection(expected), keys.get("freeze_decoder", False)
     parts = expected.get_decoder(), expected.get_output_embeddings()
     decoder, head = copy.deepcopy(parts) if keys["decoder"] == "copy" else parts
+    if keys.get("decoder_layers"):
+        decoder.layers = decoder.layers[:1]
+        decoder.config.num_hidden_layers = 1
     if frozen:
         decoder.requires_grad_(False)
     loss = reference(method, expected, decoder, head, own, name, stage, filler)
@@ -115,6 +119,7 @@ def test_each_latent_step_writes_its_own_and_those_past_the_steps_nothing():
     [
         ({"c_thought": 0}, {}, "sim_cot but coconut.c_thought is 0"),
         ({"thoughts": "noise"}, {}, "sim_cot but coconut.thoughts is noise"),
+        ({}, {"decoder": "self", "decoder_layers": 2}, "sim_cot.decoder_layers is 2 but sim_cot.decoder is self"),
         ({}, {"decoder": "self", "freeze_decoder": True}, "sim_cot.freeze_decoder is true but sim_cot.decoder is self"),
     ],
 )
@@ -127,3 +132,9 @@ def test_adapters_are_not_copied():
     with pytest.raises(ValueError, match=r"lora.rank is 4 but sim_cot.decoder is copy"):
         make_method("sim_cot", lora={"rank": 4})
     assert make_method("sim_cot", lora={"rank": 4}, sim_cot={"decoder": "self"}).own_keys.decoder == "self"
+
+
+def test_a_copy_cannot_have_more_layers_than_the_model():
+    method = make_method("sim_cot", sim_cot={"decoder_layers": 4})
+    with pytest.raises(ValueError, match="the first 4 layers are asked for, it has 3"):
+        method.objective(MODELS["llama"]())

@@ -1,13 +1,17 @@
 import pytest
 import torch
-from reference import LATENT, MODELS, assert_same_gradients, gradients, internvl, qwen2
+from peft import PeftModel
+from reference import IMAGE, IMAGE_TOKENS, LATENT, MODELS, SIGHTED, assert_same_gradients, gradients, internvl, qwen2
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from zero_cases import collate
 
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.checkpointing import checkpoint_activations
-from multicoco.models.lora import add_lora, merge_lora
+from multicoco.models.families import family_of
+from multicoco.models.freezing import freeze
+from multicoco.models.lora import add_lora, add_token_rows, merge_lora, save_lora
 
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 ALPHA, RANK = 12, 4
@@ -108,3 +112,98 @@ def test_what_cannot_be_adapted_is_refused():
     with pytest.raises(UserError, match="the head of qwen2 has a bias"):
         add_lora(biased, RANK, ALPHA, new_tokens=[LATENT])
     add_lora(biased, RANK, ALPHA)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["internvl", "qwen3_vl", "smolvlm", "qwen2"])
+def test_adapters_apart_and_merged_and_in_training_compute_the_same(tmp_path, name, tied):
+    """By plain peft on the base, with a projector that trains beside them and a vision tower that does not."""
+    make = {**SIGHTED, "qwen2": qwen2}[name]
+    options = {} if name == "qwen2" else {"tied": tied}
+    model = make(**options)
+    if name != "qwen2":
+        freeze(model, vision_tower=True)
+    adapted(model, new_tokens=[LATENT]).eval()
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_" not in path and "trainable_tokens" not in path:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    state = {path: parameter.detach().clone() for path, parameter in model.named_parameters()}  # as a checkpoint has it
+    save_lora(model, state, "somewhere", tmp_path / "adapter")
+    apart = PeftModel.from_pretrained(make(**options), tmp_path / "adapter").eval()
+    merged = make(**options).eval()
+    merged.load_state_dict(merge_lora(model, model.state_dict()))
+    row = torch.tensor([[20, *[IMAGE] * (IMAGE_TOKENS if name != "qwen2" else 1), 21, LATENT, 22]])
+    inputs = {} if name == "qwen2" else images(model)
+    with torch.no_grad():
+        expected, *others = (m(row, **inputs).logits for m in (model, apart, merged, apart.merge_and_unload()))
+        before = make(**options).eval()(row, **inputs).logits
+    for logits in others:
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    assert (expected - before).abs().max() > 1e-2
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
+    assert not any("language_model.layers" in n and "lora_" not in n for n in names)  # nothing of the base's own
+
+
+def test_what_peft_would_lose_is_not_saved_apart(tmp_path):
+    model = SIGHTED["llava_onevision"]()
+    add_lora(model, RANK, ALPHA)
+    save_lora(model, model.state_dict(), "somewhere", tmp_path / "newline")
+    freeze(model, projector=True)
+    save_lora(model, model.state_dict(), "somewhere", tmp_path / "adapter")
+    save_lora(qwen2(), qwen2().state_dict(), "somewhere", tmp_path / "none")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def images(model) -> dict[str, torch.Tensor]:
+    """One picture of four tokens."""
+    family = family_of(model.config)
+    if "image_grid_thw" not in family.input_names:
+        shape = (1, 3, 56, 56) if model.config.model_type == "internvl" else (1, 1, 3, 56, 56)
+        return {"pixel_values": torch.randn(shape)}
+    pixels = {"pixel_values": torch.randn(16, 3 * 2 * 14 * 14), "image_grid_thw": torch.tensor([[1, 2, 8]])}
+    row = torch.tensor([[20, *[IMAGE] * IMAGE_TOKENS, 21, LATENT, 22]])
+    return family.own_inputs(row, pixels)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_tokens_rows_apart_train_as_rows_of_the_tables_with_an_adamw_of_their_own(tied):
+    plain, model = internvl(tied=tied), internvl(tied=tied)
+    with pytest.raises(UserError, match=r"lr.new_tokens: the head of qwen2 has a bias"):
+        biased = qwen2()
+        biased.lm_head = torch.nn.Linear(32, 64)
+        add_token_rows(biased, [LATENT])
+    add_token_rows(model, [LATENT])
+    assert {name for name in trained(model) if "trainable_tokens" not in name} == {
+        name.replace("embed_tokens.", "embed_tokens.token_adapter.base_layer.").replace(
+            "lm_head.", "lm_head.token_adapter.base_layer."
+        )
+        for name in trained(plain)
+    }
+    rows = [p for name, p in model.named_parameters() if "trainable_tokens" in name]
+    others = [p for name, p in model.named_parameters() if "trainable_tokens" not in name]
+    optimizer = torch.optim.AdamW([{"params": others, "lr": 1e-2}, {"params": rows, "lr": 0.1}])
+    tables = list(
+        {id(m.weight): m.weight for m in (plain.get_input_embeddings(), plain.get_output_embeddings())}.values()
+    )
+    own_rows = [torch.nn.Parameter(table[LATENT].detach().clone()) for table in tables]
+    own = torch.optim.AdamW([{"params": [*plain.parameters()], "lr": 1e-2}, {"params": own_rows, "lr": 0.1}])
+    for step in range(3):
+        for each, adamw in ((model, optimizer), (plain, own)):
+            adamw.zero_grad()
+            reasoner = LatentReasoner(each, LATENT)
+            reasoner.latent_token_id = -1  # or a latent token's row would not be read
+            reasoner(**collate(step, range(4))).loss.backward()
+        for table, row in zip(tables, own_rows, strict=True):
+            row.grad = table.grad[LATENT].clone()
+            table.grad[LATENT] = 0
+        optimizer.step()
+        own.step()
+        with torch.no_grad():
+            for table, row in zip(tables, own_rows, strict=True):
+                table[LATENT] = row
+    expected, merged = plain.state_dict(), merge_lora(model, model.state_dict())
+    assert merged.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(merged[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    assert (expected["lm_head.weight"][LATENT] - internvl(tied=tied).lm_head.weight[LATENT]).abs().max() > 0.05

@@ -10,6 +10,7 @@ from homes import REPO
 from plan_memory import CASES, batch, build_reasoner
 from reference import internvl, qwen2
 
+from multicoco.latent.schedule import SEQUENTIAL, Jacobi
 from multicoco.planning.geometry import ModelGeometry, Workload
 from multicoco.planning.memory import PARTS, Setting, pass_activations, peak_memory
 from multicoco_kernels import BufferPool, KeyMask, LayerCache
@@ -88,6 +89,17 @@ def test_each_stage_shares_more():
     geometry = model(torch.bfloat16)
     peaks = [peak_memory(geometry, WORK, replace(PLAIN, stage=stage, ranks=8)).peak for stage in range(4)]
     assert peaks[0] > peaks[1] >= peaks[2] > peaks[3]
+
+
+def test_what_parallel_thoughts_write_over_is_kept_in_the_cache():
+    work = Workload(0, 20, 6, 8, schedule=Jacobi(2))
+    assert work.segments == [26, 6, 14] and work.written_over == 12 and work.length == 34
+    geometry = model()
+    parallel, sequential = (
+        peak_memory(geometry, replace(work, schedule=schedule), PLAIN).parts["KV cache"]
+        for schedule in (work.schedule, SEQUENTIAL)
+    )
+    assert parallel - sequential == PLAIN.micro_batch * 12 * geometry.cache_numbers * 2 * geometry.width
 
 
 def test_gradients_of_latent_passes_are_whole_in_every_stage():

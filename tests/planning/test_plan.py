@@ -12,6 +12,7 @@ from multicoco.cli import main
 from multicoco.config import RunConfig, load_config
 from multicoco.engine.ds_config import ModelShape, resolve_ds_config
 from multicoco.methods import method_class
+from multicoco.methods.method import ModelCopy
 from multicoco.planning.cost import Cluster, step_cost
 from multicoco.planning.geometry import ModelGeometry, Workload
 from multicoco.planning.memory import Setting, peak_memory
@@ -179,13 +180,15 @@ def test_a_methods_copy_of_the_language_model_is_counted():
     model = internvl()
     read = sum(p.numel() for part in (model.get_decoder(), model.lm_head) for p in part.parameters())
     read -= model.lm_head.weight.numel()  # tied
-    kinds = (None, "trained", "frozen")
-    alone, trained, frozen = (ModelGeometry(model.config, torch.float32, {}, kind) for kind in kinds)
+    kinds = (None, ModelCopy(True, None), ModelCopy(False, None), ModelCopy(True, 1))
+    alone, trained, frozen, smaller = (ModelGeometry(model.config, torch.float32, {}, kind) for kind in kinds)
     assert trained.parameters == frozen.parameters == alone.parameters + read
     assert (trained.trainable, frozen.trainable) == (alone.trainable + read, alone.trainable)
+    left_out = sum(p.numel() for layer in model.get_decoder().layers[1:] for p in layer.parameters())
+    assert (smaller.parameters, smaller.trainable) == (trained.parameters - left_out, trained.trainable - left_out)
     keys = {"name": "x", "model_id": "m", "mode": "train", "method": "sim_cot", "train_path": "t", "num_epochs": 3}
     keys |= {"coconut": {"enabled": True}}
-    copies = [{}, {"freeze_decoder": True}, {"decoder": "self"}]
+    copies = [{"decoder_layers": 2}, {"freeze_decoder": True}, {"decoder": "self"}]
     methods = [method_class("sim_cot")(RunConfig(**keys, sim_cot=own)) for own in copies]
-    assert [method.model_copy for method in methods] == ["trained", "frozen", None]
+    assert [method.model_copy for method in methods] == [ModelCopy(True, 2), ModelCopy(False, None), None]
     assert method_class("codi")(RunConfig(**keys | {"method": "codi"})).rows(2) == 2

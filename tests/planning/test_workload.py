@@ -61,7 +61,7 @@ def test_controls_of_one_pass_are_planned_with_one_and_borrowed_thoughts_with_a_
     home = make_home(tmp_path, 4, 2, config)
 
     def last(thoughts: str):
-        config = load_config(home / "run.yaml", [f"coconut.thoughts={thoughts}"])
+        config = load_config(home / "run.yaml", f"coconut.thoughts={thoughts}".split())
         model = ModelGeometry(read_model_config(config.model_id, False), torch.float32, config.freeze.model_dump())
         return stage_workloads(config, model, tiles=1, assumed=None)[0][-1]
 
@@ -69,4 +69,5 @@ def test_controls_of_one_pass_are_planned_with_one_and_borrowed_thoughts_with_a_
     assert len(plain.segments) == 5 and plain.rows == 1
     for thoughts in ("pause", "noise"):
         assert len(last(thoughts).segments) == 1 and last(thoughts).rows == 1
+    assert len(last("hidden coconut.jacobi_iterations=2").segments) == 3
     assert last("borrowed") == dataclasses.replace(plain, rows=2)

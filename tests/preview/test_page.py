@@ -52,6 +52,19 @@ def test_rows_of_every_stage_are_those_that_are_trained(home):
         assert line[1] == str(method.passes(stage)) and int(line[2]) >= int(n_tokens) and line[4] == "0"
 
 
+def test_a_stages_row_is_that_of_most_records_where_some_are_drawn_for_others(home):
+    text = shown(home, "coconut.uniform_prob=0.4", "num_epochs=3")
+    rows = [block.count("<|latent|>") for block in re.split(r"stage \d, record", text.split("val_path")[0])[1:]]
+    assert rows == [0, 2, 4]
+
+
+def test_a_run_that_is_to_start_from_one_that_is_not_there_yet(home):
+    later = f"load_model_path={home}/runs/cot"
+    assert shown(home, later) == shown(home)
+    with pytest.raises(UserError, match=r"cot' cannot be loaded: .*no such folder is here"):
+        shown(home, later, "mode=eval_only", "eval_config.coconut=true")
+
+
 def test_questions_are_those_that_are_asked(home):
     asked = shown(home).split("val_path")[1]
     assert "4 records: 4 examples" in asked and "as coconut asks record" in asked

@@ -88,6 +88,14 @@ def write_answers(run: Path, mode: str, rights: Sequence[bool | None], **parts: 
     return write_samples(run, mode, samples)
 
 
+def write_touched(run: Path, mode: str, name: str, intervention: str, rights: Sequence[bool], **parts: Any) -> Path:
+    """The same questions with something done to the thoughts."""
+    write_answers(run, f"{mode}.{name}", rights, **parts)
+    path = run / "evaluation" / f"{mode}.{name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"intervention": intervention, "mode": mode}))
+    return run
+
+
 def write_thoughts(run: Path, mode: str, n: int) -> Path:
     """What was seen in two thoughts of each question of `write_questions`: "step" reads like step 1, then "go"."""
     counts = {"first": range(0, 2 * n + 1, 2), "gold_first": range(2 * n + 1), "n": [n, n]}

@@ -1,6 +1,6 @@
 import json
 
-from pages import write_answers, write_questions, write_training
+from pages import write_answers, write_questions, write_touched, write_training
 
 from multicoco.report.answers import make_table, read_answers
 from multicoco.report.evaluated import answer_charts
@@ -95,3 +95,28 @@ def test_calibration_compares_the_likeliest_choices_chance_with_how_often_it_is_
     run = read_run(write_answers(tmp_path / "a", "cot", [True] * 4, **sure))
     [chart] = answer_charts(read_answers(run), table_of(tmp_path / "a"))
     assert chart.title == "Calibration" and "cot (error 0.100)" in chart.svg
+
+
+def test_an_intervention_is_held_against_its_own_run_though_another_has_the_same_name(tmp_path):
+    runs = [tmp_path / folder / "eval" for folder in "ab"]
+    for run, right in zip(runs, (True, False), strict=True):
+        write_answers(run, "coconut", [right, True])
+        write_touched(run, "coconut", "only-2-zero", "only(2, zero)", [True, False], gold_logprob=-1.234)
+    table = table_of(*runs)
+    at = {"how": "only(2, zero)", "at": 2}
+    assert table.content["touched"] == [None, {"of": 0, **at}, None, {"of": 2, **at}]
+    assert [flip[2:] for flip in table.flips] == [(1, 0, 2), (1, 0, 2), (1, 1, 2)]
+    assert [q["no"] for q in table.content["questions"]] == [1, 2]
+    assert "gold" not in table.content["questions"][0]["e"][0]
+    assert table.content["questions"][0]["e"][1]["gold"] == -1.23
+    alone = table_of(write_touched(tmp_path / "c", "coconut", "mean", "mean", [True])).content
+    assert alone["touched"] == [None]
+
+
+def test_thoughts_that_cannot_be_read_are_named(tmp_path):
+    path = write_answers(tmp_path / "a", "coconut", [True])
+    (path / "thoughts").mkdir()
+    (path / "thoughts" / "final_coconut.safetensors").write_text("{broken")
+    run = read_run(path)
+    assert [one.thoughts for one in read_answers(run)] == [None]
+    assert "final_coconut.safetensors" in run.problems[0]

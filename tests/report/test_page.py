@@ -6,7 +6,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from pages import HOSTILE, opened, write_answers, write_questions, write_thoughts, write_training
+from pages import HOSTILE, opened, write_answers, write_questions, write_thoughts, write_touched, write_training
 
 from multicoco.cli import main
 from multicoco.evaluation.metrics import summarize
@@ -15,14 +15,15 @@ from multicoco.report.page import report_at_end, write_report
 
 @pytest.fixture
 def runs(tmp_path) -> Path:
-    """runs/first, trained and evaluated in two modes and under an intervention, and runs/second, evaluated."""
+    """runs/first, trained and evaluated in two modes and under two interventions, and runs/second, evaluated."""
     write_questions(tmp_path, 30)
     first = write_training(tmp_path / "runs" / "first")
-    write_answers(first, "coconut", [place % 5 > 0 for place in range(30)], choice_logprobs=[-0.2, -1.7])
+    write_answers(
+        first, "coconut", [place % 5 > 0 for place in range(30)], choice_logprobs=[-0.2, -1.7], gold_logprob=0.0
+    )
     write_answers(first, "cot", [place % 2 > 0 or None for place in range(30)])
-    write_answers(first, "coconut.mean", [place % 5 > 2 for place in range(30)])
-    path = first / "evaluation" / "coconut.mean.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"intervention": "mean", "mode": "coconut"}))
+    write_touched(first, "coconut", "mean", "mean", [place % 5 > 2 for place in range(30)])
+    write_touched(first, "coconut", "only-1-mean", "only(1, mean)", [place > 4 for place in range(30)], gold_logprob=-2)
     second = tmp_path / "runs" / "second"
     write_answers(second, "vanilla", [place > 20 for place in range(30)])
     (second / "config.yaml").write_text(
@@ -44,10 +45,17 @@ def test_a_run_is_shown_with_its_curves_pictures_and_answers(runs, browser, widt
         assert len(sizes) == len(titles) and min(sizes) > 60
         assert len(shown.texts(".question")) == 20
         names = [text.split()[1:-1] for text in shown.texts(".question >> nth=0 >> .chip")]
-        assert names == [["coconut"], ["coconut", "under", "mean"], ["cot"]]
+        assert names == [["coconut"], ["of", "2", "interventions", "change"], ["cot"]]
+        assert "1 of 2 interventions" in shown.texts(".question >> nth=5")[0]
+        assert "The hardest stage was stage 1: accuracy 0.600 after its first epoch, 0.700" in shown.texts("#run-1")[0]
         shown.page.click(".line >> nth=2")
         whole = shown.texts(".whole")[0]
-        assert "step 2 of 2" in whole and "coconut under mean" in whole and "cut off at its limit" in whole
+        assert "step 2 of 2" in whole and "cut off at its limit" in whole
+        under = [row.split("\t") for row in shown.texts(".under tr")[1:]]
+        assert [[cell.strip() for cell in row] for row in under] == [
+            ["mean", "✗ mean b", "Answer: 2"],
+            ["only(1, mean)", "✗ only(1, mean) b log p -2.00 (-2.00)", "Answer: 2"],
+        ]
         images = "[...document.images].map(image => image.complete && image.naturalWidth)"
         assert shown.page.evaluate(images) == [224] * 21
 
@@ -60,6 +68,9 @@ def test_answers_are_filtered_by_text_outcome_flips_and_group(runs, browser):
         page.fill("input[type=search]", "ANSWER: 17")
         page.locator("#count", has_text="1 of ").wait_for()
         assert "What is q17?" in shown.texts(".question")[0]
+        page.fill("input[type=search]", "#2")
+        page.locator(".id", has_text="#2 q1").wait_for()
+        assert shown.texts("#count") == ["1 of 30 questions"]
         page.fill("input[type=search]", "")
         page.locator("#count", has_text="30 of ").wait_for()
         label = "select >> nth="
@@ -74,7 +85,7 @@ def test_answers_are_filtered_by_text_outcome_flips_and_group(runs, browser):
         page.select_option(f"{label}4", label="all")
         page.click("[data-right='first cot'][data-wrong='first coconut']")
         assert shown.texts("#count") == ["3 of 30 questions"]  # q5, q15, q25
-        assert [text.split()[0] for text in shown.texts(".question")] == ["q5", "q15", "q25"]
+        assert [text.split()[1] for text in shown.texts(".question")] == ["q5", "q15", "q25"]
 
 
 @pytest.mark.parametrize("width", [400, 1600])
@@ -85,8 +96,10 @@ def test_thoughts_are_shown_by_their_words_beside_the_steps_they_stand_for(runs,
         assert {"Effective rank, by thought", "How alike the thoughts of two questions are"} <= titles
         shown.page.click(".line >> nth=4")
         _, first, second = shown.texts(".thoughts tr")
-        assert [part.strip() for part in first.split("\t")] == ["1", "step<go>", "2.5", "step 0 of 4", "step 1"]
-        assert "no step" in second and "step 4" in second
+        parts = [part.strip() for part in first.split("\t")]
+        assert parts[:5] == ["1", "step<go>", "2.5", "step 0 of 4", "step 1"]
+        assert parts[5] == "✗ mean b log p -2.00 (-2.00)"
+        assert "no step" in second and second.strip().endswith("step 4")
         assert shown.texts(".whole .scroll p")[0].endswith("mean size of 1.25.")
         shares = shown.page.eval_on_selector_all(".word", "all => all.map(word => word.title)")
         assert shares[:2] == ["90.0 %", "10.0 %"]
@@ -160,11 +173,10 @@ def test_a_page_that_cannot_be_written_is_named(runs, capsys):
 
 def test_a_damaged_run_is_shown_as_far_as_it_goes(runs):
     names = ("config.yaml", "evaluation/cot.json", "samples/final_coconut.jsonl", "checkpoints/epoch_0005/trainer.json")
-    for name in (*names, "thoughts/final_coconut.mean.safetensors"):
-        (runs / "first" / name).parent.mkdir(exist_ok=True)
+    for name in names:
         (runs / "first" / name).write_text("{broken")
     page = write_report([runs / "first"]).read_text()
-    for name in ("config.yaml", "cot.json", "coconut.json", "trainer.json", "final_coconut.mean.safetensors"):
+    for name in ("config.yaml", "cot.json", "coconut.json", "trainer.json"):
         assert name in page
     assert "Accuracy after each evaluated epoch" in page
 

@@ -50,6 +50,14 @@ def test_each_is_named(study, written, capsys, where, value, expected):
     assert not Path("studies").exists()
 
 
+def test_interventions_are_on_the_hidden_arm_and_on_those_that_are_said_to_be(study, written):
+    study["interventions"] = ["zero"]
+    study["arms"]["direct"]["intervened"] = True
+    jobs = [job for job in load_study(written()).jobs if job.test]
+    intervened = {job.arm for job in jobs if any("eval_config.interventions" in key for key in job.overrides)}
+    assert intervened == {"hidden", "direct"} and {job.arm for job in jobs} == {"hidden", "direct", "start"}
+
+
 def test_an_unknown_run_is_named(written, capsys):
     assert main(["study", str(written()), "--only", "hidden/7"]) == 1
     assert "--only hidden/7: the study has direct/0, start/0, hidden/0" in capsys.readouterr().err

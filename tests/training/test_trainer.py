@@ -146,3 +146,26 @@ Evaluator.run = lambda evaluator, name, stage, step: {"epoch_0002": 0.5}.get(nam
     stages = {entry["train/epoch"]: entry["train/stage"] for entry in entries if "train/stage" in entry}
     assert stages == {1: 1, 2: 2, 3: 2, 4: 3}
     assert losses(parts) == losses(whole)
+
+
+def test_a_run_stops_on_all_ranks_when_its_stage_collapses_and_goes_on_only_if_told_to(home, run_server):
+    evaluated = """
+from multicoco.evaluation.evaluator import Evaluator
+
+Evaluator.run = lambda evaluator, name, stage, step: {"epoch_0002": 0.3}.get(name, 0.8)
+"""
+    settings = ["method=coconut", "batch_size=2", "name=collapsing", "num_epochs=3", "coconut.epochs_per_stage=3"]
+
+    def run(share: str) -> tuple[list[int], str]:
+        given = (*settings, f"coconut.collapse_below={share}")
+        allowed = ("coconut.collapse_below",)
+        ended = run_server.run(home / "run.yaml", *given, allow_change=allowed, patch=evaluated, ranks=2)
+        return ended.codes, "".join(ended.said)
+
+    for _ in range(2):  # and at once when it is started again
+        codes, said = run("0.5")
+        assert 0 not in codes and said.count("stage 1 has collapsed: accuracy is 0.300 after epoch 2") == 1
+        assert "checkpoints/epoch_0001 (stage 1, accuracy 0.800)" in said and "Traceback" not in said
+    codes, said = run("null")
+    assert codes == [0, 0] and "changed: coconut.collapse_below" in said
+    assert len(losses(home / "runs" / "collapsing")) == 3 * 4

@@ -35,7 +35,8 @@ def required(record: Record, *keys: str) -> None:
     """Keys that must be there, though their values may be null."""
     for key in keys:
         if key not in record:
-            raise UserError(f"{key!r} is missing")
+            there = f", there are {', '.join(map(repr, record))}"[:200] if record else ""
+            raise UserError(f"{key!r} is missing{there}")
 
 
 def text(value: Any, name: str) -> str:

@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -69,16 +70,30 @@ def load_examples(
     loaded = read_examples(
         location, image_dir, steps_from, limit, verify_images, source=source, columns=columns, answer_type=answer_type
     )
-    if problems := loaded.problems:
-        report = "\n  ".join([f"{location}: {len(problems)} bad of {loaded.checked} records", *problems[:_SHOWN]])
-        if len(problems) > _SHOWN:
-            report += f"\n  and {len(problems) - _SHOWN} more"
-        if on_bad_record == "error":
-            raise UserError(f"{report}\nFix them, or leave them out with on_bad_record: skip")
-        if not loaded.examples:
-            raise UserError(f"{report}\nNone is left: check that this is the right file and image folder")
-        logger.warning("%s\nThey are left out", report)
+    tell_problems(location, loaded.problems, loaded.checked, len(loaded.examples), on_bad_record)
     return loaded.examples
+
+
+def tell_problems(
+    location: Location, problems: Sequence[str], checked: int, n_good: int, on_bad_record: Literal["error", "skip"]
+) -> None:
+    """Says which of the records that were looked at are bad, if any, and that they are left out.
+
+    Raises:
+        UserError: they are not to be left out, or none is left.
+    """
+    if not problems:
+        return
+    report = "\n  ".join([f"{location}: {len(problems)} bad of {checked} records", *problems[:_SHOWN]])
+    if len(problems) > _SHOWN:
+        report += f"\n  and {len(problems) - _SHOWN} more"
+    if on_bad_record == "error":
+        raise UserError(
+            f"{report}\nFix them, say which key is which (columns), or leave them out with on_bad_record: skip"
+        )
+    if not n_good:
+        raise UserError(f"{report}\nNone is left: check that this is the right file and image folder")
+    logger.warning("%s\nThey are left out", report)
 
 
 def read_examples(
@@ -114,21 +129,14 @@ def read_examples(
     """
     if limit is not None and limit < 1:
         raise UserError(f"{location}: the limit of examples must be at least 1, not {limit}")
-    records = _open(location)
-    ids = _Ids()
-    image_root = Path(os.path.abspath(image_dir))
-    if columns and source is None:
-        source = _FALLBACK
-    asked = names("sources") if source is None else [source]
-    sources = {name: load("sources", name)(image_root, steps_from) for name in asked}
-    read = {key for chosen in sources.values() for key in chosen.keys}
+    records = open_records(location)
+    parsed = parse_records(records, image_dir, steps_from, source=source, columns=columns, answer_type=answer_type)
 
-    def check(record: Any, record_id: str | UserError) -> Example | UserError:
+    def check(result: Example | UserError) -> Example | UserError:
         try:
-            example = _parse(record, record_id, sources, answer_type)
-            for image in example.images if verify_images else ():
+            for image in result.images if isinstance(result, Example) and verify_images else ():
                 load_image(image)
-            return example
+            return result
         except UserError as error:
             return error
 
@@ -142,20 +150,53 @@ def read_examples(
     ):
         while checked < len(records) and (limit is None or len(examples) < limit):
             missing = _CHUNK if limit is None else min(_CHUNK, limit - len(examples))
-            indices = range(checked, min(checked + missing, len(records)))
-            chunk = [_renamed(records[index], columns, read) if columns else records[index] for index in indices]
-            ids_of_chunk = [ids.next(record, index) for record, index in zip(chunk, indices, strict=True)]
-            for index, record, result in zip(indices, chunk, pool.map(check, chunk, ids_of_chunk), strict=True):
+            chunk = list(islice(parsed, missing))
+            for (label, _), result in zip(chunk, pool.map(check, [result for _, result in chunk]), strict=True):
                 if isinstance(result, UserError):
-                    problems.append(f"{_label(record, index)}: {result}")
+                    problems.append(f"{label}: {result}")
                 else:
                     examples.append(result)
                 bar.update()
-            checked = indices.stop
+            checked += len(chunk)
     return Loaded(examples, problems, checked, len(records))
 
 
-def _open(location: Location) -> Sequence[Any]:
+def parse_records(
+    records: Sequence[Any],
+    image_dir: Path,
+    steps_from: StepsFrom,
+    *,
+    source: str | None,
+    columns: Mapping[str, str] | None,
+    answer_type: Judge | None,
+) -> Iterator[tuple[str, Example | UserError]]:
+    """Of each record what messages call it, and the example, its images unseen, or the reason why it is none.
+
+    Args: see `read_examples`.
+    """
+    ids = _Ids()
+    image_root = Path(os.path.abspath(image_dir))
+    if columns and source is None:
+        source = _FALLBACK
+    asked = names("sources") if source is None else [source]
+    sources = {name: load("sources", name)(image_root, steps_from) for name in asked}
+    read = {key for chosen in sources.values() for key in chosen.keys}
+    for index in range(len(records)):
+        record = _renamed(records[index], columns, read) if columns else records[index]
+        result: Example | UserError
+        try:
+            result = _parse(record, ids.next(record, index), sources, answer_type)
+        except UserError as error:
+            result = error
+        yield _label(record, index), result
+
+
+def open_records(location: Location) -> Sequence[Any]:
+    """The records of a place, whatever they are.
+
+    Raises:
+        UserError: there are none.
+    """
     if not location.is_table:
         return read_records(Path(location.place))
     from multicoco.data.sources.tables import TableRecords

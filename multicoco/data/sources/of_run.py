@@ -78,6 +78,11 @@ def _how(config: RunConfig, part: Part) -> dict[str, Any]:
     } | own
 
 
+def how_to_read(config: RunConfig) -> dict[str, Any]:
+    """Arguments of `parse_records` for a place that is no mixture."""
+    return _how(config, Part(path=str(config.train_path)))
+
+
 def _direct(config: RunConfig, part: Part) -> bool:
     return config.direct_answers if part.direct_answers is None else part.direct_answers
 

@@ -95,6 +95,11 @@ class Family:
         """Whether a model of this config is one of the family."""
         raise NotImplementedError
 
+    @property
+    def is_proven(self) -> bool:
+        """Whether tests hold such a model against transformers. Where none does, every run does at its start."""
+        return False
+
     # data: in the loader's workers, without the model
 
     def load_image_processor(self, source: str, max_image_tiles: int, **options: Any) -> Any:
@@ -152,9 +157,10 @@ class Family:
         if name == "language_model":
             decoder: nn.Module = model.get_decoder()
             return decoder
-        if name not in self.parts:
-            raise UserError(f"freeze: {self.config.model_type} has no {name}; set it to false")
-        return nn.ModuleList(model.base_model.get_submodule(path) for path in self.parts[name])
+        try:
+            return nn.ModuleList(model.base_model.get_submodule(path) for path in self.parts[name])
+        except (KeyError, AttributeError) as error:
+            raise UserError(f"freeze: {self.config.model_type} has no {name}; set it to false") from error
 
     def with_layers(self, layers: int) -> PreTrainedConfig:
         """A copy of the config with so many layers in the language model, and in every tower."""
@@ -207,6 +213,18 @@ class Family:
             f"features is cache, but of a {self.config.model_type} model no features of images are kept: leave it out"
         )
 
+    def columns_of_images(
+        self, input_ids: Tensor, tokens: Sequence[Any], tokenizer: PreTrainedTokenizerBase
+    ) -> list[Tensor]:
+        """Of each image of a row (T,), the columns that its features are in; tokens as of `ImageInputs`. Only for a
+        family that sees images."""
+        raise NotImplementedError
+
+    def laid_out(self, columns: Tensor, tensors: dict[str, Tensor], image: int) -> Tensor | None:
+        """Of an image's columns (N,), those that show the whole of it, (rows, columns) as they lie in it; the others
+        are its tiles, if it is cut. None where it is not known. `image` is its number among `ImageInputs.tensors`."""
+        return None
+
     def blank_tiles(self, n_tiles: int, like: Tensor) -> dict[str, Tensor]:
         """`ImageInputs.tensors` of so many tiles that are 0 all over, of the dtype and device of `like`."""
         raise NotImplementedError
@@ -215,6 +233,18 @@ class Family:
         """`ImageInputs.tensors` of a blank picture that is as little work as there can be; `like` as for
         `blank_tiles`."""
         return self.blank_tiles(1, like)
+
+
+class Embedding(nn.Module):
+    """`Family.embed` as a module, which ZeRO-3 can be told to give parameters: those that a model holds itself, beside
+    its modules, and makes image features with outside of its forward."""
+
+    def forward(
+        self, family: Family, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor]
+    ) -> tuple[Tensor, Callable[[slice], dict[str, Any]]]:
+        """The attributes of `Embedded`; of a tuple, DeepSpeed's hooks find the tensors."""
+        embedded = family.embed(model, input_ids, inputs)
+        return embedded.embeds, embedded.further
 
 
 def check_form(source: str) -> None:
@@ -244,6 +274,6 @@ def family_of(config: PreTrainedConfig) -> Family:
             found: Family = family(config)
             return found
     raise UserError(
-        f"a {config.model_type} model is of no family that is supported ({', '.join(families)}): give a model of one "
-        "(docs/models.md), or add a family (docs/contributing.md)"
+        f"a {config.model_type} model is of no family that is supported ({', '.join(families)}), and has not the usual "
+        "interface of one that sees: give another model (docs/models.md), or add a family (docs/contributing.md)"
     )

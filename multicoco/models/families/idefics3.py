@@ -19,6 +19,7 @@ class Idefics3(Sighted):
     """For every tile a mark, its row and column, image tokens; the whole image likewise; and a mark at the end."""
 
     input_names = ("pixel_values",)
+    is_proven = True
     parts = {"vision_tower": ("vision_model",), "projector": ("connector",)}  # noqa: RUF012
 
     @classmethod
@@ -54,6 +55,10 @@ class Idefics3(Sighted):
                 placed += [mark, _known(f"<row_{row}_col_{column}>", tokenizer), *image]
             placed += tokenizer.encode("\n" if row < rows else "\n\n", add_special_tokens=False)
         return [*placed, mark, _known("<global-img>", tokenizer), *image, mark]
+
+    def laid_out(self, columns: Tensor, tensors: dict[str, Tensor], image: int) -> Tensor:
+        side = math.isqrt(self.tile.tokens)
+        return columns[-(side**2) :].view(side, side)
 
     def own_inputs(self, input_ids: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tiles[None] for name, tiles in inputs.items()}  # by rows, of which there is one

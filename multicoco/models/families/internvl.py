@@ -1,6 +1,7 @@
 """InternVL 3 and its like in transformers' own form (`-hf`): an image is cut into tiles of one size, each of which is a
 fixed number of tokens."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ class InternVL(Sighted):
     """`<img>`, tiles x image_seq_length context tokens, `</img>` for every image."""
 
     input_names = ("pixel_values",)
+    is_proven = True
     other_forms = {  # noqa: RUF012
         "internvl_chat": "the same in transformers' own form, whose name ends in -hf (OpenGVLab/InternVL3-1B-hf)"
     }
@@ -47,6 +49,10 @@ class InternVL(Sighted):
                 "the model's tokenizer names no start_image_token or no end_image_token: is it an InternVL `-hf` model?"
             )
         return [start, *super().image_ids(written, tokenizer), end]
+
+    def laid_out(self, columns: Tensor, tensors: dict[str, Tensor], image: int) -> Tensor:
+        side = math.isqrt(self.tile.tokens)
+        return columns[-(side**2) :].view(side, side)
 
     def with_layers(self, layers: int) -> PreTrainedConfig:
         config = super().with_layers(layers)

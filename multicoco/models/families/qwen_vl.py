@@ -29,6 +29,7 @@ class QwenVL(Sighted):
     input_names = ("pixel_values", "image_grid_thw")
     beside_features = ("image_grid_thw",)
     host_inputs = ("image_grid_thw",)
+    is_proven = True
 
     def load_image_processor(self, source: str, max_image_tiles: int, **options: Any) -> Any:
         # AutoProcessor would need torchvision for the video part, which is not used here
@@ -52,6 +53,10 @@ class QwenVL(Sighted):
         read = image_processor(list(images), return_tensors="pt")
         tokens = read.image_grid_thw.prod(-1) // self._merge**2
         return ImageInputs(tokens.tolist(), {name: read[name] for name in self.input_names})
+
+    def laid_out(self, columns: Tensor, tensors: dict[str, Tensor], image: int) -> Tensor:
+        _, height, width = tensors["image_grid_thw"][image].tolist()
+        return columns.view(height // self._merge, width // self._merge)
 
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """(3, B, T): time, height and width."""

@@ -49,6 +49,13 @@ class Sighted(Family):
         at_image = self.at_images(input_ids)
         return Embedded(embeds.masked_scatter(at_image[..., None], first.to(embeds)), self.further(at_image, later))
 
+    def columns_of_images(
+        self, input_ids: Tensor, tokens: Sequence[Any], tokenizer: PreTrainedTokenizerBase
+    ) -> list[Tensor]:
+        columns = self.at_images(input_ids).nonzero()[:, 0]
+        image_token = self.config.image_token_id
+        return [*columns.split([self.image_ids(written, tokenizer).count(image_token) for written in tokens])]
+
     def all_features(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]:
         """`image_features` and, behind them, those that enter the language model later, shaped likewise."""
         return [self.image_features(model, inputs)]

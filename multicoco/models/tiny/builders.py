@@ -12,8 +12,14 @@ from transformers import (
     BaseImageProcessor,
     InternVLConfig,
     InternVLForConditionalGeneration,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
@@ -26,13 +32,16 @@ from transformers import (
     SmolVLMForConditionalGeneration,
     set_seed,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from multicoco.models.tiny.tokenizer import (
     IDEFICS3_IMAGES,
     INTERNVL_IMAGES,
+    LLAVA_IMAGES,
     NO_IMAGES,
     QWEN_IMAGES,
     Images,
@@ -41,8 +50,9 @@ from multicoco.models.tiny.tokenizer import (
 
 INITIALIZER_RANGE = 0.06  # the usual 0.02 is for wider models: with it, CoT takes more than twice the steps
 IMAGE_SIZE = 84  # pixels: 6 x 6 patches of 14, 3 x 3 image tokens
+LLAVA_PATCH = 28  # each of which is an image token
 
-Made = tuple[PreTrainedModel, BaseImageProcessor | None]
+Made = tuple[PreTrainedModel, BaseImageProcessor | ProcessorMixin | None]
 
 
 def _internvl(tokenizer: PreTrainedTokenizerBase, hidden_size: int, text_layers: int) -> Made:
@@ -96,6 +106,54 @@ def _idefics3(tokenizer: PreTrainedTokenizerBase, hidden_size: int, text_layers:
     edge = {"longest_edge": IMAGE_SIZE}
     processor = SmolVLMImageProcessorPil(size=edge, max_image_size=edge)
     return SmolVLMForConditionalGeneration(config), processor
+
+
+def _llava_vision(kind: str, hidden_size: int) -> dict[str, Any]:
+    return {
+        "model_type": kind,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 4 * hidden_size,
+        "image_size": IMAGE_SIZE,
+        "patch_size": LLAVA_PATCH,
+    }
+
+
+def _llava_onevision(tokenizer: PreTrainedTokenizerBase, hidden_size: int, text_layers: int) -> Made:
+    """As llava-hf/llava-onevision-qwen2-0.5b-ov-hf, without the tiles of a larger image: a whole, and one tile.
+
+    The tile ends each of its rows with a vector of its own: 3 x 3 tokens, and 3 x (3 + 1).
+    """
+    canvases = [[IMAGE_SIZE, IMAGE_SIZE]]
+    config = LlavaOnevisionConfig(
+        vision_config={**_llava_vision("siglip_vision_model", hidden_size), "vision_use_head": False},
+        text_config={"model_type": "qwen2", **_language(tokenizer, hidden_size, text_layers)},
+        image_token_index=tokenizer.image_token_id,
+        video_token_index=tokenizer.video_token_id,
+        image_grid_pinpoints=canvases,
+        tie_word_embeddings=True,
+    )
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    processor = LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=canvases)
+    return LlavaOnevisionForConditionalGeneration(config), processor
+
+
+def _generic(tokenizer: PreTrainedTokenizerBase, hidden_size: int, text_layers: int) -> Made:
+    """As llava-hf/llava-1.5-7b-hf, which is of no family of its own."""
+    config = LlavaConfig(
+        vision_config=_llava_vision("clip_vision_model", hidden_size),
+        text_config={"model_type": "llama", **_language(tokenizer, hidden_size, text_layers)},
+        image_token_index=tokenizer.image_token_id,
+        tie_word_embeddings=True,
+    )
+    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    images = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=side)
+    options = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    processor = LlavaProcessor(
+        images, tokenizer, patch_size=LLAVA_PATCH, chat_template=tokenizer.chat_template, **options
+    )
+    return LlavaForConditionalGeneration(config), processor
 
 
 def _qwen2_vl(tokenizer: PreTrainedTokenizerBase, hidden_size: int, text_layers: int) -> Made:
@@ -208,8 +266,10 @@ class Builder:
 TINY = {  # by the family's name
     "internvl": Builder(INTERNVL_IMAGES, _internvl),
     "idefics3": Builder(IDEFICS3_IMAGES, _idefics3),
+    "llava_onevision": Builder(LLAVA_IMAGES, _llava_onevision),
     "qwen2_vl": Builder(QWEN_IMAGES, _qwen2_vl),
     "qwen2_5_vl": Builder(QWEN_IMAGES, _qwen2_5_vl),
     "qwen3_vl": Builder(QWEN_IMAGES, _qwen3_vl),
     "text": Builder(NO_IMAGES, _text),
+    "generic": Builder(LLAVA_IMAGES, _generic),
 }

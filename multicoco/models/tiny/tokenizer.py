@@ -48,6 +48,7 @@ IDEFICS3_IMAGES = Images(
     },
     "<image>",
 )
+LLAVA_IMAGES = Images({"image_token": "<image>", "video_token": "<video>"}, "<image>\\n")
 QWEN_IMAGES = Images(
     {
         "vision_start_token": "<|vision_start|>",

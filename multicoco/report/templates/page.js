@@ -28,7 +28,7 @@
   function haystack(q) {
     if (q.hay === undefined) {
       const texts = q.e.map((a) => (a ? a.t : ""));
-      q.hay = [q.id, q.q, ...q.c, ...texts].join("\n").toLowerCase();
+      q.hay = [`#${q.no}`, q.id, q.q, ...q.c, ...texts].join("\n").toLowerCase();
     }
     return q.hay;
   }
@@ -41,6 +41,7 @@
       } else if (is && evaluation !== "" && !STATES[is](q.e[evaluation])) return false;
       else if (is && evaluation === "" && !q.e.some(STATES[is])) return false;
     }
+    if (/^#\d+$/.test(state.text)) return state.text === `#${q.no}`;
     return !state.text || haystack(q).includes(state.text);
   }
 
@@ -52,14 +53,22 @@
   }
 
   function chip(answer, place) {
-    if (!answer) return null;
+    return answerChip(answer, data.evaluations[place]);
+  }
+
+  function answerChip(answer, name) {
     const kind = answer.r === true ? "right" : answer.r === false ? "wrong" : "";
     const mark = answer.r === true ? "✓" : answer.x === null ? "?" : answer.r === false ? "✗" : "·";
     const element = make("span", `chip ${kind}`);
-    element.append(`${mark} `, make("b", "", short(data.evaluations[place], 40)), " ");
+    element.append(`${mark} `, make("b", "", short(name, 40)), " ");
     element.append(make("span", "", answer.x === null ? "unparsed" : short(answer.x, 60)));
-    element.title = `${data.evaluations[place]}: ${answer.x === null ? "no clear answer" : short(answer.x, 300)}`;
+    element.title = `${name}: ${answer.x === null ? "no clear answer" : short(answer.x, 300)}`;
     return element;
+  }
+
+  // places of the evaluations in which something was done to the thoughts of that one
+  function interventions(q, place) {
+    return q.e.map((_, other) => other).filter((other) => q.e[other] && data.touched[other]?.of === place);
   }
 
   function questionElement(q) {
@@ -69,11 +78,15 @@
     line.setAttribute("aria-expanded", state.open.has(q));
     if (q.i.length) line.append(picture(q.i[0]));
     const main = make("div");
-    main.append(make("div", "id", q.id), make("div", "asked", short(q.q, 400)));
+    main.append(make("div", "id", `#${q.no} ${q.id}`), make("div", "asked", short(q.q, 400)));
     const chips = make("div", "chips");
     q.e.forEach((answer, place) => {
-      const made = chip(answer, place);
-      if (made) chips.append(made);
+      if (!answer || data.touched[place]) return;
+      chips.append(chip(answer, place));
+      const under = interventions(q, place);
+      if (!under.length) return;
+      const changed = under.filter((other) => q.e[other].x !== answer.x).length;
+      chips.append(make("span", "chip", `${changed} of ${under.length} interventions change it`));
     });
     main.append(chips);
     line.append(main);
@@ -105,7 +118,7 @@
     }
     const answers = make("div", "answers");
     q.e.forEach((answer, place) => {
-      if (answer) answers.append(answerElement(q, answer, place));
+      if (answer && !data.touched[place]) answers.append(answerElement(q, answer, place));
     });
     element.append(answers);
     return element;
@@ -119,7 +132,9 @@
     if (answer.cut) cost.push("cut off at its limit");
     element.append(make("p", "note", cost.join(", ")));
     if (answer.p) element.append(likelihoods(q, answer.p));
-    if (answer.h && answer.h.length) element.append(thoughts(q, answer.h, data.norms[place]));
+    if (answer.h && answer.h.length) element.append(thoughts(q, place));
+    const under = interventions(q, place);
+    if (under.length) element.append(underInterventions(q, place, under));
     return element;
   }
 
@@ -148,22 +163,65 @@
     return element;
   }
 
+  // what became of an answer, and of the likelihood of the right one
+  function outcome(q, place, other, how) {
+    const element = make("span");
+    const before = q.e[place].gold;
+    const after = q.e[other].gold;
+    element.append(answerChip(q.e[other], how));
+    if (before !== undefined && after !== undefined) {
+      const change = after - before;
+      element.append(make("span", "note", ` log p ${after.toFixed(2)} (${change < 0 ? "" : "+"}${change.toFixed(2)})`));
+    }
+    return element;
+  }
+
+  function underInterventions(q, place, under) {
+    const element = make("div", "scroll");
+    const table = make("table", "under");
+    const head = make("tr");
+    ["done to its thoughts", "the answer then; log p of the right one", "written then"].forEach((name) =>
+      head.append(make("th", "", name)),
+    );
+    table.append(head);
+    under.forEach((other) => {
+      const row = make("tr");
+      const cell = make("td");
+      const { how } = data.touched[other];
+      cell.append(outcome(q, place, other, how));
+      row.append(make("td", "", how), cell, make("td", "long", short(q.e[other].t, 300)));
+      table.append(row);
+    });
+    element.append(make("h3", "", "Does it matter?"), table);
+    return element;
+  }
+
   // each thought's likeliest words, their probability as colour, beside the written step that it stands for
-  function thoughts(q, read, norm) {
+  function thoughts(q, place) {
+    const read = q.e[place].h;
+    const norm = data.norms[place];
+    const alone = interventions(q, place).filter((other) => data.touched[other].at !== null);
     const element = make("div", "scroll");
     const table = make("table", "thoughts");
     const head = make("tr");
-    ["thought", "reads like", "size", "stands for", "ranks of its words"].forEach((name) => head.append(make("th", "", name)));
+    const names = ["thought", "reads like", "size", "stands for", "ranks of its words"];
+    if (alone.length) names.push("this one alone replaced by");
+    names.forEach((name) => head.append(make("th", "", name)));
     table.append(head);
-    read.forEach((thought, place) => {
+    read.forEach((thought, number) => {
       const row = make("tr");
       const words = make("td");
       thought.w.forEach(([text, share]) => words.append(word(text, share, `${(100 * share).toFixed(1)} %`)));
       const gold = make("td", "long");
       thought.g.forEach(([text, rank]) => gold.append(word(`${text.trim()} ${rank}`, 1 / rank, `rank ${rank}`)));
       const step = thought.s === null ? "no step" : (q.s[thought.s - 1] ?? `step ${thought.s}`);
-      row.append(make("td", "", String(place + 1)), words, make("td", "note", thought.n === null ? "" : String(thought.n)));
+      row.append(make("td", "", String(number + 1)), words, make("td", "note", thought.n === null ? "" : String(thought.n)));
       row.append(make("td", "long", step), gold);
+      const cell = make("td");
+      alone
+        .filter((other) => data.touched[other].at === number + 1)
+        .forEach((other) => cell.append(outcome(q, place, other, data.touched[other].how.replace(/^only\(\d+, *|\)$/g, ""))));
+      if (alone.length) row.append(cell);
       table.append(row);
     });
     const note = "Colour: the probability of a word, or how high the head ranks a word of the step (1: the likeliest). ";
@@ -215,7 +273,7 @@
 
   const filters = document.getElementById("filters");
   filters.addEventListener("submit", (event) => event.preventDefault());
-  const search = make("label", "search", "Text in question, choices or answers");
+  const search = make("label", "search", "Text in question, choices or answers, or #number");
   const input = make("input");
   input.type = "search";
   let waiting;

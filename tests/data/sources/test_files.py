@@ -1,3 +1,4 @@
+import csv
 import json
 
 import pytest
@@ -20,12 +21,12 @@ def test_a_list_or_lines_whatever_the_name(tmp_path, encoding, name, form):
         "lines with blank ones": "\n\r\n".join([*lines, ""]),
     }
     (tmp_path / name).write_text(content[form], encoding=encoding)
-    assert read_records(tmp_path / name) == RECORDS
+    assert [*read_records(tmp_path / name)] == RECORDS
 
 
 def test_one_line(tmp_path):
     (tmp_path / "f.jsonl").write_text(json.dumps(RECORDS[0]))
-    assert read_records(tmp_path / "f.jsonl") == RECORDS[:1]
+    assert [*read_records(tmp_path / "f.jsonl")] == RECORDS[:1]
 
 
 def test_a_broken_line_is_one_bad_record(tmp_path):
@@ -70,3 +71,50 @@ def test_a_file_that_holds_no_records_is_named(tmp_path, content, reason, on_bad
         (tmp_path / "f.json").write_bytes(content)
     with pytest.raises(UserError, match=rf"f\.json.*{reason}"):
         load_examples(tmp_path / "f.json", tmp_path, on_bad_record=on_bad_record)
+
+
+@pytest.mark.parametrize(("name", "separator"), [("f.csv", ","), ("F.CSV", ","), ("f.tsv", "\t")])
+def test_rows_of_csv_are_the_records_of_the_same_texts(tmp_path, name, separator):
+    records = [
+        {
+            "question": 'Is it "a, b"?\nOr c?',
+            "choices": ["a, b", "c"],
+            "steps": "So. Then.",
+            "answer": "c",
+            "note": None,
+        },
+        {"question": "2\u2028?", "choices": None, "steps": ["So."], "answer": "[no list", "note": "x\ty" * 50_000},
+    ]
+    with (tmp_path / name).open("w", newline="", encoding="utf-8-sig") as file:
+        rows = csv.writer(file, delimiter=separator)
+        rows.writerow(records[0])
+        for record in records:
+            cells = [json.dumps(value) if isinstance(value, list) else value for value in record.values()]
+            rows.writerow(cells)
+        file.write("\r\n")
+    assert read_records(tmp_path / name) == records
+    columns = {"question": "question"}
+    first, second = load_examples(tmp_path / name, tmp_path, columns=columns)
+    assert first.answer_index == 1 and first.steps == ("So.", "Then.") and second.answer == "[no list"
+
+
+def test_a_row_of_csv_with_another_number_of_cells_is_one_bad_record(tmp_path):
+    (tmp_path / "f.csv").write_text("question,answer\nQ?,a\nOh, well?,b\nR?,c\n")
+    with pytest.raises(UserError, match=r"1 bad of 3 records\n  record 1: the row up to line 3 has 3 cells where"):
+        load_examples(tmp_path / "f.csv", tmp_path)
+    assert len(load_examples(tmp_path / "f.csv", tmp_path, on_bad_record="skip")) == 2
+
+
+NO_TABLES = {
+    "": "must hold a row of names",
+    "question,answer\n": "one record a row after it",
+    "a,a\n1,2\n": "two columns have the same name",
+    'question\n"Q?" x\n': "line 2 is not valid CSV",
+}
+
+
+@pytest.mark.parametrize(("content", "reason"), NO_TABLES.items())
+def test_what_is_no_csv_is_named(tmp_path, content, reason):
+    (tmp_path / "f.csv").write_text(content)
+    with pytest.raises(UserError, match=rf"f\.csv: .*{reason}"):
+        read_records(tmp_path / "f.csv")

@@ -14,7 +14,15 @@ GOOD = {"question": "What?", "steps": ["So."], "answer": "a cat"}
 CHOSEN = GOOD | {"image": "a.png", "choices": ["a cat", "a dog"]}
 
 
-@pytest.mark.parametrize(("record", "reason"), [(["a"], "JSON object"), ({}, "'question' is missing"), (7, "object")])
+BAD = [
+    (["a"], "JSON object"),
+    ({}, "'question' is missing\n"),
+    (7, "object"),
+    ({"q": "?"}, "is missing, there are 'q'"),
+]
+
+
+@pytest.mark.parametrize(("record", "reason"), BAD)
 def test_a_bad_record_is_an_error_or_left_out(read, caplog, record, reason):
     with pytest.raises(UserError, match=rf"f\.json: 1 bad of 3 records\n  record 1.*{reason}(.|\n)*on_bad_record: ski"):
         read(GOOD, record, GOOD)

@@ -10,6 +10,8 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 from multicoco.errors import UserError
 from multicoco.models.backbone import load_backbone
 from multicoco.models.families import family_of
+from multicoco.models.reader import load_reader
+from multicoco.planning.geometry import read_model_config
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,11 @@ def test_real_geometry_cuts_into_the_canvas_and_a_thumbnail(real_processor, size
 def test_the_original_checkpoints_are_refused_by_the_name_of_those_that_are_read(tmp_path, trust_remote_code):
     own_code = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "internvl_chat", "auto_map": own_code}))
+    for load in (load_backbone, load_reader):
+        with pytest.raises(UserError, match=f"{tmp_path}.* is a internvl_chat model.*InternVL3-1B-hf"):
+            load(str(tmp_path), trust_remote_code=trust_remote_code)
     with pytest.raises(UserError, match=f"{tmp_path}.* is a internvl_chat model.*InternVL3-1B-hf"):
-        load_backbone(str(tmp_path), trust_remote_code=trust_remote_code)
+        read_model_config(str(tmp_path), trust_remote_code)
 
 
 def test_images_become_tokens_and_tiles(tiny):

@@ -11,7 +11,9 @@ def test_a_language_model_is_one_of_the_family(kind):
     assert type(family_of(AutoConfig.for_model(kind))) is Text
 
 
-@pytest.mark.parametrize("kind", ["llava", "llava_onevision", "gemma3", "qwen2_audio", "t5", "bart", "whisper", "clip"])
+@pytest.mark.parametrize(
+    "kind", ["llava_next", "mistral3", "chameleon", "qwen2_audio", "t5", "bart", "whisper", "clip"]
+)
 def test_models_of_no_family_are_refused_by_their_kind(kind):
     with pytest.raises(UserError, match=f"a {kind} model is of no family"):
         family_of(AutoConfig.for_model(kind))

@@ -1,0 +1,148 @@
+"""Examples kept on disk as they have been read, so that no rank holds them all and no later start reads them again.
+
+`<name>.examples` holds one JSON object after the other, of each record in its order: an example, or why it is none;
+`<name>.npy` holds where each begins. Both are read where they are asked for: what a process holds does not grow with
+their number, however many workers it has.
+"""
+
+import json
+import os
+from array import array
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multicoco.data.example import Example, ImageSource
+from multicoco.data.sources.location import Location
+from multicoco.data.sources.tables import StoredInTable
+from multicoco.errors import UserError
+
+_TUPLES = ("choices", "steps", "direct_answers", "image_places")
+
+
+class NotKept(Exception):
+    """An example has an image of a kind that only a source of another package knows."""
+
+
+class KeptRecords:
+    """The records of two files that `keep` has written.
+
+    Args:
+        path: of the `.examples`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._starts = np.load(path.with_suffix(".npy"), mmap_mode="r")
+        self._file = os.open(path, os.O_RDONLY)  # of the process: a read has its own place, so forks may share it
+
+    def __del__(self) -> None:
+        os.close(self._file)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: int) -> tuple[str, Example | UserError]:
+        """What messages call the record, and the example or why it is none."""
+        start, end = int(self._starts[index]), int(self._starts[index + 1])
+        kept = json.loads(os.pread(self._file, end - start, start))
+        label = kept.pop("label")
+        return label, UserError(kept["bad"]) if "bad" in kept else _example(kept)
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return KeptRecords, (self.path,)
+
+
+def keep(path: Path, records: Iterable[tuple[str, Example | UserError]]) -> KeptRecords:
+    """Writes records, whole or not at all.
+
+    Raises:
+        NotKept: an image is of a kind that is not known here.
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished, places = (path.with_suffix(f".{os.getpid()}.{what}") for what in ("unfinished", "places"))
+    starts = array("q", [0])
+    try:
+        with unfinished.open("wb") as file:
+            for label, result in records:
+                content = {"bad": str(result)} if isinstance(result, UserError) else _content(result)
+                file.write(json.dumps({"label": label, **content}).encode())
+                starts.append(file.tell())
+        with places.open("wb") as file:
+            np.save(file, np.array(starts))
+        places.replace(path.with_suffix(".npy"))
+        unfinished.replace(path)  # last: where it is, the other one is too
+    finally:
+        unfinished.unlink(missing_ok=True)
+        places.unlink(missing_ok=True)
+    return KeptRecords(path)
+
+
+class KeptExamples(Sequence[Example]):
+    """Some of the records of a file, which are examples.
+
+    Args:
+        chosen: their places among the records.
+    """
+
+    def __init__(self, records: KeptRecords, chosen: NDArray[np.int64]):
+        self.records = records
+        self.chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        _, example = self.records[int(self.chosen[index])]
+        if isinstance(example, UserError):
+            raise example
+        return example
+
+
+def picked(examples: Sequence[Example], places: NDArray[np.int64]) -> Sequence[Example]:
+    """Some of the examples, held or kept as they all are."""
+    if isinstance(examples, KeptExamples):
+        return KeptExamples(examples.records, examples.chosen[places])
+    return [examples[place] for place in places]
+
+
+def _content(example: Example) -> dict[str, Any]:
+    shallow = {field.name: getattr(example, field.name) for field in fields(example)}
+    return shallow | {"images": [_image(image) for image in example.images], "groups": dict(example.groups)}
+
+
+def _image(image: ImageSource) -> Any:
+    if isinstance(image, Path):
+        return str(image)
+    if isinstance(image, bytes):
+        return {"base64": b64encode(image).decode()}
+    if isinstance(image, StoredInTable):
+        return asdict(image)
+    raise NotKept(f"{type(image).__name__} of {image!s:.60}")
+
+
+def _example(kept: dict[str, Any]) -> Example:
+    lists = {key: tuple(kept[key]) for key in _TUPLES}
+    return Example(**{**kept, **lists, "images": tuple(map(_kept_image, kept["images"]))})
+
+
+def _kept_image(kept: Any) -> ImageSource:
+    if isinstance(kept, str):
+        return Path(kept)
+    if "base64" in kept:
+        return b64decode(kept["base64"])
+    return StoredInTable(Location(**kept["location"]), kept["row"], tuple(kept["keys"]))

@@ -1,0 +1,97 @@
+"""What a run's start does with a model that nobody has tried."""
+
+import pytest
+import torch
+from homes import make_home
+from transformers.models.llama import modeling_llama
+
+from multicoco.config import load_config
+from multicoco.data.sources import load_examples
+from multicoco.engine import assembly
+from multicoco.engine.assembly import assemble, weights_of
+from multicoco.engine.records import load_records
+from multicoco.errors import UserError
+from multicoco.methods import method_class
+from multicoco.models.tiny import TINY
+
+CONFIG = "mode: coconut_train\ncoconut: {enabled: true, first_stage: 2, max_latent_stage: 2}\n"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = make_home(tmp_path_factory.mktemp("assembly"), 4, 2, CONFIG)
+    texts = [example.question for example in load_examples(home / "scenes" / "aokvqa_v1p0_train.json", home / "scenes")]
+    TINY["generic"](texts, home / "unknown", hidden_size=32, text_layers=2)
+    return home
+
+
+def start(home, *overrides):
+    config = load_config(home / "run.yaml", overrides)
+    examples = load_records(config, config.train_path, None)
+    return config, examples, assemble(config, weights_of(config), "2026-01-01", examples, torch.device("cpu"))
+
+
+def remembering(monkeypatch):
+    """A layer that keeps something of one call for the next."""
+    own, kept = modeling_llama.LlamaMLP.forward, [torch.zeros(())]
+
+    def forward(self, hidden):
+        out = own(self, hidden) + kept[0]
+        kept[0] = hidden.mean()
+        return out
+
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", forward)
+
+
+def ignoring_the_cache(monkeypatch):
+    """A layer that mixes the columns that it is given by itself."""
+    monkeypatch.setattr(
+        modeling_llama.LlamaAttention, "forward", lambda self, hidden_states, **_: (hidden_states.cumsum(1), None)
+    )
+
+
+def test_a_good_model_is_taken_and_trains_a_step(home):
+    config, examples, made = start(home, f"model_id={home}/unknown")
+    latent = made.backbone.latent_tokens
+    method = method_class(config.trained_method)(config, latent)
+    rows = []
+    for example in examples:
+        tokens, inputs = made.encoder(example, method.asked)
+        rows.append((*method.train_row(tokens, 2, 0, example.id), inputs))
+    length = max(len(ids) for ids, _, _ in rows)
+    batch = {
+        "input_ids": torch.zeros(len(rows), length, dtype=torch.long),
+        "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
+        "labels": torch.full((len(rows), length), -100),
+    }
+    for i, (ids, labels, _) in enumerate(rows):
+        batch["input_ids"][i, : len(ids)], batch["labels"][i, : len(ids)] = torch.tensor(ids), torch.tensor(labels)
+        batch["attention_mask"][i, : len(ids)] = 1
+    batch |= made.backbone.family.batch([inputs for _, _, inputs in rows])
+    assert (batch["input_ids"] == latent.latent).any() and len(batch["pixel_values"]) == len(examples)
+    optimizer = torch.optim.AdamW(made.reasoner.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(2):
+        losses.append(made.reasoner(**batch).loss)
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("plant", [remembering, ignoring_the_cache])
+def test_one_that_is_not_exact_is_refused_with_both_losses(home, monkeypatch, plant):
+    plant(monkeypatch)
+    message = r"do not compute what the llava model computes.* loss is \d\.\d+ through the passes and \d\.\d+ by rec"
+    with pytest.raises(UserError, match=message):
+        start(home, f"model_id={home}/unknown")
+    start(home, f"model_id={home}/unknown", "self_check=false")
+
+
+def test_only_models_that_nobody_has_tried_are_compared_so(home, monkeypatch):
+    compared = []
+    monkeypatch.setattr(
+        assembly, "require_exact", lambda model, kernel, example: compared.append(model.config.model_type)
+    )
+    for overrides in (("model_id={}/unknown",), (), ("model_id={}/unknown", "self_check=false")):
+        start(home, *(override.format(home) for override in overrides))
+    assert compared == ["llava"]
