@@ -179,6 +179,14 @@ def show_data(args: argparse.Namespace) -> None:
         print(line)
 
 
+def keep_features(args: argparse.Namespace) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the images' readers are forked
+    from multicoco.config import load_config
+    from multicoco.engine.features_ahead import keep_ahead
+
+    print(keep_ahead(load_config(args.config, args.overrides)))
+
+
 def make_plan(args: argparse.Namespace) -> None:
     from multicoco.config import load_config
     from multicoco.methods import method_class
@@ -368,6 +376,15 @@ def parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
     data.set_defaults(run=show_data)
+
+    features = commands.add_parser(
+        "features",
+        help="compute the features of a run's images ahead of it (features: cache)",
+        epilog="example: multicoco features args/aokvqa_qwen2_5_vl_cot.yaml --set features=cache",
+    )
+    features.add_argument("config", type=path, help="run config of the run to be")
+    features.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
+    features.set_defaults(run=keep_features)
 
     planner = commands.add_parser(
         "plan",

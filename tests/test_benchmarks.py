@@ -154,6 +154,31 @@ def test_memory_of_a_method_is_measured_alone(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.distributed
+def test_features_cache_gives_the_same_losses(tmp_path):
+    sizes = {"vision_layers": 1, "vision_hidden": 32, "tile_size": 56, "batch": 2}
+    result = run(
+        "features_cache", tmp_path, "--tiles", "2", "--images", "3", geometry=TINY | {"vocabulary": 500} | sizes
+    )
+    assert "the losses are the same" in result["printed"]
+    assert [row["epoch"] for row in result["rows"]] == ["training", "asking", "training, LoRA"]
+    assert all(row["first_epoch_s"] > row["kept_s"] > 0 and row["mib_an_image"] > 0 for row in result["rows"])
+
+
+@pytest.mark.distributed
+def test_length_groups(tmp_path):
+    result = run("length_groups", tmp_path, "--examples", "16", geometry=TINY | {"vocabulary": 50})
+    assert all(row["grouped"] < row["shuffled"] for row in result["rows"][:-1]) and len(result["rows"]) == 10
+    assert result["goals"][0]["met"] == "yes" and result["rows"][-1]["speed_up"] > 0
+
+
+@pytest.mark.distributed
+def test_evaluation_batching_gives_the_same_tokens(tmp_path):
+    result = run("evaluation_batching", tmp_path, "--new-tokens", "5", "--mean", "4", "--batches", "2")
+    assert "the tokens are the same both ways" in result["printed"]
+    assert [row["speed_up"] > 0 for row in result["rows"]] == [True, True]
+
+
+@pytest.mark.distributed
 def test_a_start_is_measured_on_all_ranks(tmp_path, run_server):
     config = starting.generate(tmp_path / "data", 60)
     assert len([*(tmp_path / "data" / "images").iterdir()]) == 2

@@ -58,6 +58,10 @@ class Qwen3VL(QwenVL):
             "interp_weights": weights.to(device),
         }
 
+    @property
+    def feature_layers(self) -> int:
+        return 1 + len(self.config.vision_config.deepstack_visual_indexes)
+
     def with_layers(self, layers: int) -> PreTrainedConfig:
         config = super().with_layers(layers)
         config.vision_config.deepstack_visual_indexes = list(range(layers))[-1:]
