@@ -111,6 +111,8 @@ class Trainer:
             prompt_date=date,
             versions=self.tracker.environment,
         )
+        if assembly.features:  # of the weights that the engine has now
+            assembly.features.keep(examples)
         self.saver = Saver(config, checkpoints, self.engine, assembly.backbone, self.tracker, origin, self.at)
         self.look_around = Lookout(self.saver, group.device)
         self.transfer = Transfer(group.device, assembly.backbone.family.host_inputs)
@@ -197,7 +199,8 @@ class Trainer:
             at.step, at.epoch_step = at.step + 1, at.epoch_step + 1
             at.tokens, at.passes = at.tokens + counts[1], at.passes + n_passes * len(micro_batches)
             skipped = self.engine.skipped_steps > skipped_before
-            window.add(losses.sum(), counts, skipped)
+            columns = sum(batch["input_ids"].numel() for batch in micro_batches)
+            window.add(losses.sum(), counts, columns, skipped)
             self.thoughts.add(micro_batches, thoughts, skipped)
             if self.skip_limit.add(skipped):
                 self.saver.finish()
