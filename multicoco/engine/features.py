@@ -19,7 +19,6 @@ from multicoco.config import RunConfig
 from multicoco.data.example import Example, ImageSource, load_image
 from multicoco.data.features import FEATURES, FeatureStore, content_of, image_key
 from multicoco.data.loader import Encoder, in_order
-from multicoco.engine.deepspeed import whole_state_dict
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
@@ -152,6 +151,8 @@ class Features:
 
     def _about(self) -> dict[str, Any]:
         """Everything that an image's features depend on, beside the image."""
+        from multicoco.engine.deepspeed import whole_state_dict  # `multicoco ask` does without DeepSpeed
+
         backbone, family = self.backbone, self.backbone.family
         parts = nn.ModuleDict({name: family.part(backbone.model, name) for name in family.parts})
         weights = whole_state_dict(parts)

@@ -40,11 +40,12 @@ class GreedyAnswers:
         return len(self.said)
 
     def join(self, passes: Passes, rows: Sequence[int], names: Sequence[int]) -> None:
-        """Rows of a batch of left-padded prompts begin to be answered, by names that none has that is there."""
-        cache, chosen = (
-            passes.cache.to_dynamic(passes.length_before_last()),
-            torch.tensor(rows).to(passes.embeds.device),
-        )
+        """Rows of a batch of left-padded prompts, perhaps none of them, begin to be answered, by names that none has
+        that is there."""
+        if not rows:
+            return
+        cache = passes.cache.to_dynamic(passes.length_before_last())
+        chosen = torch.tensor(rows, device=passes.embeds.device)
         cache.batch_select_indices(chosen)
         visible, positions = passes.visible[chosen], passes.position_ids[..., chosen, -1:]
         embeds = passes.embeds[chosen, -1:]

@@ -59,6 +59,7 @@ def test_whoever_leaves_and_joins_says_what_is_said_together(kind, ends, one_thr
         expected |= {one: of_batch[row] for one, row in zip(names, rows, strict=True)}
         name += len(rows)
         answers.join(passes, rows, names)
+        answers.join(passes, [], [])  # as of a rank that has only what fills its batch up
         while len(answers) > most:
             said |= answers.step()
     assert said == expected and len(said) == 15
