@@ -85,7 +85,7 @@ def compare_runs(args: argparse.Namespace) -> None:
 
 
 def run_study(args: argparse.Namespace) -> None:
-    from multicoco.report.page import report_at_end
+    from multicoco.report.at_end import report_at_end
     from multicoco.study.results import check_folder, write_results
     from multicoco.study.runner import choose, format_plan, read_launcher, run_missing
     from multicoco.study.spec import load_study

@@ -78,6 +78,10 @@ def time_taken(run: RunFolder) -> float:
 def wrong(run: RunFolder) -> list[str]:
     """What went wrong or otherwise than planned, as far as the files tell."""
     said = []
+    counts = next((line for line in reversed(run.metrics) if isinstance(line.get("data/too_long"), int)), None)
+    if counts:
+        left_out = _count(counts["data/too_long"], "example was", "examples were")
+        said.append(f"{left_out} too long and left out, {counts.get('data/examples', '?')} were trained on.")
     skipped = [line["train/skipped_steps"] for line in run.metrics if isinstance(line.get("train/skipped_steps"), int)]
     if skipped:
         said.append(f"{_count(max(skipped), 'step was', 'steps were')} skipped, the gradient not being finite.")

@@ -22,7 +22,7 @@ from multicoco.engine.preemption import Preempted
 from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
 from multicoco.engine.rates import learning_rates
-from multicoco.engine.records import lengths_file, load_records, load_training_records
+from multicoco.engine.records import lengths_file, load_records, load_training_records, without_answer
 from multicoco.engine.resume import lock_run_folder
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import embedding_rows
@@ -69,7 +69,8 @@ class Trainer:
         start = Start(config, checkpoints, allow_change)
         earlier = start.check_folder()
         examples = load_training_records(config)
-        agree(lambda: require_answers(examples, locate(config.data_dir, str(config.train_path))), only_rank_0=True)
+        location, unanswered = locate(config.data_dir, str(config.train_path)), without_answer(examples)
+        agree(lambda: require_answers(unanswered, len(examples), location), only_rank_0=True)
         self.questions = load_records(config, config.val_path, config.max_val_samples)
 
         set_seed(config.seed)

@@ -187,7 +187,7 @@ def test_features_are_kept_ahead_of_the_run(internvl, tmp_path):
     assert json.loads((folder / "about.json").read_text())["family"] == "InternVL"
 
 
-COUNTED = "import sys, pathlib; sys.path += {path}; import gathering; gathering.count_into(pathlib.Path('{out}'))"
+COUNTED = "import sys, pathlib; sys.path += {path}; import gathers; gathers.count_into(pathlib.Path('{out}'))"
 
 
 @pytest.mark.distributed

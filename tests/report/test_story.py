@@ -37,8 +37,15 @@ def test_what_went_wrong_is_told(tmp_path):
     skipped = {"train/lr": 0.1, "train/skipped_steps": 3, "time": 0.0}
     with (run / "metrics.jsonl").open("a") as file:
         file.writelines(json.dumps(skipped | {"step": step}) + "\n" for step in (4, 5))
+        print(json.dumps({"step": 0, "time": 0.0, "data/examples": 90, "data/too_long": 10}), file=file)
     told = " ".join(story.wrong(read_run(run)))
-    for part in ("3 steps were skipped", "2 log entries have no finite loss", "started 2 times", "tuesday"):
+    for part in (
+        "10 examples were too long and left out, 90 were trained on",
+        "3 steps were skipped",
+        "2 log entries have no finite loss",
+        "started 2 times",
+        "tuesday",
+    ):
         assert part in told
     for part in ("same torch", "before step 4 after step 5", "config.1.yaml", "epoch_0000.damaged"):
         assert part in told

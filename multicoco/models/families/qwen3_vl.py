@@ -26,7 +26,7 @@ class Qwen3VL(QwenVL):
 
     @classmethod
     def matches(cls, config: PreTrainedConfig) -> bool:
-        return config.model_type == "qwen3_vl"
+        return config.model_type in ("qwen3_vl", "qwen3_vl_moe")
 
     def all_features(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]:
         seen = self.see(model, inputs)
