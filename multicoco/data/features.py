@@ -1,6 +1,7 @@
 """Features of images that are computed once, in files that are mapped into memory.
 
-An image is known by its content. What is computed of it depends on the model's vision weights and on how they are
+The images of an example are known by their content, together: some models see one otherwise when there are others. What
+is computed of them depends on the model's vision weights and on how they are
 applied too: these name the folder (`engine.features`). A file holds some images and appears whole or not at all, so
 that several runs may write at once; what two of them have computed stands twice, and is the same.
 """
@@ -49,16 +50,17 @@ def content_of(source: ImageSource) -> bytes:
         raise UserError(f"{source}: cannot be read as an image: {error}") from error
 
 
-def image_key(content: bytes) -> str:
-    """What tells an image file from all others."""
-    return sha256(content).hexdigest()[: _KEY.itemsize]
+def images_key(contents: Sequence[bytes]) -> str:
+    """What tells an example's image files from all others."""
+    each = b"".join(sha256(content).digest() for content in contents)
+    return sha256(each).hexdigest()[: _KEY.itemsize]
 
 
 class FeatureStore:
     """The files of a folder.
 
     Args:
-        names: of the tensors that are kept of an image.
+        names: of the tensors that are kept.
     """
 
     def __init__(self, folder: Path, names: Sequence[str]):
@@ -90,7 +92,7 @@ class FeatureStore:
         return [key for key, is_there in zip(wanted, there, strict=True) if not is_there]
 
     def read(self, key: str) -> dict[str, Tensor] | None:
-        """What is kept of an image; None if nothing is.
+        """What is kept of an example's images; None if nothing is.
 
         Raises:
             UserError: its file has gone or is damaged.
@@ -111,29 +113,26 @@ class FeatureStore:
         """Of an example's images, in their order, as its row of a batch has them; without tensors if it has none.
 
         Raises:
-            UserError: nothing is kept of one of them.
+            UserError: nothing is kept of them.
         """
-        images = []
-        for source in sources:
-            if (image := self.read(image_key(content_of(source)))) is None:
-                name = "an image" if isinstance(source, bytes) else source
-                raise UserError(f"{name} has changed since the run began, no features are kept of it: start again")
-            images.append(image)
-        tokens = [image.pop(_TOKENS).tolist() for image in images]
-        names = self.names[:-1] if images else []
-        return KeptImages(tokens, {name: torch.cat([image[name] for image in images]) for name in names})
+        if not sources:
+            return KeptImages([], {})
+        if (kept := self.read(images_key([content_of(source) for source in sources]))) is None:
+            names = ", ".join("an image" if isinstance(source, bytes) else str(source) for source in sources)
+            raise UserError(f"{names}: changed since the run began, no features are kept of it: start again")
+        return KeptImages(kept.pop(_TOKENS).tolist(), kept)
 
-    def write(self, images: Mapping[str, Mapping[str, Tensor]], tokens: Mapping[str, Any]) -> None:
-        """Keeps images, by their keys, in a new file.
+    def write(self, images: Mapping[str, Mapping[str, Tensor]], tokens: Mapping[str, Sequence[Any]]) -> None:
+        """Keeps images, by their examples' keys, in a new file.
 
         Args:
-            tokens: of each image, how it is written: a number, or several.
+            tokens: of each example's images, how they are written: a number each, or several.
 
         Raises:
             OSError: they cannot be written; nothing is left of them.
         """
         tensors = {f"{key}.{name}": tensor for key, image in images.items() for name, tensor in image.items()}
-        tensors |= {f"{key}.{_TOKENS}": torch.tensor(written) for key, written in tokens.items()}
+        tensors |= {f"{key}.{_TOKENS}": torch.tensor(list(written)) for key, written in tokens.items()}
         name = uuid4().hex
         unfinished = self.folder / f".{name}"
         try:

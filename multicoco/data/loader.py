@@ -112,7 +112,7 @@ class Encoder:
         self.prompt = prompt
         self.read_images = read_images
         self.kept: Callable[[Sequence[ImageSource]], ImageInputs] | None = None
-        self._of_sizes: dict[tuple[int, int], Any] = {}  # how an image is written, by its width and height
+        self._of_sizes: dict[tuple[tuple[int, int], ...], Sequence[Any]] = {}  # image tokens, by (width, height)
 
     def __call__(self, example: Example, asked: Asked) -> tuple[ExampleTokens, dict[str, Tensor]]:
         images = self.images(example)
@@ -126,11 +126,10 @@ class Encoder:
 
     def tokens(self, example: Example, asked: Asked) -> ExampleTokens:
         """The tokens alone, for measuring many examples: of an image, only its size is read."""
-        sizes = [image_size(image) for image in example.images]
-        for size in sizes:
-            if size not in self._of_sizes:
-                [self._of_sizes[size]] = self.read_images([Image.new("RGB", size)]).tokens
-        return self.prompt(example, asked, [self._of_sizes[size] for size in sizes])
+        sizes = tuple(image_size(image) for image in example.images)
+        if sizes not in self._of_sizes:
+            self._of_sizes[sizes] = self.read_images([Image.new("RGB", size) for size in sizes]).tokens
+        return self.prompt(example, asked, self._of_sizes[sizes])
 
 
 def check_donors(n_examples: int, of: str) -> None:

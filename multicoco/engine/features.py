@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from importlib.metadata import version
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,28 +17,30 @@ from tqdm import tqdm
 
 from multicoco.config import RunConfig
 from multicoco.data.example import Example, ImageSource, load_image
-from multicoco.data.features import FEATURES, FeatureStore, content_of, image_key
+from multicoco.data.features import FEATURES, FeatureStore, content_of, images_key
 from multicoco.data.loader import Encoder, in_order
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import Backbone
 
-CHUNK = 64  # images of a rank between two files
+Images = tuple[ImageSource, ...]  # of an example
+
+CHUNK = 64  # examples of a rank between two files
 VISIBLE_SECONDS = 60  # until what one host has written must be seen by all
 # of a model's config: what says nothing of its images
 _OF_TEXT = ("text_config", "vocab_size", "architectures", "transformers_version", "dtype", "torch_dtype")
 
 
 class _Read(NamedTuple):
-    """An image as its model takes it, or what is wrong with it.
+    """Images as their model takes them, or what is wrong with one.
 
     Attributes:
-        written: how it is, as of `models.families.ImageInputs.tokens`.
+        written: how they are, as of `models.families.ImageInputs.tokens`.
     """
 
     key: str = ""
-    written: Any = 0
+    written: Sequence[Any] = ()
     tensors: dict[str, Tensor] | None = None
     error: UserError | None = None
 
@@ -46,7 +48,7 @@ class _Read(NamedTuple):
 class _Keys(Dataset[_Read]):
     """Images' keys alone."""
 
-    def __init__(self, sources: Sequence[ImageSource]):
+    def __init__(self, sources: Sequence[Images]):
         self.sources = sources
 
     def __len__(self) -> int:
@@ -58,22 +60,22 @@ class _Keys(Dataset[_Read]):
         except UserError as error:  # which a worker would raise as another one
             return _Read(error=error)
 
-    def read(self, source: ImageSource) -> _Read:
-        return _Read(image_key(content_of(source)))
+    def read(self, images: Images) -> _Read:
+        return _Read(images_key([content_of(image) for image in images]))
 
 
 class _Pictures(_Keys):
     """Images with what the model takes of them."""
 
-    def __init__(self, sources: Sequence[ImageSource], encoder: Encoder):
+    def __init__(self, sources: Sequence[Images], encoder: Encoder):
         super().__init__(sources)
         self.encoder = encoder
 
-    def read(self, source: ImageSource) -> _Read:
-        content = content_of(source)  # read once: what is kept is of what the key is of
-        image = load_image(content, "an image" if isinstance(source, bytes) else str(source))
-        inputs = self.encoder.read_images([image])
-        return _Read(image_key(content), inputs.tokens[0], inputs.tensors)
+    def read(self, images: Images) -> _Read:
+        contents = [content_of(image) for image in images]  # read once: what is kept is of what the key is of
+        names = ["an image" if isinstance(image, bytes) else str(image) for image in images]
+        inputs = self.encoder.read_images(list(map(load_image, contents, names)))
+        return _Read(images_key(contents), inputs.tokens, inputs.tensors)
 
 
 class Features:
@@ -82,7 +84,7 @@ class Features:
     Only of a model whose vision tower and projector do not train; all ranks call `keep`, once the weights are loaded.
 
     Raises:
-        UserError: the model sees no images.
+        UserError: of the model's family none are kept.
     """
 
     def __init__(self, config: RunConfig, backbone: Backbone, reasoner: LatentReasoner, encoder: Encoder):
@@ -92,10 +94,13 @@ class Features:
         self.encoder = encoder
         self.root = Path(config.features_dir or Path(config.output_dir) / "features")
         self.store: FeatureStore | None = None
-        self.known: set[ImageSource] = set()
+        self.known: set[Images] = set()
         self.gave_up = False
-        if not backbone.family.sees_images:
-            backbone.family.kept(backbone.model, {})
+        if not backbone.family.keeps_features:
+            raise UserError(
+                f"features is cache, but of a {backbone.model.config.model_type} model no features of images are kept: "
+                "leave it out"
+            )
 
     def keep(self, examples: Sequence[Example], between: Callable[[], None] = lambda: None) -> None:
         """Has the encoder give what is kept of these examples' images, too; first computes what is missing. Collective.
@@ -108,8 +113,8 @@ class Features:
         Raises:
             UserError: an image cannot be read, the model's features cannot be kept, or hosts see different folders.
         """
-        shown = dict.fromkeys(chain.from_iterable(example.images for example in examples))
-        new = [image for image in shown if image not in self.known]
+        shown = dict.fromkeys(example.images for example in examples if example.images)
+        new = [images for images in shown if images not in self.known]
         if self.gave_up or not new:
             return
         with torch.random.fork_rng(devices=[]):  # loaders draw from it, and what follows must be as without
@@ -122,7 +127,7 @@ class Features:
         if rank() == 0:
             print(f"features: {problem}: images are encoded whenever they are seen", flush=True)
 
-    def _keep(self, sources: Sequence[ImageSource], between: Callable[[], None]) -> str | None:
+    def _keep(self, sources: Sequence[Images], between: Callable[[], None]) -> str | None:
         """Returns: why not all could be kept, if so."""
         store = self.store = self.store or self._open()
         keys = self._keys_of(sources)
@@ -171,7 +176,7 @@ class Features:
         readable: dict[str, Any] = json.loads(json.dumps(about, default=str))
         return agree(lambda: readable, only_rank_0=True)
 
-    def _keys_of(self, sources: Sequence[ImageSource]) -> list[str]:
+    def _keys_of(self, sources: Sequence[Images]) -> list[str]:
         """In their order; each rank reads its share."""
         own = list(in_order(_Keys(sources[rank() :: world_size()]), self.config.num_workers))
         agree(lambda: _refuse(own))
@@ -182,7 +187,7 @@ class Features:
         store.look()
         return store.missing(keys)
 
-    def _compute(self, store: FeatureStore, sources: Sequence[ImageSource], between: Callable[[], None]) -> str | None:
+    def _compute(self, store: FeatureStore, sources: Sequence[Images], between: Callable[[], None]) -> str | None:
         """Returns: why not all could be kept, if so."""
         most = -(-len(sources) // world_size())  # every rank calls the model as often, as ZeRO-3 needs
         pictures = in_order(_Pictures(sources[rank() :: world_size()], self.encoder), self.config.num_workers)
@@ -207,8 +212,8 @@ class Features:
 
     @torch.no_grad()
     def _encode(self, read: Sequence[_Read], calls: int) -> dict[str, dict[str, Tensor]]:
-        """Image by image, so that what is kept of one does not depend on others; of ranks with fewer images than calls
-        the rest are of blank ones."""
+        """Example by example, so that what is kept of one does not depend on others; of ranks with fewer of them than
+        calls the rest are of blank pictures."""
         model, family, device = self.backbone.model, self.backbone.family, self.reasoner.decoder.device
         like = torch.empty(0, dtype=model.dtype, device=device)
         images = {}
@@ -231,8 +236,8 @@ class Features:
                 break
             time.sleep(1)
         raise UserError(
-            f"{store.folder}: of {len(missing)} images no features are found there, although ranks have written them: "
-            "set features_dir to a folder that all hosts see, and leave images alone while a run reads them"
+            f"{store.folder}: of {len(missing)} examples no features are found, although ranks have written them: set "
+            "features_dir to a folder that all hosts see, and leave images alone while a run reads them"
         )
 
     def _read_images(self, sources: Sequence[ImageSource]) -> Any:

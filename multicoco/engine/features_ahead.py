@@ -30,4 +30,5 @@ def keep_ahead(config: RunConfig) -> str:
     if features.store is None:
         return "no record has an image"
     size = sum(path.stat().st_size for path in features.store.files)
-    return f"{features.store.folder}: features of {len(features.store.keys)} images, {size / 2**30:.2f} GiB"
+    kept = f"features of the images of {len(features.store.keys)} examples, {size / 2**30:.2f} GiB"
+    return f"{features.store.folder}: {kept}"

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multicoco.data.features import FEATURES, FeatureStore, image_key
+from multicoco.data.features import FEATURES, FeatureStore, images_key
 from multicoco.errors import UserError
 
-KEYS = [image_key(bytes([i])) for i in range(9)]
+KEYS = [images_key([bytes([i])]) for i in range(9)]
 
 
 def kept(i: int) -> dict[str, torch.Tensor]:
@@ -16,7 +16,7 @@ def kept(i: int) -> dict[str, torch.Tensor]:
 
 
 def write(store: FeatureStore, places: list[int]) -> None:
-    written = {KEYS[i]: i if i % 2 else (i, i) for i in places}
+    written = {KEYS[i]: [i] if i % 2 else [(i, i), (i, i)] for i in places}
     store.write({KEYS[i]: kept(i) for i in places}, written)
 
 
@@ -37,17 +37,25 @@ def test_what_any_job_has_written_is_found_by_all_and_as_it_was(tmp_path_factory
             assert found[FEATURES].dtype == torch.bfloat16
 
 
-def test_images_of_an_example_are_put_together_by_their_content(tmp_path):
+def test_images_of_an_example_are_known_by_their_content_together(tmp_path):
     store = FeatureStore(tmp_path, [FEATURES, "grid"])
     write(store, [1, 2])
+    pair = images_key([bytes([1]), bytes([2])])
+    store.write({pair: kept(5)}, {pair: [3, 4]})
     (tmp_path / "a.png").write_bytes(bytes([2]))
     store.look()
-    read = store.read_images([bytes([1]), tmp_path / "a.png", bytes([2])])
-    assert read.tokens == [1, [2, 2], [2, 2]] and read.tensors["grid"].tolist() == [[1, 1, 1], [1, 2, 2], [1, 2, 2]]
-    assert read.tensors[FEATURES][:, 0, 0].tolist() == [1, 1, 2, 2, 2, 2, 2, 2]
+    assert store.read_images([bytes([1])]).tokens == [1] and store.read_images([bytes([2])]).tokens == [[2, 2], [2, 2]]
+    both = store.read_images([bytes([1]), tmp_path / "a.png"])
+    assert (
+        both.tokens == [3, 4]
+        and both.tensors["grid"].tolist() == [[1, 5, 5]]
+        and set(both.tensors) == {FEATURES, "grid"}
+    )
     assert store.read_images([]) == ([], {})
+    with pytest.raises(UserError, match=r"a\.png, an image: changed"):
+        store.read_images([tmp_path / "a.png", bytes([1])])  # in another order
     (tmp_path / "a.png").write_bytes(bytes([3]))
-    with pytest.raises(UserError, match=r"a\.png has changed"):
+    with pytest.raises(UserError, match=r"a\.png: changed"):
         store.read_images([tmp_path / "a.png"])
     with pytest.raises(UserError, match=r"gone\.png: cannot be read as an image"):
         store.read_images([tmp_path / "gone.png"])

@@ -70,6 +70,7 @@ class Family:
     Attributes:
         auto_model: transformers' class that loads it.
         sees_images: whether it takes images.
+        keeps_features: whether it can be given what is `kept` of images.
         input_names: what its forward takes beside the tokens, which the collator batches and the engine moves.
         beside_features: those of input_names that are asked for although features are given: what positions are made
             from.
@@ -81,6 +82,7 @@ class Family:
 
     auto_model: ClassVar[Any] = AutoModelForCausalLM
     sees_images: ClassVar[bool] = False
+    keeps_features: ClassVar[bool] = False
     input_names: ClassVar[tuple[str, ...]] = ()
     beside_features: ClassVar[tuple[str, ...]] = ()
     host_inputs: ClassVar[tuple[str, ...]] = ()
@@ -206,12 +208,9 @@ class Family:
         """A batch's `ImageInputs.tensors` -> what of them can be kept and given in their place: under FEATURES
         (N, L, D) features of N image tokens, and what else is asked for beside them (`beside_features`).
 
-        Raises:
-            UserError: the family has no such thing.
+        Only for a family that `keeps_features`.
         """
-        raise UserError(
-            f"features is cache, but of a {self.config.model_type} model no features of images are kept: leave it out"
-        )
+        raise NotImplementedError
 
     def columns_of_images(
         self, input_ids: Tensor, tokens: Sequence[Any], tokenizer: PreTrainedTokenizerBase

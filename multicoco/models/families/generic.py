@@ -52,6 +52,7 @@ class Pictures:
 class Generic(Sighted):
     """Whatever the model's processor writes for every image."""
 
+    keeps_features = False  # its features are not known to be of an image alone
     input_names = ("pixel_values",)
     parts = {"vision_tower": ("vision_tower",), "projector": ("multi_modal_projector",)}  # noqa: RUF012
 

@@ -17,6 +17,7 @@ class Sighted(Family):
 
     auto_model = AutoModelForImageTextToText
     sees_images = True
+    keeps_features = True
 
     def content(self, text: str, n_images: int) -> list[dict[str, str]]:
         return [*({"type": "image"} for _ in range(n_images)), {"type": "text", "text": text}]
