@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo study test check bench bench-gpu docs lint clean
+.PHONY: demo study test check families bench bench-gpu docs lint clean
 
 $(READY): constraints.txt setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,10 @@ check: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not distributed"
 
 BENCHMARKS := latent_overhead baselines cached_attention generation checkpointing gathering plan_memory startup data_memory
+
+# every model family through DeepSpeed's launcher, on data in published forms: docs/models.md
+families: $(READY)
+	$(BIN)/python benchmarks/families.py
 
 bench: $(READY)
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
