@@ -54,7 +54,8 @@ test: lint
 check: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not distributed"
 
-BENCHMARKS := latent_overhead baselines cached_attention generation checkpointing gathering plan_memory startup data_memory
+BENCHMARKS := latent_overhead baselines methods cached_attention generation checkpointing gathering plan_memory startup \
+	data_memory features_cache length_groups evaluation_batching
 
 # every model family through DeepSpeed's launcher, on data in published forms: docs/models.md
 families: $(READY)

@@ -81,7 +81,7 @@ def main() -> int:
         tell(f"error: {error}", error.on_all_ranks)
         return 1
     if config.report and environment_rank() == 0:
-        from multicoco.report.page import report_at_end
+        from multicoco.report.at_end import report_at_end
 
         report_at_end(config.run_dir)
     return 0

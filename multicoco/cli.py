@@ -85,7 +85,7 @@ def compare_runs(args: argparse.Namespace) -> None:
 
 
 def run_study(args: argparse.Namespace) -> None:
-    from multicoco.report.page import report_at_end
+    from multicoco.report.at_end import report_at_end
     from multicoco.study.results import check_folder, write_results
     from multicoco.study.runner import choose, format_plan, read_launcher, run_missing
     from multicoco.study.spec import load_study
@@ -177,6 +177,14 @@ def show_data(args: argparse.Namespace) -> None:
     colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for line in preview(load_config(args.config, args.overrides), args.examples, colours):
         print(line)
+
+
+def keep_features(args: argparse.Namespace) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the images' readers are forked
+    from multicoco.config import load_config
+    from multicoco.engine.features_ahead import keep_ahead
+
+    print(keep_ahead(load_config(args.config, args.overrides)))
 
 
 def make_plan(args: argparse.Namespace) -> None:
@@ -368,6 +376,15 @@ def parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
     data.set_defaults(run=show_data)
+
+    features = commands.add_parser(
+        "features",
+        help="compute the features of a run's images ahead of it (features: cache)",
+        epilog="example: multicoco features args/aokvqa_qwen2_5_vl_cot.yaml --set features=cache",
+    )
+    features.add_argument("config", type=path, help="run config of the run to be")
+    features.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
+    features.set_defaults(run=keep_features)
 
     planner = commands.add_parser(
         "plan",

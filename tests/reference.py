@@ -162,6 +162,24 @@ def qwen3_vl(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> Qwen3V
     return Qwen3VLForConditionalGeneration(config)
 
 
+def qwen3_vl_moe(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> PreTrainedModel:
+    """The same with two of four experts in every layer."""
+    torch.manual_seed(seed)
+    vision = {**_PATCHES, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    config = AutoConfig.for_model(
+        "qwen3_vl_moe",
+        text_config={**_THREE_AXES, **experts, "head_dim": 8, "initializer_range": spread},
+        vision_config={**vision, "initializer_range": spread},
+        image_token_id=IMAGE,
+        video_token_id=59,
+        tie_word_embeddings=tied,
+    )
+    model = AutoModelForImageTextToText.from_config(config)
+    model.set_experts_implementation("eager")  # the only one that takes fp64
+    return model
+
+
 def _tiles(kind: str, seed: int, tied: bool, spread: float) -> PreTrainedModel:
     torch.manual_seed(seed)
     vision = {
@@ -243,6 +261,7 @@ SIGHTED = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
+    "qwen3_vl_moe": qwen3_vl_moe,
 }
 MODELS = {"internvl": internvl, "qwen2": qwen2, "llama": llama}
 

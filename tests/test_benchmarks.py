@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import data_memory
+import methods
 import pytest
 import starting
 import startup
@@ -123,6 +124,58 @@ def test_gathering_counts_a_step(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     measured = json.loads(done.stdout.splitlines()[-1])
     assert measured["gathers"] > 0 and 1 <= measured["gathered_of_model"] < 8
+
+
+def test_methods_compute_the_losses_that_they_are_compared_with(tmp_path, monkeypatch):
+    task = methods.Task(**TINY | {"latents": 2, "suffix": 5, "parallel_latents": 4})
+    monkeypatch.setattr(methods, "in_new_process", lambda *_: {"peak": 2**20})
+    monkeypatch.setattr("measuring.gc.collect", lambda: 0)  # takes longer than the steps
+    report = Report("methods", task, tmp_path)
+    for plain in ("coconut", "parallel, in sequence"):
+        methods.compare(report, task, plain, repeats=1)
+    losses: dict[str, dict[str, float]] = {}
+    for row in report.rows:
+        losses.setdefault(row["method"], {})[row["way"]] = float(row["loss"])
+        assert row["step_s"] > 0 and row["K"] == (4 if row["method"].startswith("parallel") else 2)
+    compared = {name: of for name, of in losses.items() if len(of) == 2}
+    assert losses.keys() == methods.METHODS.keys() and len(compared) == 6
+    for name, of in compared.items():
+        assert of["multicoco"] == pytest.approx(of["as published"], abs=1e-5), name  # fp32, printed to six digits
+    assert len(report.goals) == 7 and losses["parallel, jacobi"] != losses["parallel, in sequence"]
+
+
+def test_memory_of_a_method_is_measured_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "sys.argv",
+        ["methods.py", "--threads", "1", "--geometry", json.dumps(TINY), "--memory-of", "codi", "as published"],
+    )
+    methods.main()
+    assert json.loads(capsys.readouterr().out)["peak"] >= 0
+
+
+@pytest.mark.distributed
+def test_features_cache_gives_the_same_losses(tmp_path):
+    sizes = {"vision_layers": 1, "vision_hidden": 32, "tile_size": 56, "batch": 2}
+    result = run(
+        "features_cache", tmp_path, "--tiles", "2", "--images", "3", geometry=TINY | {"vocabulary": 500} | sizes
+    )
+    assert "the losses are the same" in result["printed"]
+    assert [row["epoch"] for row in result["rows"]] == ["training", "asking", "training, LoRA"]
+    assert all(row["first_epoch_s"] > row["kept_s"] > 0 and row["mib_an_image"] > 0 for row in result["rows"])
+
+
+@pytest.mark.distributed
+def test_length_groups(tmp_path):
+    result = run("length_groups", tmp_path, "--examples", "16", geometry=TINY | {"vocabulary": 50})
+    assert all(row["grouped"] < row["shuffled"] for row in result["rows"][:-1]) and len(result["rows"]) == 10
+    assert result["goals"][0]["met"] == "yes" and result["rows"][-1]["speed_up"] > 0
+
+
+@pytest.mark.distributed
+def test_evaluation_batching_gives_the_same_tokens(tmp_path):
+    result = run("evaluation_batching", tmp_path, "--new-tokens", "5", "--mean", "4", "--batches", "2")
+    assert "the tokens are the same both ways" in result["printed"]
+    assert [row["speed_up"] > 0 for row in result["rows"]] == [True, True]
 
 
 @pytest.mark.distributed

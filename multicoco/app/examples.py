@@ -29,5 +29,6 @@ def read_examples(asker: Asker, path: Path | None) -> list[Example]:
     try:
         return load_records(config, config.val_path, _MOST)
     except UserError as error:
-        print(f"there are no examples, {error}: name a file of records with --examples", file=sys.stderr)
+        instead = "start it in the folder where the run was started, or name a file of records with --examples"
+        print(f"no examples ({error}): {instead}", file=sys.stderr)
         return []

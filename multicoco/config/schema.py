@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from multicoco.config.columns import Columns
 from multicoco.config.combinations import PUBLISHED_MODES, contradictions, pointless
 from multicoco.config.dialect import dump
+from multicoco.config.efficiency import Efficiency
 from multicoco.config.rates import Rates
 from multicoco.config.section import (
     Beta,
@@ -342,7 +343,7 @@ else:
     )
 
 
-class RunConfig(_Last, _WithMethods):
+class RunConfig(Efficiency, _Last, _WithMethods):
     """Everything a run is made of. Frozen; see docs/config.md for all keys."""
 
     @property

@@ -27,6 +27,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 class StoredImage(Protocol):
@@ -83,18 +84,19 @@ class Example:
         return self.images[0] if self.images else None
 
 
-def load_image(source: ImageSource) -> Image.Image:
+def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
     """The first frame of an image file as 8-bit RGB, upright, transparency on white.
 
     Whatever is wrong with its metadata is no matter, as long as all pixels are there.
 
     Args:
         source: the file's path, its content, or where that is stored.
+        name: by which an error names it.
 
     Raises:
         UserError: the file is missing, broken, far too large or in none of IMAGE_FORMATS.
     """
-    name = "an image" if isinstance(source, bytes) else str(source)
+    name = name or ("an image" if isinstance(source, bytes) else str(source))
     source = source if isinstance(source, bytes | Path) else source.read()
     try:
         return _decode(io.BytesIO(source) if isinstance(source, bytes) else source)
@@ -107,6 +109,22 @@ def load_image(source: ImageSource) -> Image.Image:
         raise UserError(
             f"{name}: cannot be read as an image ({error}): give a whole {', '.join(IMAGE_FORMATS)} file"
         ) from error
+
+
+def image_size(source: ImageSource) -> tuple[int, int]:
+    """(width, height) of an image, upright, from its file's header where that tells.
+
+    Raises:
+        UserError: as `load_image`.
+    """
+    file = source if isinstance(source, bytes | Path) else source.read()
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=IMAGE_FORMATS) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
+    except Exception:  # what a header does not tell, or not rightly, the whole file may
+        return load_image(source).size
+    return (height, width) if turned else (width, height)
 
 
 def _decode(file: Path | io.BytesIO) -> Image.Image:

@@ -9,8 +9,9 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeVar, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,13 +20,15 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from multicoco.curriculum import ExampleTokens, Supervision
 from multicoco.data.collate import Collator, Row
-from multicoco.data.example import Example, load_image
+from multicoco.data.example import Example, ImageSource, image_size, load_image
+from multicoco.data.order import Sizes, grouped, shuffled
 from multicoco.data.prompt import Asked, PromptBuilder
 from multicoco.errors import UserError
 
 # torchdata's own, once a process, and not the user's to act on
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated", category=UserWarning)
 
+T = TypeVar("T")
 Pick = tuple[int, bool]  # (index of an example, whether it counts)
 Arrange = Callable[[Example, ExampleTokens], tuple[list[int], list[int]]]  # -> input_ids and labels, both (T,)
 Supervise = Callable[[Example, ExampleTokens], Supervision | None]
@@ -43,6 +46,7 @@ class RankBatches(Sequence[list[Pick]]):
         seed: of the epoch's permutation; None keeps the order (evaluation).
         done: global batches to leave out, because an interrupted epoch has had them.
         until: the global batches from this one on are left out too.
+        sizes: of the examples, to be grouped by.
     """
 
     def __init__(
@@ -55,13 +59,13 @@ class RankBatches(Sequence[list[Pick]]):
         seed: str | None = None,
         done: int = 0,
         until: int | None = None,
+        sizes: Sizes | None = None,
     ):
-        self.order = torch.arange(n)
-        if seed is not None:
-            generator = torch.Generator().manual_seed(int.from_bytes(seed.encode(), "little") % 2**63)
-            self.order = torch.randperm(n, generator=generator)
         self.batch_size = batch_size
         self.global_batch = batch_size * world_size * accumulation
+        self.order = np.arange(n)
+        if seed is not None:
+            self.order = shuffled(n, seed) if sizes is None else grouped(sizes, seed, self.global_batch)
         self.pieces = range(rank, world_size * accumulation, world_size)
         self.steps = range(-(-n // self.global_batch))[done:until]
 
@@ -99,24 +103,34 @@ class Encoder:
 
     Args:
         read_images: pictures as a model family takes them, their tokens by their sizes alone.
+
+    Attributes:
+        kept: gives what is kept of images in the place of their pixels; None where nothing is.
     """
 
     def __init__(self, prompt: PromptBuilder, read_images: Callable[[Sequence[Image.Image]], ImageInputs]):
         self.prompt = prompt
         self.read_images = read_images
-        self._of_sizes: dict[tuple[tuple[int, int], ...], Sequence[Any]] = {}  # image tokens, by (width, height)
+        self.kept: Callable[[Sequence[ImageSource]], ImageInputs] | None = None
+        self._of_sizes: dict[tuple[int, int], Any] = {}  # how an image is written, by its width and height
 
     def __call__(self, example: Example, asked: Asked) -> tuple[ExampleTokens, dict[str, Tensor]]:
-        images = self.read_images([load_image(image) for image in example.images])
+        images = self.images(example)
         return self.prompt(example, asked, images.tokens), images.tensors
 
+    def images(self, example: Example) -> ImageInputs:
+        """As they are read, or kept."""
+        if self.kept is not None:
+            return self.kept(example.images)
+        return self.read_images([load_image(image) for image in example.images])
+
     def tokens(self, example: Example, asked: Asked) -> ExampleTokens:
-        """The tokens alone, for measuring many examples: pictures of sizes that were seen are not processed again."""
-        images = [load_image(image) for image in example.images]
-        sizes = tuple(image.size for image in images)
-        if sizes not in self._of_sizes:
-            self._of_sizes[sizes] = self.read_images(images).tokens
-        return self.prompt(example, asked, self._of_sizes[sizes])
+        """The tokens alone, for measuring many examples: of an image, only its size is read."""
+        sizes = [image_size(image) for image in example.images]
+        for size in sizes:
+            if size not in self._of_sizes:
+                [self._of_sizes[size]] = self.read_images([Image.new("RGB", size)]).tokens
+        return self.prompt(example, asked, [self._of_sizes[size] for size in sizes])
 
 
 def check_donors(n_examples: int, of: str) -> None:
@@ -194,6 +208,11 @@ class _Loader(StatefulDataLoader[Any]):
             return rows
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def in_order(dataset: Dataset[T], num_workers: int) -> Iterator[T]:
+    """All of a data set, one by one, read by so many processes."""
+    return iter(_Loader(dataset, batch_size=None, num_workers=num_workers))
 
 
 def make_loader(

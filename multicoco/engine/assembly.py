@@ -16,6 +16,7 @@ from multicoco.curriculum import layout
 from multicoco.data.example import Example
 from multicoco.data.loader import Encoder
 from multicoco.data.prompt import PromptBuilder
+from multicoco.engine.features import Features
 from multicoco.engine.ranks import agree, rank
 from multicoco.engine.thought_weights import load_thoughts
 from multicoco.engine.trainer_state import TrainerState
@@ -40,11 +41,16 @@ SHORT_AND_LONG = 64  # examples that are looked at for a short and a long one
 
 @dataclass(frozen=True)
 class Assembly:
-    """A model that is ready to be trained or asked, and an encoder of examples for it."""
+    """A model that is ready to be trained or asked, and an encoder of examples for it.
+
+    Attributes:
+        features: what is kept of images, if it is; to be called once the weights are loaded.
+    """
 
     backbone: Backbone
     reasoner: LatentReasoner
     encoder: Encoder
+    features: Features | None = None
 
 
 def weights_of(config: RunConfig) -> Weights:
@@ -81,7 +87,8 @@ def assemble(
     encoder = encoder_of(config, backbone, date)
     if config.self_check:
         agree(lambda: _compare(reasoner, short_and_long(examples, encoder, config.max_length)), only_rank_0=True)
-    return Assembly(backbone, reasoner, encoder)
+    features = agree(lambda: Features(config, backbone, reasoner, encoder)) if config.features else None
+    return Assembly(backbone, reasoner, encoder, features)
 
 
 def encoder_of(config: RunConfig, reader: Backbone | Reader, date: str) -> Encoder:

@@ -24,7 +24,7 @@ from multicoco.config import RunConfig
 from multicoco.engine.builds import prepare_builds
 from multicoco.engine.ds_config import ModelShape
 from multicoco.engine.optimizer import build_optimizer, reset_optimizer_state
-from multicoco.engine.ranks import gather
+from multicoco.engine.ranks import gather, rank
 from multicoco.engine.rates import parameter_groups
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
@@ -181,7 +181,7 @@ def whole_state_dict(model: nn.Module) -> dict[str, torch.Tensor] | None:
 
     Gathers one parameter at a time, so no device ever holds more than one whole parameter beyond its shards.
     """
-    on_rank_0 = dist.get_rank() == 0
+    on_rank_0 = rank() == 0
     state = {}
     for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):

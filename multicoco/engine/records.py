@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from multicoco import __version__
 from multicoco.config import RunConfig
 from multicoco.data.example import Example
-from multicoco.data.kept import KeptExamples, KeptRecords, NotKept, keep
+from multicoco.data.kept import KeptExamples, KeptRecords, NotKept, keep, picked
 from multicoco.data.sources import load_of_run
 from multicoco.data.sources.load import open_records, parse_records, tell_problems
 from multicoco.data.sources.location import Location, locate
@@ -74,6 +75,13 @@ def load_training_records(config: RunConfig) -> Sequence[Example]:
     lines = [problem for _, problem in problems]
     agree(lambda: tell_problems(location, lines, looked, len(chosen), config.on_bad_record), only_rank_0=True)
     return KeptExamples(records, chosen)
+
+
+def without_answer(examples: Sequence[Example]) -> Sequence[Example]:
+    """Those that have none. Each rank looks at a share. Collective."""
+    share = range(rank(), len(examples), world_size())
+    of_ranks = gather([place for place in share if examples[place].answer is None])
+    return picked(examples, np.array(sorted(chain(*of_ranks)), np.int64))
 
 
 def folder_of(config: RunConfig) -> Path:

@@ -31,6 +31,7 @@ _HARMLESS = {
     *("val_path", "max_val_samples", "eval_batch_size", "eval_every_epochs", "eval_config", "generation"),
     *("data_dir", "num_workers", "kernel", "activation_checkpointing", "deepspeed", "self_check", "answer_type"),
     *("batch_size", "gradient_accumulation_steps"),  # the global batch they make is checked instead
+    *("features", "features_dir"),
     *("model_id", "load_model_path", "trust_remote_code"),  # the weights come from the checkpoint
 }
 _MISSING = object()

@@ -1,6 +1,6 @@
 """Asking all questions once: batched prompts over all ranks, every question counted once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from multicoco.evaluation.lens import Lens, Seen
 from multicoco.evaluation.likelihood import Likelihoods, likeliest, sample_fields
 from multicoco.interventions import Intervention, resize_thoughts
 from multicoco.latent.generate import generate_after
+from multicoco.latent.greedy import GreedyAnswers
 from multicoco.latent.interventions import UNTOUCHED, Intervened
 from multicoco.latent.passes import Passes
 from multicoco.methods import Method
@@ -110,6 +111,7 @@ class Respondent:
     ):
         self.config = config
         self.backbone, self.reasoner, self.encoder = assembly.backbone, assembly.reasoner, assembly.encoder
+        self.features = assembly.features
         self.examples = examples
         self.tracker = tracker
         self.sharded_weights = sharded_weights
@@ -118,6 +120,8 @@ class Respondent:
 
     def ask(self, asking: Asking) -> Answers:
         """Of all questions, in their order; the same on all ranks. Collective."""
+        if self.features:
+            self.features.keep(asking.questions, self.between_batches)
         was_training = self.reasoner.training
         self.reasoner.eval()
         with torch.random.fork_rng(), torch.no_grad():
@@ -147,8 +151,18 @@ class Respondent:
         if evaluated.measures_likelihoods:
             likelihoods = Likelihoods(self.reasoner, self.encoder, method.asked, self.examples)
         records = bool(evaluated.interventions) and thinks_itself(method) and asking.intervention is None
-        lens = self._lens(asking)
+        lens, speaking = self._lens(asking), self._speaking(asking)
         answers = Answers({}, {}, {})
+        waiting: dict[
+            int, tuple[dict[str, int], list[float] | None]
+        ] = {}  # what questions cost, until they are answered
+
+        def note(said: Mapping[int, list[int] | None]) -> None:
+            for place, tokens in said.items():
+                (cost, logprobs), example = waiting.pop(place), self.examples[place]
+                found = _likeliest(logprobs or []) if tokens is None else self._said(example, tokens, method)
+                answers.samples[place] = _sample(example, found, cost, logprobs)
+
         with self.tracker.progress(len(batches), f"evaluating {asking.name}") as progress:
             for batch in make_loader(dataset, batches, collator, self.config.num_workers):
                 self.between_batches()
@@ -172,18 +186,26 @@ class Respondent:
                 if not asking.thinks_only:
                     examples = [self.examples[place] for place in places]
                     measured = likelihoods.measure(passes, examples) if likelihoods else None
-                    texts = self._generate(passes, asking) if evaluated.answer_by == "generation" else None
                     for row in counted:
-                        logprobs = measured[row] if measured else None
-                        said = self._said(examples[row], texts[row], method) if texts else _likeliest(logprobs or [])
                         prompt = batch["input_ids"][row].tolist()
                         n_thoughts = prompt.count(method.latent_tokens.latent) if method.latent_tokens else 0
                         cost = {
                             "latent_tokens": n_thoughts,
                             "latent_passes": method.pass_schedule.n_passes(n_thoughts) - 1,
                         }
-                        answers.samples[places[row]] = _sample(examples[row], said, cost, logprobs)
+                        waiting[places[row]] = cost, measured[row] if measured else None
+                    if evaluated.answer_by == "likelihood":
+                        note({places[row]: None for row in counted})
+                    elif speaking is None:
+                        texts = self._generate(passes, asking)
+                        note({places[row]: texts[row] for row in counted})
+                    else:
+                        speaking.join(passes, counted, [places[row] for row in counted])
+                        while len(speaking) > self.config.eval_batch_size // 2:
+                            note(speaking.step())
                 progress.update()
+            while speaking:
+                note(speaking.step())
         return answers
 
     def _lens(self, asking: Asking) -> Lens | None:
@@ -194,19 +216,32 @@ class Respondent:
         lens = Lens(self.reasoner.model, self.encoder, asking.method, asking.row, self.examples, top_k)
         return lens if lens.most else None
 
+    def _speaking(self, asking: Asking) -> GreedyAnswers | None:
+        """For answers that need nothing of transformers' `generate`, nor ranks in step."""
+        wanted, model, ends = self.config.generation, self.reasoner.model, self.backbone.end_token_ids
+        if self._in_step or self.streamer or wanted.do_sample or wanted.num_beams > 1:
+            return None
+        return GreedyAnswers(model, wanted.max_new_tokens, ends, self._not_first(asking) or ())
+
+    @property
+    def _in_step(self) -> bool:
+        return self.sharded_weights and world_size() > 1
+
+    def _not_first(self, asking: Asking) -> list[int] | None:
+        """What no answer begins with, where reasoning is to be written after the thoughts."""
+        must_reason = self.config.eval_config.think_then_write is not None and asking.method.has_thoughts
+        return [self.encoder.prompt.announcement[0], *self.backbone.end_token_ids] if must_reason else None
+
     def _generate(self, passes: Passes, asking: Asking) -> list[list[int]]:
         """By the config's `generation`, whatever the model was published with."""
-        must_reason = self.config.eval_config.think_then_write is not None and asking.method.has_thoughts
-        not_first = [self.encoder.prompt.announcement[0], *self.backbone.end_token_ids] if must_reason else None
         config = GenerationConfig(
             **self.config.generation.model_dump(),
             eos_token_id=self.backbone.end_token_ids,
             pad_token_id=self.backbone.tokenizer.pad_token_id,
-            begin_suppress_tokens=not_first,
+            begin_suppress_tokens=self._not_first(asking),
         )
-        synced = self.sharded_weights and world_size() > 1
         tokens: list[list[int]] = generate_after(
-            self.reasoner.model, passes, generation_config=config, synced_gpus=synced, streamer=self.streamer
+            self.reasoner.model, passes, generation_config=config, synced_gpus=self._in_step, streamer=self.streamer
         ).tolist()
         return tokens
 

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from multicoco.curriculum import IGNORE_INDEX
+from multicoco.data.features import FEATURES
 from multicoco.latent.cache import ATTENTION_NAME, StaticKVCache
 from multicoco.latent.controls import GaussianThoughts
 from multicoco.latent.generate import generate_after
@@ -133,7 +134,7 @@ class LatentReasoner(nn.Module):
             on_host: input_ids, attention_mask and labels once more, on the CPU: with them, nothing is read from the
                 device.
             inputs: what the family's models take beside tokens (its `input_names`), of all rows in order; for InternVL
-                pixel_values, (N, 3, H, W) image tiles.
+                pixel_values, (N, 3, H, W) image tiles. Or what is kept of the images (`Family.kept`).
 
         Raises:
             TypeError: the family has no such input.
@@ -179,7 +180,7 @@ class LatentReasoner(nn.Module):
         Returns:
             (B * num_return_sequences, N) ids of the new tokens only.
         """
-        names = inputs_and_options.keys() & set(self.family.input_names)
+        names = inputs_and_options.keys() & {*self.family.input_names, FEATURES}
         inputs = {name: inputs_and_options.pop(name) for name in names}
         passes = self.run_passes(input_ids, attention_mask, n_passes=n_passes, seeds=seeds, **inputs)
         return generate_after(self.model, passes, generation_config, **inputs_and_options)
@@ -207,7 +208,7 @@ class LatentReasoner(nn.Module):
         """
         if intervened.hides and torch.is_grad_enabled():
             raise ValueError("thoughts are hidden at evaluation only: call it under torch.no_grad()")
-        if unknown := inputs.keys() - set(self.family.input_names):
+        if unknown := inputs.keys() - {*self.family.input_names, FEATURES}:
             raise TypeError(f"{self.model.config.model_type} takes no {', '.join(sorted(unknown))}")
         host = on_host or {"input_ids": input_ids, "attention_mask": attention_mask}
         tokens, mask = host["input_ids"], host["attention_mask"]

@@ -93,7 +93,7 @@ def step_cost(model: ModelGeometry, work: Workload, setting: Setting, cluster: C
 
 def _volumes(model: ModelGeometry, work: Workload, setting: Setting) -> tuple[float, float]:
     """Bytes that are gathered, and reduced, in a step; a ring moves (n - 1) / n of them through every GPU."""
-    weights, gradients = model.width * model.parameters, model.width * model.trainable
+    weights, gradients = model.width * model.called_parameters, model.width * model.trainable
     if setting.stage == 0:
         return 0, 2 * gradients  # an all-reduce is a reduce-scatter and an all-gather
     if setting.stage < 3:  # they reduce buckets of several ranks with all-reduce; ZeRO-1 once a step
@@ -128,7 +128,7 @@ def _passes(model: ModelGeometry, work: Workload, setting: Setting, cluster: Clu
         return there, seconds(factor * operations, factor * weights, part, trace.backward_kernels, "backward")
 
     forward = backward = hiding = 0.0
-    if tile := model.tile:
+    if tile := model.encoded:
         tiles = max(1, rows * work.tiles)
         trace, patches = model.trace.vision(tiles, setting.checkpointing), tile.patches
         there, back = layers(model.vision_layer, tiles * patches, patches, tile.width, trace, True)

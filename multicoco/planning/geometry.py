@@ -80,6 +80,7 @@ class ModelGeometry:
         freezing: as in the run config's `freeze`.
         copy: of the language model with its embeddings and head, held besides; its weights and what training keeps of
             them are counted, its activations are not.
+        keeps_features: images are encoded before the run (`features: cache`), and no step calls the vision tower.
 
     Raises:
         UserError: the model is of another kind, or has not the parts that `freezing` names.
@@ -91,6 +92,7 @@ class ModelGeometry:
         dtype: torch.dtype,
         freezing: dict[str, bool],
         copy: ModelCopy | None = None,
+        keeps_features: bool = False,
     ):
         self.config = config
         self.text = config.get_text_config()
@@ -105,6 +107,8 @@ class ModelGeometry:
         self.decoder_layer = _part(self._layers(decoder)[0], self.text.num_hidden_layers)
         family = family_of(config)
         self.tile = family.tile
+        self.encoded = None if keeps_features else self.tile  # what of images a step encodes
+        self.feature_layers = family.feature_layers
         if family.sees_images and self.tile is None:
             raise UserError(
                 f"a {config.model_type} model cannot be planned for: of no family of its own (docs/models.md), it does "
@@ -114,6 +118,8 @@ class ModelGeometry:
         if layers := family.vision_layers(model):
             self.vision_layer, self.projector = _part(layers[0], len(layers)), _part(family.part(model, "projector"))
         self.parameters = sum(p.numel() for p in model.parameters())
+        unused = [p for name in family.parts for p in family.part(model, name).parameters()] if keeps_features else []
+        self.called_parameters = self.parameters - sum(p.numel() for p in unused)  # in a step
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.decoder_parameters = sum(p.numel() for p in decoder.parameters()) - self.embedding.parameters
         self.largest = max(p.numel() for p in model.parameters() if p.requires_grad)
@@ -122,6 +128,7 @@ class ModelGeometry:
             copied = self.embedding.parameters + self.decoder_parameters + self.head.parameters
             copied -= left_out * self.decoder_layer.parameters
             self.parameters += copied
+            self.called_parameters += copied
             self.trainable += copied if copy.is_trained else 0
 
     def _layers(self, decoder: nn.Module) -> nn.ModuleList:
@@ -150,8 +157,14 @@ class ModelGeometry:
 
     @property
     def tile_bytes(self) -> int:
-        """Of one tile's pixels, as the image processor gives them."""
-        return 4 * math.prod(self.tile.shape) if self.tile else 0
+        """Of one tile as a batch has it: its pixels, as the image processor gives them, or its features."""
+        return 4 * math.prod(self.encoded.shape) if self.encoded else self.feature_bytes
+
+    @property
+    def feature_bytes(self) -> int:
+        """Of what is kept of one tile."""
+        numbers: int = self.tile_tokens * self.feature_layers * self.text.hidden_size
+        return numbers * self.width
 
 
 def _part(module: nn.Module, copies: int = 1) -> Part:

@@ -262,7 +262,7 @@ class _Reduction:
 def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting, gather: _Gathering) -> None:
     rows, hidden = setting.micro_batch * work.rows, model.text.hidden_size * model.width
     gather.first_use(model.embedding)
-    if model.tile:
+    if model.encoded:
         vision = model.trace.vision(max(1, rows * work.tiles), setting.checkpointing)
         for _ in range(model.vision_layer.copies):
             gather.first_use(model.vision_layer)
@@ -317,7 +317,7 @@ def _backward(
         walk.release("unfinished gradients")
     reduction.finish(model.embedding)
     gather.last_use(model.embedding)
-    if model.tile:
+    if model.encoded:
         reduction.finish(model.projector)
         gather.last_use(model.projector)
         vision = model.trace.vision(max(1, rows * work.tiles), setting.checkpointing)

@@ -109,6 +109,7 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
         model_dtype(config),
         config.freeze.model_dump(),
         method_class(config.trained_method)(config).model_copy,
+        keeps_features=config.features is not None,
     )
     workloads, source = stage_workloads(config, model, tiles, assumed)
     found = candidates(config, model, workloads, cluster)
@@ -119,6 +120,7 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
         f"on {cluster.nodes} x {cluster.gpus} GPUs of {cluster.gpu_memory:g} GiB",
         *(f"longest example: {_describe(work)}" for work in workloads),
         f"lengths {source}",
+        *([_describe_features(config, model, workloads[-1])] if config.features else []),
         "",
         f"Estimates of {len(found)} settings, the fastest first. In GiB a GPU, each part at its own worst moment, the "
         "peak at that of the whole; CPU: what rank 0 holds in the CPU's memory while it saves; resident: both, as a "
@@ -142,6 +144,15 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
 def _describe(work: Workload) -> str:
     image = f" with {work.tiles} image tiles" if work.tiles else ""
     return f"{work.prompt} columns{image}, {work.latents} latent, {work.written} written"
+
+
+def _describe_features(config: RunConfig, model: ModelGeometry, work: Workload) -> str:
+    image = work.tiles * model.feature_bytes
+    read = config.batch_size * config.gradient_accumulation_steps * work.rows * image
+    return (
+        f"features kept: {image / MIB:.1f} MiB of an image on disk, {1000 * image / GIB:.1f} GiB of 1,000 such images; "
+        f"a GPU is given {read / MIB:.0f} MiB of them a step, and the vision tower is not called"
+    )
 
 
 def model_dtype(config: RunConfig) -> torch.dtype:

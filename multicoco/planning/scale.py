@@ -39,8 +39,7 @@ GPU_HOURS = 50_000  # of one GPU between failures: 419 in 54 days of 16,384 (Lla
 
 # of this software, measured on one core
 IMPORTS = 15.0  # seconds from a process's start to its first line that is about the run, with compiled kernels at hand
-RECORD = 18e-6  # seconds to check a record that is kept, shared by all ranks
-RECORD_ON_RANK_0 = 8e-6  # and what rank 0 does alone
+RECORD = 16e-6  # seconds to check a record that is kept, shared by all ranks
 STORE_REQUEST = 20e-6  # of the key-value store in which the ranks meet
 STORE_REQUESTS = 20  # of each rank until all have met
 COLLECTIVES = 4  # of a step of ZeRO-1, whatever the number of ranks: token counts, gradients, their norm, weights
@@ -106,7 +105,7 @@ def at_scale(model: ModelGeometry, chosen: Candidate, cluster: Cluster, alone: f
         "imports": IMPORTS,
         "meeting": STORE_REQUESTS * ranks * STORE_REQUEST,
         "weights": max(weights / HOST_STORAGE, cluster.nodes * weights / STORAGE),
-        "data": RECORDS * (RECORD / ranks + RECORD_ON_RANK_0 + 1 / FILES),
+        "data": RECORDS * (RECORD / ranks + 1 / FILES),
     }
     states = 12 * optimizer_share(model, chosen.setting)  # bytes of a rank: weights, two moments
     whole = model.width * model.parameters

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens, LatentTokens
-from multicoco.data.example import Example, load_image
+from multicoco.data.example import Example
 from multicoco.data.loader import Encoder
 from multicoco.engine.assembly import encoder_of, prompt_date, weights_of
 from multicoco.engine.weights import Weights
@@ -89,7 +89,7 @@ def measure(examples: Iterable[Example], setup: Setup, method: Method) -> list[M
     """Encodes examples, their images read, as a method asks for them."""
     measured = []
     for example in examples:
-        images = setup.encoder.read_images([load_image(image) for image in example.images])
+        images = setup.encoder.images(example)
         tokens = setup.encoder.prompt(example, method.asked, images.tokens)
         without = setup.encoder.prompt(example, method.asked)
         measured.append(Measured(example, tokens, len(tokens.prompt) - len(without.prompt)))

@@ -5,9 +5,11 @@ from collections.abc import Generator, Iterator, Sequence
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import IGNORE_INDEX
+from multicoco.data.order import grouped, padding_share, shuffled
 from multicoco.data.sources import read_of_run
 from multicoco.data.sources.load import Loaded
 from multicoco.engine.lengths import longest_allowed, longest_row
+from multicoco.engine.sizes import ExampleSizes
 from multicoco.errors import UserError
 from multicoco.evaluation.priors import asked_with
 from multicoco.evaluation.report import aligned
@@ -107,6 +109,7 @@ def _training(
     takes = "any number of" if most is None else f"at most {most}"
     yield f"stages ({len(shown)} of {len(epochs)} shown; an example may have {takes} tokens):"
     yield from (f"  {line}".rstrip() for line in aligned(table))
+    yield from _paddings(config, method, measured, shown)
     too_long = sum(most is not None and longest_row(method, one.tokens, epochs) > most for one in measured)
     if too_long:
         what = "left out of all stages" if config.too_long == "skip" else "at which the run stops"
@@ -117,6 +120,20 @@ def _training(
         yield f"stage {stage}, record {one.example.id!r}, {len(ids)} tokens:"
         yield from show_row(ids, labels, setup.latent, setup.reader.tokenizer, colours)
     return too_long
+
+
+def _paddings(config: RunConfig, method: Method, measured: Sequence[Measured], stages: Sequence[int]) -> Iterator[str]:
+    """Of an epoch in random order, and grouped by length."""
+    parts = [(len(one.tokens.prompt), [*map(len, one.tokens.steps)], len(one.tokens.answer)) for one in measured]
+    sizes = ExampleSizes(*zip(*parts, strict=True))
+    seed, global_batch = f"{config.seed}/0", config.batch_size * config.gradient_accumulation_steps
+    table = [["stage", "group_by_length: false", "group_by_length: true"]]
+    for stage in stages:
+        of_stage = sizes.at(method, stage)
+        orders = shuffled(len(measured), seed), grouped(of_stage, seed, global_batch)
+        table.append([str(stage), *(f"{padding_share(of_stage, order, config.batch_size):.1%}" for order in orders)])
+    yield f"padding in batches of {config.batch_size}, were these all examples:"
+    yield from (f"  {line}".rstrip() for line in aligned(table))
 
 
 def _usual_row(method: Method, one: Measured, stage: int, epoch: int) -> tuple[Sequence[int], Sequence[int]]:

@@ -9,6 +9,7 @@ story.py     a run in sentences
 run.py       a run's part of the page
 study.py     a study's part of the page
 page.py      `multicoco report`
+at_end.py    the report that a run or a study writes by itself
 
 locks.py     whether a run is going on
 listing.py   `multicoco runs`

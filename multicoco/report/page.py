@@ -51,14 +51,6 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
     return out
 
 
-def report_at_end(run_dir: Path) -> None:
-    """Of a run that has ended well: whatever goes wrong with its report is said, and changes nothing."""
-    try:
-        print(f"report: {write_report([run_dir])}", flush=True)
-    except Exception as error:
-        print(f"no report was written: {error if isinstance(error, UserError) else repr(error)}", flush=True)
-
-
 def _runs_at(path: Path) -> list[Path]:
     """A run folder, or those that stand in a folder."""
     if is_run(path):

@@ -10,8 +10,10 @@ from multicoco.curriculum import ExampleTokens, Supervision
 from multicoco.data.collate import Collator
 from multicoco.data.example import Example
 from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader
+from multicoco.data.order import Sizes
 from multicoco.engine.assembly import Assembly
 from multicoco.engine.ranks import rank, world_size
+from multicoco.engine.sizes import ExampleSizes, measure_sizes
 from multicoco.methods import Method, Part
 
 
@@ -34,9 +36,10 @@ class TrainingBatches:
         """Trains on these."""
         self.examples = examples
         self.steps_per_epoch = -(-len(examples) // self.global_batch)
+        self.sizes: ExampleSizes | None = None  # until they are asked for
 
     def steps(self, part: Part, epoch: int, done: int) -> Iterator[list[dict[str, Any]]]:
-        """The micro-batches of each step of a part of an epoch, without the epoch's that are done."""
+        """The micro-batches of each step of a part of an epoch, without the epoch's that are done. Collective."""
         config, backbone, method, stage = self.config, self.assembly.backbone, self.method, part.stage
         dataset = ReasoningDataset(
             self.examples,
@@ -56,6 +59,7 @@ class TrainingBatches:
             seed=f"{config.seed}/{epoch}",
             done=max(done, part.first),
             until=part.end,
+            sizes=self._sizes_in(epoch),
         )
         collator = Collator(
             backbone.tokenizer.pad_token_id,
@@ -66,6 +70,15 @@ class TrainingBatches:
         loader = iter(make_loader(dataset, batches, collator, config.num_workers))
         while micro_batches := list(islice(loader, config.gradient_accumulation_steps)):
             yield micro_batches
+
+    def _sizes_in(self, epoch: int) -> Sizes | None:
+        """In the epoch's first stage: all of its parts have the order of one."""
+        if not self.config.group_by_length:
+            return None
+        if self.sizes is None:
+            encoder, asked, workers = self.assembly.encoder, self.method.asked, self.config.num_workers
+            self.sizes = measure_sizes(self.examples, encoder, asked, workers)
+        return self.sizes.at(self.method, self.method.parts(epoch, self.steps_per_epoch)[0].stage)
 
     def ids(self, batch: dict[str, Any]) -> list[str]:
         """Of the examples that count in a batch, each once."""

@@ -22,7 +22,7 @@ from multicoco.engine.preemption import Preempted
 from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
 from multicoco.engine.rates import learning_rates
-from multicoco.engine.records import lengths_file, load_records, load_training_records
+from multicoco.engine.records import lengths_file, load_records, load_training_records, without_answer
 from multicoco.engine.resume import lock_run_folder
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import embedding_rows
@@ -69,7 +69,8 @@ class Trainer:
         start = Start(config, checkpoints, allow_change)
         earlier = start.check_folder()
         examples = load_training_records(config)
-        agree(lambda: require_answers(examples, locate(config.data_dir, str(config.train_path))), only_rank_0=True)
+        location, unanswered = locate(config.data_dir, str(config.train_path)), without_answer(examples)
+        agree(lambda: require_answers(unanswered, len(examples), location), only_rank_0=True)
         self.questions = load_records(config, config.val_path, config.max_val_samples)
 
         set_seed(config.seed)
@@ -110,6 +111,8 @@ class Trainer:
             prompt_date=date,
             versions=self.tracker.environment,
         )
+        if assembly.features:  # of the weights that the engine has now
+            assembly.features.keep(examples)
         self.saver = Saver(config, checkpoints, self.engine, assembly.backbone, self.tracker, origin, self.at)
         self.look_around = Lookout(self.saver, group.device)
         self.transfer = Transfer(group.device, assembly.backbone.family.host_inputs)
@@ -196,7 +199,8 @@ class Trainer:
             at.step, at.epoch_step = at.step + 1, at.epoch_step + 1
             at.tokens, at.passes = at.tokens + counts[1], at.passes + n_passes * len(micro_batches)
             skipped = self.engine.skipped_steps > skipped_before
-            window.add(losses.sum(), counts, skipped)
+            columns = sum(batch["input_ids"].numel() for batch in micro_batches)
+            window.add(losses.sum(), counts, columns, skipped)
             self.thoughts.add(micro_batches, thoughts, skipped)
             if self.skip_limit.add(skipped):
                 self.saver.finish()

@@ -10,8 +10,6 @@ from multicoco.app.server import prepare
 from multicoco.ask.asker import Asker
 from multicoco.data.example import Example
 
-pytest.importorskip("gradio")
-
 
 @pytest.fixture(scope="package")
 def home(tmp_path_factory) -> Path:

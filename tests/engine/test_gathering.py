@@ -44,9 +44,7 @@ def count(server: RunServer, home: Path, name: str, zero: dict, *overrides: str)
     (home / f"{name}.json").write_text(json.dumps({"zero_optimization": {"stage": 3, **limits, **zero}}))
     settings = [f"name={name}", f"deepspeed={home}/{name}.json", *overrides]
     out = home / f"{name}.counts"
-    counting = (
-        f"import sys, pathlib; sys.path += {sys.path}; import gathering; gathering.count_into(pathlib.Path('{out}'))"
-    )
+    counting = f"import sys, pathlib; sys.path += {sys.path}; import gathers; gathers.count_into(pathlib.Path('{out}'))"
     ended = server.run(home / "run.yaml", *settings, ranks=2, patch=counting)
     assert ended.codes == [0, 0], ended.said
     return json.loads(out.read_text())

@@ -10,7 +10,7 @@ from multicoco.config import load_config
 from multicoco.data.kept import KeptExamples
 from multicoco.data.sources import load_of_run
 from multicoco.engine import records
-from multicoco.engine.records import folder_of, load_training_records
+from multicoco.engine.records import folder_of, load_training_records, without_answer
 from multicoco.errors import UserError
 
 
@@ -88,6 +88,24 @@ def test_bad_records_and_images_are_told_and_left_out_as_ever(home, limit):
     assert mine == theirs and f"{3 if limit == 'null' else 2} bad of" in mine
     mine, theirs = (load(config_of(home, "on_bad_record=skip", *settings)) for load in loads)
     assert [*mine] == theirs
+
+
+@pytest.mark.parametrize("n_ranks", [1, 3])
+@pytest.mark.parametrize("kept", [True, False])
+def test_those_without_an_answer_are_found_by_all_ranks_together(home, monkeypatch, n_ranks, kept):
+    file = home / "scenes" / "aokvqa_v1p0_train.json"
+    content = json.loads(file.read_text())
+    for place in (3, 4, 17):
+        content[place] = {"question": "Q?", "steps": None, "answer": None, "id": f"q{place}"}
+    file.write_text(json.dumps(content))
+    config = config_of(home)
+    examples = load_training_records(config) if kept else load_of_run(config, config.train_path, None)
+    own, ranks = [], iter(range(n_ranks))
+    monkeypatch.setattr(records, "world_size", lambda: n_ranks)
+    monkeypatch.setattr(records, "rank", lambda: next(ranks))
+    monkeypatch.setattr(records, "gather", lambda places: own.append(places) or own)
+    found = [without_answer(examples) for _ in range(n_ranks)]
+    assert [e.id for e in found[-1]] == ["q3", "q4", "q17"] and len(own) == n_ranks
 
 
 def test_mixtures_and_small_sets_are_held(home, monkeypatch):

@@ -151,7 +151,9 @@ def evaluate(config, reasoner=LatentReasoner, examples=EXAMPLES, model=None, enc
         tokenizer=Encoder.tokenizer, family=family_of(model.config), latent_tokens=TOKENS, end_token_ids=[EOS],
         ignored_generation={},
     )  # fmt: skip
-    assembly = SimpleNamespace(backbone=backbone, reasoner=reasoner(model, LATENT), encoder=encoder or Encoder())
+    assembly = SimpleNamespace(
+        backbone=backbone, reasoner=reasoner(model, LATENT), encoder=encoder or Encoder(), features=None
+    )
     tracker = Tracker()
     Evaluator(config, assembly, examples, tracker).run("final", 2, 0)
     return tracker

@@ -12,6 +12,7 @@ import pytest
 import torch
 from homes import flip_a_bit, seal_whole
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import GenerationConfig
 
 import multicoco
@@ -148,6 +149,16 @@ def test_lora_is_exported_apart_or_merged_and_says_the_same(make_run, tmp_path, 
     seal_whole(run / "checkpoints" / "epoch_0003")
     assert main(["export", str(run), "--to", str(tmp_path / "out")]) == 1
     assert "Export it with --merge" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_rows_of_new_tokens_that_train_apart_are_in_the_whole_model(make_run, tmp_path, monkeypatch):
+    run = make_run("text", "lr={language_model: 1e-3, new_tokens: 1e-2}")
+    assert not (run / "checkpoints" / "epoch_0003" / "adapter").exists()
+    names = load_file(run / "checkpoints" / "epoch_0003" / "model" / "model.safetensors").keys()
+    assert names == load_file(run.parents[1] / "model" / "model.safetensors").keys()
+    to = exported(run, tmp_path / "out")
+    own = multicoco.load(run).ask(None, "What is in the middle").text
+    assert answers((to / "README.md").read_text(), monkeypatch, to) == own != ""
 
 
 @pytest.fixture(scope="module")

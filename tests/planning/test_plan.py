@@ -13,8 +13,9 @@ from multicoco.config import RunConfig, load_config
 from multicoco.engine.ds_config import ModelShape, resolve_ds_config
 from multicoco.methods import method_class
 from multicoco.methods.method import ModelCopy
-from multicoco.planning.cost import Cluster
+from multicoco.planning.cost import Cluster, step_cost
 from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.memory import Setting, peak_memory
 from multicoco.planning.plan import GIB, HEADER, HEADROOM, candidates, choose, ds_config, model_dtype, overrides
 
 CONFIG = """
@@ -71,6 +72,21 @@ def test_every_setting_is_reported_with_its_parts_passes_traffic_and_time(run_co
     assert all(float(x["resident"]) == pytest.approx(float(x["peak"]) + float(x["CPU"]), abs=0.11) for x in shown)
     assert re.search(r"In the CPU's memory, while a checkpoint is written: [\d.]+ GiB on rank 0", printed)
     assert re.search(r"- 3 latent passes: they leave ([\d.]+, ){2}[\d.]+ MiB of activations for backward", printed)
+
+
+def test_kept_features_leave_the_tower_out_of_memory_time_and_traffic(run_config, capsys):
+    frozen = ("--set", "freeze.vision_tower=true", "--set", "freeze.projector=true")
+    assert plan(run_config, *frozen, "--set", "features=cache", "--set", "batch_size=1") == 0
+    assert "the vision tower is not called" in capsys.readouterr().out
+    config, work = internvl().config, Workload(tiles=2, prompt=30, latents=2, written=8)
+    settings = Setting(3, "none", False, 2, 1, 8, 0, 10**9)
+    sides = [ModelGeometry(config, torch.bfloat16, {}, keeps_features=keeps) for keeps in (False, True)]
+    costs = [step_cost(model, work, settings, Cluster(2, 4, 80)) for model in sides]
+    memories = [peak_memory(model, work, settings) for model in sides]
+    assert costs[1].compute < costs[0].compute and costs[1].inter_bytes < costs[0].inter_bytes
+    assert memories[1].parts["vision"] == 0 < memories[0].parts["vision"]
+    assert memories[1].parts["parameters"] < memories[0].parts["parameters"]
+    assert sides[1].feature_bytes == 2 * config.image_seq_length * config.get_text_config().hidden_size
 
 
 def test_zero3_may_keep_the_language_model_or_all_gathered(monkeypatch):

@@ -141,3 +141,11 @@ def test_some_examples_stand_for_all(home):
     steps = sorted(len(one.example.steps) for one in measured)
     assert len(typical(measured).example.steps) == steps[len(steps) // 2]
     assert all(0 < one.image_tokens < len(one.tokens.prompt) for one in measured)
+
+
+def test_padding_is_shown_as_shuffled_and_as_grouped(home):
+    table = shown(home).split("padding in batches of 4")[1].splitlines()
+    assert table[1].split() == ["stage", "group_by_length:", "false", "group_by_length:", "true"]
+    rows = [line.replace("%", "").split() for line in table[2:6]]
+    assert [row[0] for row in rows] == ["0", "1", "2", "3"]
+    assert all(0 <= float(share) < 60 for row in rows for share in row[1:])

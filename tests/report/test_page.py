@@ -1,7 +1,6 @@
 """Pages as a real browser shows them: offline, without an error, with every picture, at any width."""
 
 import json
-import sys
 from html import unescape
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from pages import HOSTILE, opened, write_answers, write_questions, write_thought
 
 from multicoco.cli import main
 from multicoco.evaluation.metrics import summarize
-from multicoco.report.page import report_at_end, write_report
+from multicoco.report.page import write_report
 
 
 @pytest.fixture
@@ -179,17 +178,6 @@ def test_a_damaged_run_is_shown_as_far_as_it_goes(runs):
     for name in ("config.yaml", "cot.json", "coconut.json", "trainer.json"):
         assert name in page
     assert "Accuracy after each evaluated epoch" in page
-
-
-def test_at_the_end_of_a_run_a_failure_is_said_and_no_more(runs, capsys, monkeypatch):
-    report_at_end(runs / "first")
-    assert capsys.readouterr().out == f"report: {runs}/first/report.html\n"
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    report_at_end(runs / "first")
-    assert "no report was written: a report draws with matplotlib" in capsys.readouterr().out
-    monkeypatch.setattr("multicoco.report.page.write_report", lambda paths: 1 / 0)
-    report_at_end(runs / "first")
-    assert "no report was written: ZeroDivisionError" in capsys.readouterr().out
 
 
 def test_the_page_asks_nobody_and_runs_its_own_script_alone(runs):

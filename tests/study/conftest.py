@@ -13,7 +13,7 @@ def study(tmp_path, monkeypatch):
     """A study's content in a folder of its own, whose runs are done by fake_train.py."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runner, "TRAIN", HERE / "fake_train.py")
-    monkeypatch.setattr("multicoco.report.page.report_at_end", lambda folder: print("report of", folder))
+    monkeypatch.setattr("multicoco.report.at_end.report_at_end", lambda folder: print("report of", folder))
     monkeypatch.setenv("PYTHONPATH", f"{HERE}:{HERE.parents[1]}")
     base = {
         **{"mode": "vanilla_train", "model_id": "model", "train_path": "train.json", "val_path": "val.json"},

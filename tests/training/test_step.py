@@ -104,7 +104,7 @@ def watched(*arguments):
 
 trainer.train_step = watched
 """
-ON_HOST = {("step.py", "<genexpr>"), ("columns.py", "places")}  # of what the loader gave, or of masks on the host
+ON_HOST = {("step.py", "<genexpr>"), ("places.py", "coordinates")}  # of what the loader gave, or of masks on the host
 BY_DEEPSPEED = {("utils.py", "is_invalid_grad_norm"), ("stage_1_and_2.py", "_optimizer_step")}
 
 

@@ -22,6 +22,7 @@ coconut: {enabled: true, c_thought: 2, max_latent_stage: 1, first_stage: 1}
 """
 COCONUT = ("method=coconut",)
 ICOT = ("method=icot", "coconut.enabled=false", "icot.remove_per_epoch=2", "icot.remove_all_beyond=3")
+GROUPED = (*ICOT, "group_by_length=true")  # in which nothing else is different either
 
 SIGNALLED = """
 import os, signal
@@ -61,7 +62,7 @@ def cost(run: Path) -> tuple[int, int]:
     [
         ("noise", 2, 0, ["method=coconut", "coconut.thoughts=noise"]),
         ("borrowed", 2, 2, ["method=coconut", "coconut.thoughts=borrowed"]),
-        ("icot", 0, 0, ICOT),
+        ("icot", 0, 0, GROUPED),
     ],
 )
 def test_a_control_trains_alike_on_any_number_of_ranks(home, run_server, name, latents, passes, settings):
@@ -72,6 +73,8 @@ def test_a_control_trains_alike_on_any_number_of_ranks(home, run_server, name, l
         assert ended.codes == [0] * ranks, ended.said
         found.append(losses(home / "runs" / f"{name}_{ranks}"))
     assert len(found[0]) == 8 and found[0] == pytest.approx(found[1], rel=1e-4)
+    padding = losses(home / "runs" / f"{name}_1", "train/padding")
+    assert len(padding) == 8 and all(0 <= share < 0.9 for share in padding)
     for key in ("thoughts/norm", "thoughts/effective_rank"):  # of those that come from a pass
         logged = [losses(home / "runs" / f"{name}_{ranks}", key) for ranks in (1, 2)]
         assert len(logged[0]) == 8 * (passes > 0) and logged[0] == pytest.approx(logged[1], rel=1e-3)
@@ -110,12 +113,12 @@ def test_what_is_too_long_is_left_out_as_if_it_were_not_there_and_asked_all_the_
 @pytest.mark.parametrize("step", [1, 2])  # heard of in the last one of a stage, or in the first of the next
 def test_a_run_that_changes_its_stage_within_an_epoch_goes_on_from_there(home, run_server, step):
     name = f"preempted_{step}"
-    settings = (*ICOT, "batch_size=4", f"name={name}")
+    settings = (*GROUPED, "batch_size=4", f"name={name}")
     ended = run_server.run(home / "run.yaml", *settings, patch=SIGNALLED.format(step=step))
     assert ended.codes == [143], ended.said
     ended = run_server.run(home / "run.yaml", *settings)
     assert ended.codes == [0] and "going on from" in ended.said[0], ended.said
-    assert run_server.run(home / "run.yaml", *ICOT, "batch_size=4", f"name=whole_{step}").codes == [0]
+    assert run_server.run(home / "run.yaml", *GROUPED, "batch_size=4", f"name=whole_{step}").codes == [0]
     assert losses(home / "runs" / name) == losses(home / "runs" / f"whole_{step}")
     assert cost(home / "runs" / name) == cost(home / "runs" / f"whole_{step}")
 

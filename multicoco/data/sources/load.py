@@ -204,17 +204,19 @@ def open_records(location: Location) -> Sequence[Any]:
     return TableRecords(location)
 
 
-def require_answers(examples: Sequence[Example], path: Path | Location) -> None:
+def require_answers(unanswered: Sequence[Example], of: int, path: Path | Location) -> None:
     """Refuses examples without an answer, from which there is nothing to learn.
+
+    Args:
+        unanswered: of so many examples, those that have none.
 
     Raises:
         UserError: there are any; it names the file and the first of them.
     """
-    ids = [example.id for example in examples if example.answer is None]
-    if ids:
-        shown = ", ".join(f"{example_id!r:.60}" for example_id in ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
+    if n := len(unanswered):
+        shown = ", ".join(f"{example.id!r:.60}" for example in unanswered[:_SHOWN]) + (", ..." if n > _SHOWN else "")
         raise UserError(
-            f"{path}: {len(ids)} of {len(examples)} records have no answer to learn (ids {shown}): is it a test split? "
+            f"{path}: {n} of {of} records have no answer to learn (ids {shown}): is it a test split? "
             "Name a file to train on, or take these records out"
         )
 

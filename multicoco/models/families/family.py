@@ -71,6 +71,8 @@ class Family:
         auto_model: transformers' class that loads it.
         sees_images: whether it takes images.
         input_names: what its forward takes beside the tokens, which the collator batches and the engine moves.
+        beside_features: those of input_names that are asked for although features are given: what positions are made
+            from.
         host_inputs: those of them that are small and that it reads on the host: they stay there in training.
         other_forms: model types of the same weights in a form that is not read, and what is to be given instead.
         parts: the keys of `freeze` beside language_model, and the submodules of the base model that each stands for; a
@@ -80,6 +82,7 @@ class Family:
     auto_model: ClassVar[Any] = AutoModelForCausalLM
     sees_images: ClassVar[bool] = False
     input_names: ClassVar[tuple[str, ...]] = ()
+    beside_features: ClassVar[tuple[str, ...]] = ()
     host_inputs: ClassVar[tuple[str, ...]] = ()
     other_forms: ClassVar[dict[str, str]] = {}
     parts: ClassVar[dict[str, tuple[str, ...]]] = {}
@@ -120,8 +123,10 @@ class Family:
         return ids
 
     def batch(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The `ImageInputs.tensors` of a batch's rows as the model takes them; empty if no row has any."""
-        return {name: torch.cat([row[name] for row in rows if row]) for name in self.input_names if any(rows)}
+        """The `ImageInputs.tensors` of a batch's rows, or what is `kept` of them, as the model takes them; empty if no
+        row has any."""
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: torch.cat([row[name] for row in rows if name in row]) for name in names}
 
     # model: in every step, on the device
 
@@ -171,6 +176,11 @@ class Family:
         """None for a family that sees no images; for one whose images have no tiles, what it counts them in."""
         return None
 
+    @property
+    def feature_layers(self) -> int:
+        """L, of an image token's features (`kept`)."""
+        return 1
+
     def written(self, n_tiles: int) -> Any:
         """Of an image of so many tiles, what `ImageInputs.tokens` has for it. Only for a family that sees images."""
         assert self.tile is not None
@@ -192,6 +202,17 @@ class Family:
         """
         raise NotImplementedError
 
+    def kept(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch's `ImageInputs.tensors` -> what of them can be kept and given in their place: under FEATURES
+        (N, L, D) features of N image tokens, and what else is asked for beside them (`beside_features`).
+
+        Raises:
+            UserError: the family has no such thing.
+        """
+        raise UserError(
+            f"features is cache, but of a {self.config.model_type} model no features of images are kept: leave it out"
+        )
+
     def columns_of_images(
         self, input_ids: Tensor, tokens: Sequence[Any], tokenizer: PreTrainedTokenizerBase
     ) -> list[Tensor]:
@@ -207,6 +228,11 @@ class Family:
     def blank_tiles(self, n_tiles: int, like: Tensor) -> dict[str, Tensor]:
         """`ImageInputs.tensors` of so many tiles that are 0 all over, of the dtype and device of `like`."""
         raise NotImplementedError
+
+    def smallest_picture(self, like: Tensor) -> dict[str, Tensor]:
+        """`ImageInputs.tensors` of a blank picture that is as little work as there can be; `like` as for
+        `blank_tiles`."""
+        return self.blank_tiles(1, like)
 
 
 class Embedding(nn.Module):

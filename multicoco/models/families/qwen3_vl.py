@@ -26,7 +26,7 @@ class Qwen3VL(QwenVL):
 
     @classmethod
     def matches(cls, config: PreTrainedConfig) -> bool:
-        return config.model_type == "qwen3_vl"
+        return config.model_type in ("qwen3_vl", "qwen3_vl_moe")
 
     def all_features(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]:
         seen = self.see(model, inputs)
@@ -57,6 +57,10 @@ class Qwen3VL(QwenVL):
             "interp_indices": places.to(device),
             "interp_weights": weights.to(device),
         }
+
+    @property
+    def feature_layers(self) -> int:
+        return 1 + len(self.config.vision_config.deepstack_visual_indexes)
 
     def with_layers(self, layers: int) -> PreTrainedConfig:
         config = super().with_layers(layers)

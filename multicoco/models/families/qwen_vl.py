@@ -27,6 +27,7 @@ class QwenVL(Sighted):
     """`<|vision_start|>`, an image token for every square of merged patches, `<|vision_end|>` for every image."""
 
     input_names = ("pixel_values", "image_grid_thw")
+    beside_features = ("image_grid_thw",)
     host_inputs = ("image_grid_thw",)
     is_proven = True
 
@@ -59,7 +60,7 @@ class QwenVL(Sighted):
 
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """(3, B, T): time, height and width."""
-        if not inputs:
+        if "image_grid_thw" not in inputs:
             return super().position_ids(input_ids, attention_mask, inputs).expand(3, -1, -1)
         merged = inputs["image_grid_thw"] // inputs["image_grid_thw"].new_tensor([1, self._merge, self._merge])
         grids = send(merged, input_ids.device)

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
 
+from multicoco.data.features import FEATURES
 from multicoco.errors import UserError
 from multicoco.models.families.family import Embedded, Family, nothing_further
 
@@ -38,7 +40,10 @@ class Sighted(Family):
 
     def embed(self, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor]) -> Embedded:
         embeds = super().embed(model, input_ids, inputs).embeds
-        first, *later = self.all_features(model, inputs or self.smallest_picture(embeds))
+        if FEATURES in inputs:  # all rows' are given, or none's: every rank calls the same modules
+            first, *later = inputs[FEATURES].unbind(1)
+        else:
+            first, *later = self.all_features(model, inputs or self.smallest_picture(embeds))
         if not inputs:  # a blank picture that counts for nothing: every rank must call the same modules
             return Embedded(embeds + 0 * sum(features.sum().to(embeds) for features in (first, *later)))
         at_image = self.at_images(input_ids)
@@ -55,6 +60,10 @@ class Sighted(Family):
         """`image_features` and, behind them, those that enter the language model later, shaped likewise."""
         return [self.image_features(model, inputs)]
 
+    def kept(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        features = [of_layer.flatten(0, -2) for of_layer in self.all_features(model, inputs)]
+        return {FEATURES: torch.stack(features, dim=1), **{name: inputs[name] for name in self.beside_features}}
+
     def further(self, at_image: Tensor, later: Sequence[Tensor]) -> Callable[[slice], dict[str, Any]]:
         """`Embedded.further`: at_image (B, T) bool, and features that enter the language model later."""
         return nothing_further
@@ -63,8 +72,3 @@ class Sighted(Family):
         """(B, T) bool."""
         at_image: Tensor = input_ids == self.config.image_token_id
         return at_image
-
-    def smallest_picture(self, like: Tensor) -> dict[str, Tensor]:
-        """`ImageInputs.tensors` of a blank picture that is as little work as there can be; `like` as for
-        `blank_tiles`."""
-        return self.blank_tiles(1, like)

@@ -228,6 +228,8 @@ def test_a_batch_without_images_runs_the_same_modules_to_no_effect(name):
         reasoner = LatentReasoner(copy.deepcopy(model), LATENT)
         called = calls[kind] = []
         for path, module in reasoner.model.named_modules():
+            if path.endswith("experts.act_fn"):  # one call for each expert that is chosen, where they run one by one
+                continue
             module.register_forward_hook(lambda *_, path=path, called=called: called.append(path))
         output = reasoner(**make_batch(name, of_kind, torch.float64), n_passes=6)
         output.loss.backward()

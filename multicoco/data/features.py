@@ -1,0 +1,152 @@
+"""Features of images that are computed once, in files that are mapped into memory.
+
+An image is known by its content. What is computed of it depends on the model's vision weights and on how they are
+applied too: these name the folder (`engine.features`). A file holds some images and appears whole or not at all, so
+that several runs may write at once; what two of them have computed stands twice, and is the same.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from multicoco.data.example import ImageSource
+from multicoco.errors import UserError
+
+FEATURES = "image_features"  # of a model's inputs: what takes the place of pixels
+_TOKENS = "tokens"
+_KEY = np.dtype("S40")  # hexadecimal digits
+_OPEN_FILES = 128  # mapped at a time, by a process
+
+
+class KeptImages(NamedTuple):
+    """As `models.families.ImageInputs`; the tensors are those of `Family.kept`."""
+
+    tokens: Sequence[Any]
+    tensors: dict[str, Tensor]
+
+
+def content_of(source: ImageSource) -> bytes:
+    """An image file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if isinstance(source, bytes):
+        return source
+    try:
+        return source.read_bytes() if isinstance(source, Path) else source.read()
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read as an image: {error}") from error
+
+
+def image_key(content: bytes) -> str:
+    """What tells an image file from all others."""
+    return sha256(content).hexdigest()[: _KEY.itemsize]
+
+
+class FeatureStore:
+    """The files of a folder.
+
+    Args:
+        names: of the tensors that are kept of an image.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]):
+        self.folder = folder
+        self.names = [*names, _TOKENS]
+        self.files: list[Path] = []
+        self.keys = np.empty(0, _KEY)  # sorted
+        self.file_of_key = np.empty(0, np.int32)
+
+    def look(self) -> None:
+        """Finds what has been written since it was looked last; a file that cannot be read is as if it were none."""
+        keys, places = [self.keys], [self.file_of_key]
+        for path in sorted(set(self.folder.glob("*.safetensors")).difference(self.files)):
+            try:
+                with safe_open(path, "pt") as file:
+                    found = [name.split(".")[0] for name in file.keys() if name.endswith(f".{_TOKENS}")]  # noqa: SIM118
+            except (OSError, SafetensorError):
+                continue
+            keys.append(np.array(found, _KEY))
+            places.append(np.full(len(found), len(self.files), np.int32))
+            self.files.append(path)
+        self.keys, first = np.unique(np.concatenate(keys), return_index=True)
+        self.file_of_key = np.concatenate(places)[first]
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Those of which nothing is kept, in their order, each once."""
+        wanted = list(dict.fromkeys(keys))
+        there = np.isin(np.array(wanted, _KEY), self.keys)
+        return [key for key, is_there in zip(wanted, there, strict=True) if not is_there]
+
+    def read(self, key: str) -> dict[str, Tensor] | None:
+        """What is kept of an image; None if nothing is.
+
+        Raises:
+            UserError: its file has gone or is damaged.
+        """
+        place = int(np.searchsorted(self.keys, key.encode()))
+        if place == len(self.keys) or self.keys[place] != key.encode():
+            return None
+        path = self.files[self.file_of_key[place]]
+        try:
+            return {name: _opened(path).get_tensor(f"{key}.{name}") for name in self.names}
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{path}, which holds features of images, has gone or is damaged ({error}): remove it and start again, "
+                "what is missing is computed anew"
+            ) from error
+
+    def read_images(self, sources: Sequence[ImageSource]) -> KeptImages:
+        """Of an example's images, in their order, as its row of a batch has them; without tensors if it has none.
+
+        Raises:
+            UserError: nothing is kept of one of them.
+        """
+        images = []
+        for source in sources:
+            if (image := self.read(image_key(content_of(source)))) is None:
+                name = "an image" if isinstance(source, bytes) else source
+                raise UserError(f"{name} has changed since the run began, no features are kept of it: start again")
+            images.append(image)
+        tokens = [image.pop(_TOKENS).tolist() for image in images]
+        names = self.names[:-1] if images else []
+        return KeptImages(tokens, {name: torch.cat([image[name] for image in images]) for name in names})
+
+    def write(self, images: Mapping[str, Mapping[str, Tensor]], tokens: Mapping[str, Any]) -> None:
+        """Keeps images, by their keys, in a new file.
+
+        Args:
+            tokens: of each image, how it is written: a number, or several.
+
+        Raises:
+            OSError: they cannot be written; nothing is left of them.
+        """
+        tensors = {f"{key}.{name}": tensor for key, image in images.items() for name, tensor in image.items()}
+        tensors |= {f"{key}.{_TOKENS}": torch.tensor(written) for key, written in tokens.items()}
+        name = uuid4().hex
+        unfinished = self.folder / f".{name}"
+        try:
+            save_file(tensors, unfinished)
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())  # a power failure must not leave a whole name with half the content
+            unfinished.replace(self.folder / f"{name}.safetensors")
+        except SafetensorError as error:  # which is how it says that a disk is full
+            raise OSError(str(error)) from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=_OPEN_FILES)
+def _opened(path: Path) -> Any:
+    return safe_open(path, "pt")

@@ -1,0 +1,33 @@
+"""`multicoco features`: the features of a run's images, before the run."""
+
+from multicoco.config import RunConfig
+from multicoco.engine.assembly import assemble, prompt_date, weights_of
+from multicoco.engine.process_group import ProcessGroup
+from multicoco.engine.records import load_records, load_training_records
+from multicoco.errors import UserError
+
+
+def keep_ahead(config: RunConfig) -> str:
+    """Keeps those of all training and validation records; on as many ranks as a launcher has started.
+
+    Returns: what is kept, and where.
+
+    Raises:
+        UserError: the run would not use them; see also `Features`.
+    """
+    if config.features is None:
+        raise UserError("features is null, so the run would not use what is kept: set features to cache")
+    group = ProcessGroup(config.lost_rank_seconds)
+    asked = load_records(config, config.val_path, config.max_val_samples)
+    examples = [*(load_training_records(config) if config.train_path else ()), *asked]
+    weights = weights_of(config)
+    assembly = assemble(config, weights, prompt_date(config, weights.state), examples, group.device)
+    assembly.reasoner.to(group.device)
+    features = assembly.features
+    assert features is not None  # by the config
+    with group.watched():
+        features.keep(examples)
+    if features.store is None:
+        return "no record has an image"
+    size = sum(path.stat().st_size for path in features.store.files)
+    return f"{features.store.folder}: features of {len(features.store.keys)} images, {size / 2**30:.2f} GiB"

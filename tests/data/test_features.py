@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multicoco.data.features import FEATURES, FeatureStore, image_key
+from multicoco.errors import UserError
+
+KEYS = [image_key(bytes([i])) for i in range(9)]
+
+
+def kept(i: int) -> dict[str, torch.Tensor]:
+    return {FEATURES: torch.full((i + 1, 2, 3), i, dtype=torch.bfloat16), "grid": torch.tensor([[1, i, i]])}
+
+
+def write(store: FeatureStore, places: list[int]) -> None:
+    written = {KEYS[i]: i if i % 2 else (i, i) for i in places}
+    store.write({KEYS[i]: kept(i) for i in places}, written)
+
+
+@settings(max_examples=15)
+@given(jobs=st.lists(st.lists(st.integers(0, 8), min_size=1, unique=True), max_size=6))
+def test_what_any_job_has_written_is_found_by_all_and_as_it_was(tmp_path_factory, jobs):
+    folder = tmp_path_factory.mktemp("store")
+    stores = [FeatureStore(folder, [FEATURES, "grid"]) for _ in jobs] or [FeatureStore(folder, [FEATURES, "grid"])]
+    for store, places in zip(stores, jobs, strict=False):
+        write(store, places)
+    for store in stores:
+        store.look()
+        there = {i for places in jobs for i in places}
+        assert store.missing([*KEYS, *KEYS]) == [key for i, key in enumerate(KEYS) if i not in there]
+        for i in there:
+            found = store.read(KEYS[i])
+            assert all(torch.equal(found[name], tensor) for name, tensor in kept(i).items())
+            assert found[FEATURES].dtype == torch.bfloat16
+
+
+def test_images_of_an_example_are_put_together_by_their_content(tmp_path):
+    store = FeatureStore(tmp_path, [FEATURES, "grid"])
+    write(store, [1, 2])
+    (tmp_path / "a.png").write_bytes(bytes([2]))
+    store.look()
+    read = store.read_images([bytes([1]), tmp_path / "a.png", bytes([2])])
+    assert read.tokens == [1, [2, 2], [2, 2]] and read.tensors["grid"].tolist() == [[1, 1, 1], [1, 2, 2], [1, 2, 2]]
+    assert read.tensors[FEATURES][:, 0, 0].tolist() == [1, 1, 2, 2, 2, 2, 2, 2]
+    assert store.read_images([]) == ([], {})
+    (tmp_path / "a.png").write_bytes(bytes([3]))
+    with pytest.raises(UserError, match=r"a\.png has changed"):
+        store.read_images([tmp_path / "a.png"])
+    with pytest.raises(UserError, match=r"gone\.png: cannot be read as an image"):
+        store.read_images([tmp_path / "gone.png"])
+
+
+def test_a_damaged_file_is_as_none_and_one_that_goes_is_named(tmp_path):
+    store = FeatureStore(tmp_path, [FEATURES, "grid"])
+    write(store, [0])
+    [path] = tmp_path.iterdir()
+    (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:50])
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    store.look()
+    assert store.missing(KEYS[:2]) == [KEYS[1]]
+    path.unlink()
+    with pytest.raises(UserError, match="has gone or is damaged"):
+        store.read(KEYS[0])
+
+
+def test_of_what_cannot_be_written_nothing_is_left(tmp_path, monkeypatch):
+    def fail(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("multicoco.data.features.save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write(FeatureStore(tmp_path, [FEATURES]), [0])
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,252 @@
+"""Features that are kept against features that are computed: the same bits, whatever is in a batch."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from homes import make_home
+from PIL import Image
+
+from multicoco.config import RunConfig
+from multicoco.curriculum import layout
+from multicoco.data.collate import Collator
+from multicoco.data.example import Example
+from multicoco.data.features import FEATURES
+from multicoco.data.loader import Encoder, ReasoningDataset
+from multicoco.engine.assembly import encoder_of
+from multicoco.engine.features import Features
+from multicoco.engine.features_ahead import keep_ahead
+from multicoco.errors import UserError
+from multicoco.latent.reasoner import LatentReasoner
+from multicoco.models.backbone import Backbone, load_backbone
+from multicoco.models.tiny import TINY
+from multicoco.models.vocabulary import add_latent_tokens
+from multicoco.tasks.scenes import render_scenes
+
+FAMILIES = [name for name in TINY if name != "text"]
+
+
+def config_of(folder: Path, **keys) -> RunConfig:
+    frozen = {"vision_tower": True, "projector": True}
+    given = {"mode": "cot_train", "name": "run", "train_path": "t.json", "features": "cache", "num_workers": 0}
+    return RunConfig(**given | {"model_id": str(folder / "model"), "output_dir": str(folder), "freeze": frozen} | keys)
+
+
+def pictures(folder: Path, n: int = 5) -> list[Example]:
+    """Of different sizes; one without an image, one with two."""
+    random = np.random.default_rng(0)
+    paths = []
+    for i in range(n):
+        paths.append(folder / f"{i}.png")
+        pixels = random.integers(0, 255, (84 + 28 * (i % 2), 84 + 28 * (i % 3), 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(paths[-1])
+    examples = [Example(str(i), "red", (path,), (), ("blue",), "red", None) for i, path in enumerate(paths)]
+    return [
+        *examples,
+        Example("none", "red", (), (), ("blue",), "red", None),
+        Example("two", "red", tuple(paths[:2]), (), (), "red", None),
+    ]
+
+
+class Setting:
+    """A model with what reads examples for it, with features kept or without."""
+
+    def __init__(self, folder: Path, backbone: Backbone, **keys):
+        self.config = config_of(folder, **keys)
+        self.backbone = backbone
+        self.reasoner = LatentReasoner(backbone.model, None)
+        self.encoder: Encoder = encoder_of(self.config, backbone, "2026-11-25")
+        self.features = Features(self.config, backbone, self.reasoner, self.encoder)
+
+    def loss(self, examples: list[Example], places: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """And the gradient of the embeddings."""
+        dataset = ReasoningDataset(examples, self.encoder, "reasoning", lambda _, tokens: layout(tokens, 0, ()))
+        collate = Collator(self.backbone.tokenizer.pad_token_id, None, self.backbone.family.batch)
+        batch = collate([dataset[place, True] for place in places])
+        tensors = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        embeddings = self.backbone.model.get_input_embeddings().weight
+        embeddings.grad = None
+        loss = self.reasoner(**tensors, **batch["inputs"]).loss
+        loss.backward()
+        return loss.detach(), embeddings.grad.clone()
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def tiny(request, tmp_path_factory) -> tuple[Path, Backbone]:
+    folder = tmp_path_factory.mktemp(request.param)
+    TINY[request.param](["red blue"], folder / "model", 0, hidden_size=32, text_layers=2)
+    backbone = load_backbone(str(folder / "model"), max_image_tiles=4)
+    for part in ("vision_tower", "projector"):
+        backbone.family.part(backbone.model, part).requires_grad_(False)
+    return folder, backbone
+
+
+def test_loss_and_gradient_are_the_same_bits_whatever_is_in_a_batch(tiny, tmp_path, one_thread, monkeypatch):
+    folder, backbone = tiny
+    examples = pictures(tmp_path)
+    batches = [[0, 1, 2], [2, 5], [5], [6, 3, 0, 5], [4]]
+    plain = Setting(folder, backbone, output_dir=str(tmp_path))
+    wanted = [plain.loss(examples, places) for places in batches]
+    kept = Setting(folder, backbone, output_dir=str(tmp_path))
+    kept.features.keep(examples[:3])
+    kept.features.keep(examples)
+    again = Setting(folder, backbone, output_dir=str(tmp_path))
+    called = []
+    monkeypatch.setattr(type(backbone.family), "all_features", lambda *_: called.append(1))
+    again.features.keep(examples)  # all is there
+    for setting in (kept, again):
+        for places, (loss, gradient) in zip(batches, wanted, strict=True):
+            found_loss, found_gradient = setting.loss(examples, places)
+            assert torch.equal(found_loss, loss) and torch.equal(found_gradient, gradient)
+    assert not called
+
+
+@pytest.fixture(scope="module")
+def internvl(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("internvl")
+    TINY["internvl"](["red blue"], folder / "model", 0, hidden_size=32, text_layers=1)
+    return folder
+
+
+def computed(setting: Setting, examples: list[Example]) -> int:
+    """How many images are encoded to keep these."""
+    calls = []
+    family = setting.backbone.family
+    encode = family.all_features
+    setting.backbone.family.__dict__["all_features"] = lambda *args: calls.append(1) or encode(*args)
+    setting.features.keep(examples)
+    del setting.backbone.family.__dict__["all_features"]
+    return len(calls)
+
+
+def test_a_changed_file_weight_or_tile_limit_is_a_miss_and_new_words_are_none(internvl, tmp_path):
+    examples = pictures(tmp_path)
+    backbone = load_backbone(str(internvl / "model"), max_image_tiles=4)
+    keys = {"output_dir": str(tmp_path)}
+    assert computed(Setting(internvl, backbone, **keys), examples) == 5
+    add_latent_tokens(backbone)
+    assert computed(Setting(internvl, backbone, **keys), examples) == 0
+    setting = Setting(internvl, backbone, **keys)
+    setting.features.keep(examples)
+    Image.new("RGB", (90, 60), "red").save(tmp_path / "3.png")
+    assert computed(Setting(internvl, backbone, **keys), examples) == 1
+    with pytest.raises(UserError, match=r"3\.png has changed since the run began"):
+        setting.encoder.images(examples[3])
+    fewer = load_backbone(str(internvl / "model"), max_image_tiles=3)
+    assert computed(Setting(internvl, fewer, **keys), examples) == 5
+    with torch.no_grad():
+        next(backbone.family.part(backbone.model, "projector").parameters()).view(-1)[0] += 1e-6
+    assert computed(Setting(internvl, backbone, **keys), examples) == 5
+    half = load_backbone(str(internvl / "model"), torch.bfloat16, max_image_tiles=4)
+    assert computed(Setting(internvl, half, **keys), examples) == 5
+    assert half.model.dtype == torch.bfloat16 and len(list((tmp_path / "features").iterdir())) == 4
+
+
+def test_where_no_more_can_be_written_images_are_encoded_as_ever(internvl, tmp_path, monkeypatch, capsys):
+    examples = pictures(tmp_path)
+    backbone = load_backbone(str(internvl / "model"), max_image_tiles=4)
+    setting = Setting(internvl, backbone, output_dir=str(tmp_path))
+    setting.features.keep(examples[:2])
+    assert FEATURES in setting.encoder.images(examples[0]).tensors
+    monkeypatch.setattr("multicoco.data.features.save_file", _fail)
+    setting.features.keep(examples)
+    assert "No space left" in capsys.readouterr().out
+    assert all("pixel_values" in setting.encoder.images(example).tensors for example in examples[:5])
+    monkeypatch.undo()
+    assert computed(Setting(internvl, backbone, output_dir=str(tmp_path)), examples) == 3
+
+
+def _fail(tensors: dict, path: Path) -> None:
+    path.write_bytes(b"half")
+    raise OSError(28, "No space left on device")
+
+
+def test_an_unreadable_image_and_a_model_without_images_are_errors(internvl, tmp_path):
+    backbone = load_backbone(str(internvl / "model"))
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    bad = Example("bad", "red", (tmp_path / "bad.png",), (), (), "red", None)
+    with pytest.raises(UserError, match=r"bad\.png: cannot be read"):
+        Setting(internvl, backbone, output_dir=str(tmp_path)).features.keep([bad])
+    TINY["text"](["red blue"], tmp_path / "text", 0, hidden_size=32, text_layers=1)
+    with pytest.raises(UserError, match="of a qwen2 model no features of images are kept"):
+        Setting(internvl, load_backbone(str(tmp_path / "text")))
+
+
+def test_features_are_kept_ahead_of_the_run(internvl, tmp_path):
+    render_scenes(tmp_path / "scenes", 3, 2, 1, kinds=("tile",))
+    keys = {"output_dir": str(tmp_path), "data_dir": str(tmp_path / "scenes"), "val_path": "aokvqa_v1p0_val.json"}
+    config = config_of(internvl, train_path="aokvqa_v1p0_train.json", answer_format="text", **keys)
+    with pytest.raises(UserError, match="features is null"):
+        keep_ahead(config.model_copy(update={"features": None}))
+    assert "features of 5 images" in keep_ahead(config)
+    [folder] = (tmp_path / "features").iterdir()
+    assert json.loads((folder / "about.json").read_text())["family"] == "InternVL"
+
+
+COUNTED = "import sys, pathlib; sys.path += {path}; import gathers; gathers.count_into(pathlib.Path('{out}'))"
+
+
+@pytest.mark.distributed
+def test_a_run_on_two_ranks_that_is_interrupted_is_the_run_without_and_leaves_the_tower_alone(run_server, tmp_path):
+    """Under ZeRO-3, the weights of the vision tower and of the projector are gathered no more."""
+    home = make_home(
+        tmp_path,
+        13,
+        2,
+        """mode: coconut_train
+num_epochs: 2
+eval_every_epochs: 2
+batch_size: 2
+freeze: {vision_tower: true, projector: true}
+generation: {max_new_tokens: 3}
+coconut: {enabled: true, max_latent_stage: 1, first_stage: 1}
+""",
+    )
+    path = home / "scenes" / "aokvqa_v1p0_train.json"
+    records = json.loads(path.read_text())
+    records[::3] = [{"question": "red", "steps": ["one"], "answer": "red"} for _ in records[::3]]
+    path.write_text(json.dumps(records))
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 10**9}
+    (home / "zero3.json").write_text(json.dumps({"zero_optimization": zero}))
+
+    def run(name: str, code: int, patch: str, *settings: str) -> None:
+        given = (f"name={name}", f"deepspeed={home}/zero3.json", *settings)
+        ended = run_server.run(home / "run.yaml", *given, ranks=2, patch=patch)
+        assert ended.codes == [code] * 2, ended.said
+
+    counts = {}
+    for name, settings in (("plain", ()), ("kept", ("features=cache",))):
+        counting = COUNTED.format(path=[str(Path(__file__).parent), *sys.path], out=home / f"{name}.counts")
+        if settings:
+            run(name, 143, SIGNALLED, *settings)
+        run(name, 0, counting, *settings)
+        counts[name] = json.loads((home / f"{name}.counts").read_text())
+    lines = {name: (home / "runs" / name / "metrics.jsonl").read_text().splitlines() for name in counts}
+    losses = {name: [json.loads(line).get("train/loss") for line in lines[name]] for name in counts}
+    assert [x for x in losses["kept"] if x] == [x for x in losses["plain"] if x] and len(losses["plain"]) >= 8
+    samples = {name: sorted((home / "runs" / name / "samples").iterdir())[-1].read_text() for name in counts}
+    assert samples["kept"] == samples["plain"]
+    model = load_backbone(str(home / "model"))
+    seen = [p.numel() for name in model.family.parts for p in model.family.part(model.model, name).parameters()]
+    share = 1 - sum(seen) / sum(p.numel() for p in model.model.parameters())
+    last = {name: counted["steps"][-1]["bytes"] / counted["model_bytes"] for name, counted in counts.items()}
+    assert last["plain"] > 0.99 and last["kept"] < share + 0.1 < 0.8
+
+
+SIGNALLED = """
+import os, signal
+from multicoco.training.loss_window import LossWindow
+
+read, steps = LossWindow.read, []
+
+def read_and_signal(window):
+    steps.append(1)
+    if len(steps) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return read(window)
+
+LossWindow.read = read_and_signal
+"""
