@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo study test check bench bench-gpu docs lint clean
+.PHONY: demo study test check families bench bench-gpu docs lint clean
 
 $(READY): constraints.txt setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,10 @@ check: lint
 
 BENCHMARKS := latent_overhead baselines methods cached_attention generation checkpointing gathering plan_memory startup \
 	data_memory features_cache length_groups evaluation_batching
+
+# every model family through DeepSpeed's launcher, on data in published forms: docs/models.md
+families: $(READY)
+	$(BIN)/python benchmarks/families.py
 
 bench: $(READY)
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
