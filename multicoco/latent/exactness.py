@@ -27,6 +27,7 @@ from multicoco.latent.self_check import (
     kernel_for,
     own_logits,
     tolerance_of,
+    without_traces,
 )
 from multicoco.models.checks import position_limit
 from multicoco.models.families import family_of
@@ -101,7 +102,7 @@ def measure_exactness(model: PreTrainedModel, kernel: str, example: dict[str, Te
     columns = torch.arange(len(ids) - 1 - n_labelled, len(ids) - 1, device=model.device)  # whose next token is labelled
     kind, was_training = model.config.model_type, model.training
     try:
-        with in_fp32(model.eval()):
+        with without_traces(model), in_fp32(model.eval()):
             own = _by_recomputing(model, ids, ids == latent, inputs, columns)
             reasoner = LatentReasoner(model, latent, kernel_for(model, kernel))
             loss, passes = _by_passes(reasoner, ids, inputs, columns)

@@ -84,7 +84,7 @@ def self_check(reasoner: LatentReasoner, examples: Sequence[dict[str, Tensor]]) 
     compared = [torch.linspace(0, len(row) - 1, min(len(row), most)).long() for row in rows]
     was_training = model.training
     try:
-        with in_fp32(model.eval()):
+        with without_traces(model), in_fp32(model.eval()):
             own = [own_logits(model, *example) for example in zip(rows, inputs, compared, strict=True)]
             passes = _passes_logits(reasoner, rows, inputs, compared)
     except Exception as error:  # a model's code may raise anything
@@ -171,6 +171,28 @@ def _own_buffers_and_kernel(reasoner: LatentReasoner) -> Iterator[None]:
 def kernel_for(model: PreTrainedModel, kernel: str) -> str:
     """That of a run, or PyTorch's where the run has a GPU and the model is not there yet."""
     return "flash" if model.device.type == "cpu" and torch.cuda.is_available() else kernel
+
+
+_CAPTURING = "_output_capturing_hooks_installed"  # how transformers marks a model whose layers have its hooks
+
+
+@contextmanager
+def without_traces(model: nn.Module) -> Iterator[None]:
+    """Afterwards, no module has hooks that it had not before.
+
+    transformers puts them on a vision tower's layers when its hidden states are first asked for. A rank that had them
+    before DeepSpeed's would hand on what a layer gives before ZeRO-3 marks it, and meet other modules in backward than
+    the ranks that have not run the check.
+    """
+    before = [(module, module._forward_hooks.copy(), module.__dict__.get(_CAPTURING)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, hooks, mark in before:
+            module._forward_hooks.clear()
+            module._forward_hooks.update(hooks)
+            if mark is None:
+                module.__dict__.pop(_CAPTURING, None)
 
 
 @contextmanager
