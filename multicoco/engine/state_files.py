@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class StateFiles(CheckpointEngine):
         """When they are written."""
 
     def save(self, state_dict: dict[str, Any], path: str) -> None:
-        self.contents[Path(path)] = _copy(state_dict) if self.copying else state_dict
+        plain = tree_map(_plain, state_dict)
+        self.contents[Path(path)] = _copy(plain) if self.copying else plain
 
     def load(self, path: str, map_location: Any = None) -> Any:
         try:
@@ -53,6 +55,11 @@ class StateFiles(CheckpointEngine):
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
         return True
+
+
+def _plain(leaf: Any) -> Any:
+    """Members of enumerations as their values: Python before 3.11.4 pickles them as a call of `getattr`."""
+    return leaf.value if isinstance(leaf, Enum) else leaf
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from multicoco.engine.state_files import StateFiles
 from multicoco.errors import UserError
@@ -44,6 +45,17 @@ def test_a_copy_is_what_was_there_whatever_training_does_then(tmp_path):
     assert loaded["optimizer"]["state"][0]["step"] == 3
     assert loaded["optimizer"]["loss_scaler"].cur_scale == 2**8
     assert loaded["schedule"] == expected["schedule"]
+
+
+@pytest.mark.parametrize("copying", [False, True])
+def test_stages_are_numbers_in_files_whatever_pythons_enumerations_are_pickled_as(tmp_path, copying):
+    files = StateFiles(copying)
+    files.save({"zero_stage": ZeroStageEnum.weights, "groups": [{"stage": ZeroStageEnum.disabled}]}, "states.pt")
+    [content] = files.contents.values()
+    torch.save(content, tmp_path / "states.pt")
+    loaded = StateFiles().load(str(tmp_path / "states.pt"))
+    assert (type(loaded["zero_stage"]), type(loaded["groups"][0]["stage"])) == (int, int)
+    assert loaded["zero_stage"] == ZeroStageEnum.weights
 
 
 def test_a_tensor_under_two_names_is_kept_once_and_a_view_without_the_rest():
