@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from multicoco.ask.attention import Seen, look
 from multicoco.ask.changes import Change, read_changes
 from multicoco.config import RunConfig, load_config
-from multicoco.config.schema import EvalConfig
+from multicoco.config.evaluation import EvalConfig
 from multicoco.data.example import Example
 from multicoco.data.sources.fields import place_images
 from multicoco.engine.assembly import assemble, prompt_date

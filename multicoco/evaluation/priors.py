@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 
-from multicoco.config.schema import Inputs
+from multicoco.config.evaluation import Inputs
 from multicoco.data.example import Example
 from multicoco.errors import UserError
 from multicoco.interventions import choose_donors

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from multicoco.config import config_reference
-from multicoco.config.schema import EvalConfig
+from multicoco.config.evaluation import EvalConfig
 from multicoco.methods.coconut import CoconutKeys
 
 
