@@ -155,7 +155,7 @@ class LatentReasoner(nn.Module):
         )
         loss, labels_on_host = None, on_host.get("labels") if on_host else None
         if labels is not None and objective and supervision:
-            loss = objective(self, Supervised(passes, labels, loss_divisor, supervision))
+            loss = objective(self, Supervised(passes, labels, loss_divisor, supervision, labels_on_host))
         elif labels is not None:
             loss = self.language_loss(passes.hidden, labels, loss_divisor, labels_on_host)
         logits = self.model.get_output_embeddings()(passes.hidden) if return_logits else None
