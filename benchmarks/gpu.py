@@ -22,6 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from multicoco import LatentReasoner
 from multicoco.models.checkpointing import checkpoint_activations
 from multicoco_kernels import BufferPool, KeyMask, LayerCache, cached_attention, first_handle
+from multicoco_kernels.operator import Note
 
 KERNELS = ("triton", "flash")
 SEGMENTS = ((0, None), (1, 1), (4, 1), (16, 1))  # prefixes before it, and its columns: a latent column, or a prefix
@@ -128,7 +129,7 @@ class Column:
         """The segment's output and, with a backward, the gradients of its q, k and v."""
         own = [x[:, :, self.past :].to(cache.keys.dtype).requires_grad_() for x in (self.q, self.k, self.v)]
         handle = first_handle(self.q.device)
-        handle.note = (cache, self.past)
+        handle.note = Note(cache, self.past, 0)
         out, _ = cached_attention(*own, handle, cache, self.past, self.scale, kernel)
         if not backward:
             return [out.detach()]

@@ -1,6 +1,7 @@
 """Features that are kept against features that are computed: the same bits, whatever is in a batch."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -182,7 +183,10 @@ def test_features_are_kept_ahead_of_the_run(internvl, tmp_path):
     config = config_of(internvl, train_path="aokvqa_v1p0_train.json", answer_format="text", **keys)
     with pytest.raises(UserError, match="features is null"):
         keep_ahead(config.model_copy(update={"features": None}))
-    assert "features of the images of 5 examples" in keep_ahead(config)
+    (tmp_path / "run.yaml").write_text(config.to_yaml())
+    command = [sys.executable, "-m", "multicoco.cli", "features", str(tmp_path / "run.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)  # it makes a process group
+    assert done.returncode == 0 and "features of the images of 5 examples" in done.stdout, done.stderr
     [folder] = (tmp_path / "features").iterdir()
     assert json.loads((folder / "about.json").read_text())["family"] == "InternVL"
 

@@ -44,8 +44,8 @@ def test_a_run_that_goes_on_has_every_step_once(tmp_path):
 def test_a_full_disk_is_said_once(tmp_path, caplog):
     tracker = Tracker(tmp_path, CONFIG)
     [file] = (tmp_path / "tensorboard").iterdir()
-    file.unlink()
-    file.symlink_to("/dev/full")
+    (tmp_path / "full").symlink_to("/dev/full")
+    (tmp_path / "full").replace(file)  # at once: its writer is at work
     with caplog.at_level(logging.WARNING):
         for step in range(30):  # more than its queue holds
             tracker.log({"loss": 1.0}, step=step)
