@@ -10,6 +10,7 @@ import pytest
 import torch
 from homes import make_home
 from PIL import Image
+from runs import signalled_at
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import layout
@@ -226,7 +227,7 @@ coconut: {enabled: true, max_latent_stage: 1, first_stage: 1}
     for name, settings in (("plain", ()), ("kept", ("features=cache",))):
         counting = COUNTED.format(path=[str(Path(__file__).parent), *sys.path], out=home / f"{name}.counts")
         if settings:
-            run(name, 143, SIGNALLED, *settings)
+            run(name, 143, signalled_at(2), *settings)
         run(name, 0, counting, *settings)
         counts[name] = json.loads((home / f"{name}.counts").read_text())
     lines = {name: (home / "runs" / name / "metrics.jsonl").read_text().splitlines() for name in counts}
@@ -239,19 +240,3 @@ coconut: {enabled: true, max_latent_stage: 1, first_stage: 1}
     share = 1 - sum(seen) / sum(p.numel() for p in model.model.parameters())
     last = {name: counted["steps"][-1]["bytes"] / counted["model_bytes"] for name, counted in counts.items()}
     assert last["plain"] > 0.99 and last["kept"] < share + 0.1 < 0.8
-
-
-SIGNALLED = """
-import os, signal
-from multicoco.training.loss_window import LossWindow
-
-read, steps = LossWindow.read, []
-
-def read_and_signal(window):
-    steps.append(1)
-    if len(steps) == 2:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return read(window)
-
-LossWindow.read = read_and_signal
-"""

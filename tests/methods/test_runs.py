@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from homes import make_home
+from runs import signalled_at
 
 pytestmark = pytest.mark.distributed
 CONFIG = """mode: train
@@ -20,20 +21,6 @@ METHODS = {
     "sim_cot": ("method=sim_cot", "sim_cot.weight=0.5", "activation_checkpointing=true"),
     "c_mtp": ("method=c_mtp", "coconut.projection=linear"),
 }
-PREEMPTED = """
-import os, signal
-from multicoco.training.loss_window import LossWindow
-
-read, steps = LossWindow.read, []
-
-def read_and_signal(window):
-    steps.append(1)
-    if len(steps) == 3:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return read(window)
-
-LossWindow.read = read_and_signal
-"""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +58,7 @@ def test_two_ranks_under_zero3_train_as_one_process_does(home, run_server, whole
 @pytest.mark.parametrize("name", ["projected", "sim_cot"])
 def test_what_is_trained_beside_the_model_goes_on_bit_for_bit_and_is_evaluated(home, run_server, whole, name):
     settings = (*METHODS[name], "batch_size=4", f"name={name}_preempted")
-    ended = run_server.run(home / "run.yaml", *settings, patch=PREEMPTED)
+    ended = run_server.run(home / "run.yaml", *settings, patch=signalled_at(3))
     assert ended.codes == [143], ended.said
     ended = run_server.run(home / "run.yaml", *settings)
     assert ended.codes == [0] and "going on from" in ended.said[0], ended.said

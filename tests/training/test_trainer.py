@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from homes import make_home
+from runs import signalled_at
 
 from multicoco.config import load_config
 from multicoco.data.sources import load_of_run
@@ -23,21 +24,6 @@ coconut: {enabled: true, c_thought: 2, max_latent_stage: 1, first_stage: 1}
 COCONUT = ("method=coconut",)
 ICOT = ("method=icot", "coconut.enabled=false", "icot.remove_per_epoch=2", "icot.remove_all_beyond=3")
 GROUPED = (*ICOT, "group_by_length=true")  # in which nothing else is different either
-
-SIGNALLED = """
-import os, signal
-from multicoco.training.loss_window import LossWindow
-
-read, steps = LossWindow.read, []
-
-def read_and_signal(window):
-    steps.append(1)
-    if len(steps) == {step}:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return read(window)
-
-LossWindow.read = read_and_signal
-"""
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +100,7 @@ def test_what_is_too_long_is_left_out_as_if_it_were_not_there_and_asked_all_the_
 def test_a_run_that_changes_its_stage_within_an_epoch_goes_on_from_there(home, run_server, step):
     name = f"preempted_{step}"
     settings = (*GROUPED, "batch_size=4", f"name={name}")
-    ended = run_server.run(home / "run.yaml", *settings, patch=SIGNALLED.format(step=step))
+    ended = run_server.run(home / "run.yaml", *settings, patch=signalled_at(step))
     assert ended.codes == [143], ended.said
     ended = run_server.run(home / "run.yaml", *settings)
     assert ended.codes == [0] and "going on from" in ended.said[0], ended.said
@@ -139,7 +125,7 @@ Evaluator.run = lambda evaluator, name, stage, step: {"epoch_0002": 0.5}.get(nam
 
     run("uninterrupted", 4)
     run("interrupted", 1)  # ends after an evaluation, which its checkpoint was told afterwards
-    run("interrupted", 4, code=143, patch=SIGNALLED.format(step=3))
+    run("interrupted", 4, code=143, patch=signalled_at(3))
     run("interrupted", 4)
     whole, parts = home / "runs" / "uninterrupted", home / "runs" / "interrupted"
     entries = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
