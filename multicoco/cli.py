@@ -37,6 +37,10 @@ def path(text: str) -> Path:
     return Path(expanded(text))
 
 
+def add_overrides(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
+
+
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="multicoco", description="Tools around MultiCoCo's train.py.")
     added = root.add_subparsers(required=True, metavar="COMMAND")
@@ -162,7 +166,7 @@ def parser() -> argparse.ArgumentParser:
     )
     checkup.add_argument("config", type=path, help="run config of the run to be")
     checkup.add_argument("--hostfile", type=path, help="DeepSpeed hostfile (default: this machine alone)")
-    checkup.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
+    add_overrides(checkup)
     checkup.add_argument("--timeout", type=int, default=120, help="seconds for the all_reduce (default 120)")
     checkup.add_argument(
         "--exact", action="store_true", help="instead: compare the model's loss after thoughts with plain recomputing"
@@ -178,7 +182,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--examples", type=positive(int), default=1000, metavar="N", help="whose tokens are counted (default 1000)"
     )
-    data.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
+    add_overrides(data)
     data.set_defaults(run=commands.show_data)
 
     features = added.add_parser(
@@ -187,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: multicoco features args/aokvqa_qwen2_5_vl_cot.yaml --set features=cache",
     )
     features.add_argument("config", type=path, help="run config of the run to be")
-    features.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
+    add_overrides(features)
     features.set_defaults(run=commands.keep_features)
 
     planner = added.add_parser(
@@ -215,7 +219,7 @@ def parser() -> argparse.ArgumentParser:
         planner.add_argument(
             f"--{name}-tokens", type=positive(int), metavar="N", help=f"of {what} (default: measured on the data)"
         )
-    planner.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
+    add_overrides(planner)
     planner.add_argument("--write", type=path, metavar="PATH", help="ds_config to write; its explanation goes to .md")
     planner.set_defaults(run=commands.make_plan)
     return root

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from PIL import Image
 
 from multicoco.ask.asker import Answer
 from multicoco.ask.attention import Seen
 from multicoco.data.example import ImageSource, load_image
+from multicoco.report.rendering import page_environment
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SIDE = 320  # pixels, the most
@@ -80,13 +81,7 @@ def _render(template: str, **values: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(_TEMPLATES)
     environment.filters |= {"readable": _readable, "word": lambda word: _readable(word.strip() or repr(word))}
     return environment
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from multicoco import __version__
@@ -18,6 +17,7 @@ from multicoco.report.evaluated import answer_charts, interventions
 from multicoco.report.examples import read_examples
 from multicoco.report.folder import RunFolder, is_run, read_run
 from multicoco.report.pictures import Thumbnails
+from multicoco.report.rendering import page_environment
 from multicoco.report.run import run_part, side_by_side
 from multicoco.report.study import evaluated_runs, read_study, study_file, study_part
 from multicoco.study.schema import StudyResult
@@ -70,13 +70,7 @@ def _render(runs: Sequence[RunFolder], studies: Sequence[tuple[StudyResult, Path
     table = make_table(answered, examples, Thumbnails())
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(_TEMPLATES)
     return environment.get_template("page.html").render(
         title=", ".join([*(study.name for study, _ in studies), *(run.name for run in runs)]),
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
