@@ -26,6 +26,7 @@ from multicoco.engine.resume import about_examples, data_hash
 from multicoco.errors import UserError
 from multicoco.registry import names
 
+IMAGES = "images.npy"  # in `folder_of` a config: `VerifiedImages`
 KEPT_FROM = 5_000  # records; fewer are read anew at every start, and held by every rank
 _ROUND = 100_000  # records that are verified before what is verified is saved
 _BLOCK = 256  # records that a thread takes at a time
@@ -62,7 +63,7 @@ def load_training_records(config: RunConfig) -> Sequence[Example]:
     if location.is_table:
         agree(lambda: open_table(location))  # once a rank, not in each of its workers
     records = agree(lambda: _opened(path))
-    verified = VerifiedImages(folder_of(config) / "images.npy", stored_in=path.stem)
+    verified = VerifiedImages(folder_of(config) / IMAGES, stored_in=path.stem)
     chosen, looked = np.empty(0, np.int64), 0
     problems: list[tuple[int, str]] = []
     bar: tqdm[NoReturn]  # over nothing: it is moved on by hand
