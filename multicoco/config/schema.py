@@ -206,7 +206,9 @@ class _First(Section):
         20, description="so many steps in a row that were skipped, their gradient not being finite, end training"
     )
     reset_optimizer: bool = Field(
-        True, description="start AdamW and the schedule again at each stage; false: one schedule over the whole run"
+        True,
+        description="start AdamW and the schedule again at each stage (icot: AdamW alone); false: one schedule over "
+        "the whole run",
     )
 
     save_every_steps: PositiveInt | None = Field(
