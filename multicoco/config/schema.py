@@ -30,6 +30,7 @@ from multicoco.config.section import (
     Section,
     expand,
 )
+from multicoco.config.streaming import Streaming
 from multicoco.config.tracking import Tracking, Wandb, agreed
 from multicoco.errors import UserError
 from multicoco.registry import Kind, check_name, load_all
@@ -277,7 +278,7 @@ else:
     )
 
 
-class RunConfig(Efficiency, _Last, _WithMethods):
+class RunConfig(Streaming, Efficiency, _Last, _WithMethods):
     """Everything a run is made of. Frozen; see docs/config.md for all keys."""
 
     @property
