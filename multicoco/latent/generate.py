@@ -70,8 +70,8 @@ def log_likelihoods(model: PreTrainedModel, passes: Passes, input_ids: Tensor, l
 
 
 def _planted(input_ids: Tensor, labels: Tensor) -> tuple[list[Tree], Tensor]:
-    """Texts (B, ..., N) as a tree for each row; and (A, 3), of each of the A labelled tokens the number of its text, that
-    of the column which it is read off, counted through all rows, and its id."""
+    """Texts (B, ..., N) as a tree for each row; and (A, 3), of each labelled token the number of its text, that of the
+    column that it is read off, counted through all rows, and its id."""
     trees = [Tree() for _ in input_ids]
     asked: list[tuple[int, int, int, int]] = []
     rows, wanted = (x.reshape(-1, x.shape[-1]).tolist() for x in (input_ids, labels))
