@@ -81,8 +81,9 @@ class Branches:
         # the queries that share a head of keys stand one below the other, so that no key is copied for them
         stacked = q.unflatten(1, (-1, groups)).flatten(2, 3)  # [B, H_kv, groups * M, D]
         mask = self._mask(window)[:, None].repeat(1, 1, groups, 1)
-        out = scaled_dot_product_attention(stacked, keys, values, attn_mask=mask, scale=scale)
-        return out.unflatten(2, (groups, -1)).flatten(1, 2)
+        attended = scaled_dot_product_attention(stacked, keys, values, attn_mask=mask, scale=scale)
+        out: Tensor = attended.unflatten(2, (groups, -1)).flatten(1, 2)
+        return out
 
     def _mask(self, window: int | None) -> Tensor:
         if window not in self._masks:
