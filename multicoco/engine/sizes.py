@@ -57,13 +57,14 @@ class ExampleSizes:
         self.steps = np.fromiter(chain.from_iterable(steps), np.int32)
 
     def at(self, method: Method, stage: int) -> Sizes:
-        """In a stage; lined up where the thoughts begin, if there are any."""
+        """In a stage; lined up where the thoughts begin, or the branches, if there are any."""
         found = np.zeros((len(self.prompts), 2), np.int64)
         start = 0
         for i, (prompt, end, answer) in enumerate(zip(self.prompts, self.ends, self.answers, strict=True)):
             steps = [[0] * n for n in self.steps[start:end]]
-            context, thoughts, written = method.extent(ExampleTokens([0] * prompt, steps, [0] * answer), stage)
-            found[i] = (context, thoughts + written) if thoughts else (context + written, 0)
+            extent = method.extent(ExampleTokens([0] * prompt, steps, [0] * answer), stage)
+            context, behind = extent.context, extent.thoughts + extent.written + extent.branch
+            found[i] = (context, behind) if extent.thoughts or extent.branch else (context + behind, 0)
             start = end
         return found
 

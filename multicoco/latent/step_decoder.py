@@ -69,9 +69,10 @@ class StepDecoder(Objective):
             use_cache=False,
         ).last_hidden_state
         is_token[-1, 0] = True  # of the row that writes nothing: the head is called as on other ranks, for a loss of 0
-        written: Tensor = cross_entropy(hidden[:, self.n_read - 1 : -1][is_token], head, steps[is_token])
+        summed = cross_entropy(hidden[:, self.n_read - 1 : -1][is_token], head, steps[is_token])
+        written: Tensor = summed / batch.supervision["divisors"][0]
         language = reasoner.language_loss(batch.passes.hidden, batch.labels, batch.divisor, batch.labels_on_host)
-        return language + self.weight * written / batch.supervision["divisors"][0]
+        return language + self.weight * written
 
     def _read_and_write(self, batch: Supervised) -> tuple[Tensor, Tensor]:
         """What is read, (W, R, D), and what is to be written, (W, S), of all steps, and of a last row that writes

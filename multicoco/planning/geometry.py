@@ -3,13 +3,15 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
+from multicoco.curriculum import Fork
 from multicoco.errors import UserError
-from multicoco.latent.schedule import SEQUENTIAL, Pass, PassSchedule
+from multicoco.latent.schedule import SEQUENTIAL, Branched, Pass, PassSchedule
 from multicoco.methods.method import ModelCopy
 from multicoco.models.families import check_form, family_of
 from multicoco.models.layers import find_layers
@@ -42,7 +44,8 @@ class Workload:
         latents: latent tokens.
         written: columns that carry a loss.
         rows: that an example takes in a batch; the first of them carries the loss.
-        schedule: of the passes.
+        schedule: of the passes, but for that of the branches.
+        shared, branch: as of `methods.method.Extent`; the branch carries a loss too.
     """
 
     tiles: int
@@ -51,14 +54,32 @@ class Workload:
     written: int
     rows: int = 1
     schedule: PassSchedule = SEQUENTIAL
+    shared: int = 0
+    branch: int = 0
 
     @property
     def length(self) -> int:
+        """Columns of a row, without its branch."""
         return self.prompt + self.latents + self.written
+
+    @property
+    def columns(self) -> int:
+        """With its branch, which is padded to what it writes over."""
+        return self.length + (max(self.branch, self.length - self.shared) if self.branch else 0)
+
+    @property
+    def labelled(self) -> int:
+        return self.written + self.branch
 
     @cached_property
     def passes(self) -> list[Pass]:
-        return self.schedule.passes(range(self.prompt, self.prompt + self.latents), (), self.length, None)
+        schedule = Branched(self.schedule, Fork(self.shared, self.length)) if self.branch else self.schedule
+        return schedule.passes(range(self.prompt, self.prompt + self.latents), (), self.columns, None)
+
+    @property
+    def cached(self) -> int:
+        """Columns of the cache."""
+        return max(one.stop for one in self.passes)
 
     @property
     def segments(self) -> list[int]:
@@ -67,8 +88,8 @@ class Workload:
 
     @property
     def written_over(self) -> int:
-        """Columns that a pass runs again, of all passes together."""
-        return sum(self.segments) - self.length
+        """Columns that a pass finds in the cache where it writes, of all passes together."""
+        return sum(before.stop - one.column for before, one in pairwise(self.passes))
 
 
 class ModelGeometry:

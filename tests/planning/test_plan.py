@@ -191,4 +191,3 @@ def test_a_methods_copy_of_the_language_model_is_counted():
     copies = [{"decoder_layers": 2}, {"freeze_decoder": True}, {"decoder": "self"}]
     methods = [method_class("sim_cot")(RunConfig(**keys, sim_cot=own)) for own in copies]
     assert [method.model_copy for method in methods] == [ModelCopy(True, 2), ModelCopy(False, None), None]
-    assert method_class("codi")(RunConfig(**keys | {"method": "codi"})).rows(2) == 2
