@@ -49,10 +49,12 @@ class Part(NamedTuple):
 
 
 class ModelCopy(NamedTuple):
-    """What training holds of the language model besides: its first layers, or all (None), with embeddings and head."""
+    """What training holds of the language model besides: its first layers, or all (None), with embeddings and head; or,
+    with a rank, adapters of all of its linear layers alone."""
 
     is_trained: bool
     layers: int | None
+    rank: int | None = None
 
 
 class Method:

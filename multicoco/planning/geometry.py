@@ -99,8 +99,8 @@ class ModelGeometry:
         config: transformers' config of a model of any family.
         dtype: of the parameters.
         freezing: as in the run config's `freeze`.
-        copy: of the language model with its embeddings and head, held besides; its weights and what training keeps of
-            them are counted, its activations are not.
+        copy: of the language model, or adapters for it, held besides; its weights and what training keeps of them are
+            counted, its activations are not.
         keeps_features: images are encoded before the run (`features: cache`), and no step calls the vision tower.
 
     Raises:
@@ -145,12 +145,19 @@ class ModelGeometry:
         self.decoder_parameters = sum(p.numel() for p in decoder.parameters()) - self.embedding.parameters
         self.largest = max(p.numel() for p in model.parameters() if p.requires_grad)
         if copy is not None:
-            left_out = 0 if copy.layers is None else self.decoder_layer.copies - copy.layers
-            copied = self.embedding.parameters + self.decoder_parameters + self.head.parameters
-            copied -= left_out * self.decoder_layer.parameters
+            copied = self._copied(copy, decoder)
             self.parameters += copied
             self.called_parameters += copied
             self.trainable += copied if copy.is_trained else 0
+
+    def _copied(self, copy: ModelCopy, decoder: nn.Module) -> int:
+        """Numbers."""
+        if copy.rank is not None:
+            linear = [module for module in decoder.modules() if isinstance(module, nn.Linear)]
+            return sum(copy.rank * (module.in_features + module.out_features) for module in linear)
+        left_out = 0 if copy.layers is None else self.decoder_layer.copies - copy.layers
+        whole = self.embedding.parameters + self.decoder_parameters + self.head.parameters
+        return whole - left_out * self.decoder_layer.parameters
 
     def _layers(self, decoder: nn.Module) -> nn.ModuleList:
         try:
