@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multicoco.curriculum import Fork
-from multicoco.latent.branches import ways
+from multicoco.latent.forks import ways
 from multicoco.latent.objective import Asked, Objective, Supervised
 
 if TYPE_CHECKING:

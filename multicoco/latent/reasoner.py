@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from multicoco.curriculum import IGNORE_INDEX, Fork
 from multicoco.data.features import FEATURES
-from multicoco.latent.branches import key_columns, positions
+from multicoco.latent.forks import key_columns, positions
 from multicoco.latent.cache import ATTENTION_NAME, StaticKVCache
 from multicoco.latent.controls import GaussianThoughts
 from multicoco.latent.generate import generate_after

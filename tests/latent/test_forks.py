@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multicoco.curriculum import Branch, Fork, Supervision
 from multicoco.data.collate import Collator, Row
-from multicoco.latent.branches import ways
+from multicoco.latent.forks import ways
 from multicoco.latent.objective import Asked, Objective
 from multicoco.latent.passes import Passes
 from multicoco.latent.reasoner import LatentReasoner
