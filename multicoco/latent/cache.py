@@ -28,7 +28,7 @@ class StaticKVCache:
     """One `LayerCache` per attention layer, allocated when the layer first runs.
 
     Args:
-        key_mask: (B, L) bool, False at padding; L is the length of the whole sequence.
+        key_mask: (B, L) bool, False at padding; L is how many columns there are.
         kernel: which implementation of `cached_attention`.
         pool: where the buffers come from and go back to.
         on_host: `key_mask` on the CPU, where it is there.
@@ -84,7 +84,7 @@ class Attends(Protocol):
 
 
 class Segment:
-    """Columns [start, end) of the sequence, run as one pass over the decoder.
+    """Columns [start, end) of the cache, run as one pass over the decoder.
 
     Args:
         previous: the segment before, None for the first.

@@ -165,9 +165,9 @@ def _hold_inputs(walk: _Walk, model: ModelGeometry, work: Workload, setting: Set
     rows = setting.micro_batch * work.rows
     if work.tiles:
         walk.hold("inputs", rows * work.tiles * model.tile_bytes)
-    walk.hold("inputs", rows * work.length * 3 * 8)  # ids, mask, labels
+    walk.hold("inputs", rows * work.columns * 3 * 8)  # ids, mask, labels
     # keys and values in the model's precision, their gradients in fp32; kept from step to step
-    walk.hold("KV cache", rows * work.length * model.cache_numbers * 2 * (model.width + 4))
+    walk.hold("KV cache", rows * work.cached * model.cache_numbers * 2 * (model.width + 4))
 
 
 def _written_over(model: ModelGeometry, work: Workload, setting: Setting) -> int:
@@ -274,7 +274,7 @@ def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting
         gather.first_use(model.projector)
         walk.need("vision activations", projector.saved + projector.forward)
         walk.hold("vision activations", projector.saved)
-    walk.hold("activations", rows * work.length * hidden)  # input embeddings
+    walk.hold("activations", rows * work.columns * hidden)  # input embeddings
     for number, columns in enumerate(work.segments):
         layer = model.trace.decoder(rows, columns, setting.checkpointing)
         for _ in range(model.decoder_layer.copies):
@@ -285,9 +285,9 @@ def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting
     # keys and values that a pass has written over, until its backward puts them back
     walk.hold("KV cache", _written_over(model, work, setting))
     gather.first_use(model.head)
-    walk.hold("activations", rows * work.length * hidden)  # last hidden states
-    walk.hold("activations", setting.micro_batch * work.written * hidden)  # the labelled ones
-    loss = model.trace.loss(setting.micro_batch * work.written)
+    walk.hold("activations", rows * work.columns * hidden)  # last hidden states
+    walk.hold("activations", setting.micro_batch * work.labelled * hidden)  # the labelled ones
+    loss = model.trace.loss(setting.micro_batch * work.labelled)
     walk.need("logits", loss.saved + loss.forward)  # saved: with LoRA, the head with its trained rows in it
 
 
@@ -295,7 +295,7 @@ def _backward(
     walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting, gather: _Gathering, reduction: _Reduction
 ) -> None:
     rows, width = setting.micro_batch * work.rows, model.width
-    loss = model.trace.loss(setting.micro_batch * work.written)
+    loss = model.trace.loss(setting.micro_batch * work.labelled)
     walk.need("logits", loss.saved + loss.backward)
     reduction.finish(model.head)
     if model.is_tied:  # waits for the embedding's
