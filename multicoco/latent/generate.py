@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from multicoco.curriculum import IGNORE_INDEX
+from multicoco.latent.head import logits_of
 from multicoco.latent.passes import Passes
 
 
@@ -54,7 +55,7 @@ def log_likelihoods(model: PreTrainedModel, passes: Passes, input_ids: Tensor, l
         past_key_values=passes.cache.to_dynamic(passes.length_before_last()),
         use_cache=True,
     ).last_hidden_state[:, :-1]
-    logits = model.get_output_embeddings()(hidden)  # [B, N, V]: a few columns
+    logits = logits_of(model)(hidden)  # [B, N, V]: a few columns
     log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     chosen: Tensor = log_probs.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
     return chosen.masked_fill(labels == IGNORE_INDEX, 0).sum(-1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multicoco.curriculum import IGNORE_INDEX
+from multicoco.latent.head import rescaling_of
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.objective import Objective, Supervised
 from multicoco.models.layers import keep_first_layers
@@ -53,7 +54,7 @@ class StepDecoder(Objective):
                 keep_first_layers(self.decoder, n_layers)
             for part in (self.decoder, self.head):
                 part.requires_grad_(not frozen)
-            self.cross_entropy = LabelledCrossEntropy()
+            self.cross_entropy = LabelledCrossEntropy(rescaling_of(copied_from.config))
 
     def weights_of_others(self) -> dict[nn.Module, nn.Module]:
         return {} if self.decoder is None else {self.cross_entropy: self.head}

@@ -135,7 +135,7 @@ def _passes(model: ModelGeometry, work: Workload, setting: Setting, cluster: Clu
         forward, backward, hiding = there, back, back
     for number, (start, end, _) in enumerate(work.passes):
         columns = end - start
-        trace = model.trace.decoder(rows, columns, setting.checkpointing)
+        trace = model.trace.decoder(rows, columns, setting.checkpointing, start)
         attended = start + columns / 2
         weight_gradients = columns > 1 or number < 2  # those of all latent columns are made at once
         width = model.text.hidden_size

@@ -270,8 +270,8 @@ def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting
             walk.hold("vision activations", vision.saved)
         gather.first_use(model.projector)
     walk.hold("activations", rows * work.length * hidden)  # input embeddings
-    for number, columns in enumerate(work.segments):
-        layer = model.trace.decoder(rows, columns, setting.checkpointing)
+    for number, (start, end, _) in enumerate(work.passes):
+        layer = model.trace.decoder(rows, end - start, setting.checkpointing, start)
         for _ in range(model.decoder_layer.copies):
             if number == 0:
                 gather.first_use(model.decoder_layer)
@@ -294,10 +294,10 @@ def _backward(
     if model.is_tied:  # waits for the embedding's
         walk.hold("unfinished gradients", width * model.embedding.trainable)
     gather.last_use(model.head)
-    segments = work.segments
-    for number, columns in reversed(list(enumerate(segments))):
-        layer = model.trace.decoder(rows, columns, setting.checkpointing)
-        is_first, is_last = number == 0, number == len(segments) - 1
+    passes = work.passes
+    for number, (start, end, _) in reversed(list(enumerate(passes))):
+        layer = model.trace.decoder(rows, end - start, setting.checkpointing, start)
+        is_first, is_last = number == 0, number == len(passes) - 1
         for _ in range(model.decoder_layer.copies):
             # the sum with what later passes gave is made beside the two
             adding = 0 if is_last else width * model.decoder_layer.largest * bool(model.decoder_layer.trainable)
