@@ -83,7 +83,6 @@ class Branches:
         # the queries that share a head of keys stand one below the other, so that no key is copied for them
         stacked = q.unflatten(1, (-1, groups)).flatten(2, 3)  # [B, H_kv, groups * M, D]
         mask = self._mask(window)[:, None].repeat(1, 1, groups, 1)
-        out: Tensor
         if cap is None:
             out = scaled_dot_product_attention(stacked, keys, values, attn_mask=mask, scale=scale)
         else:
@@ -91,7 +90,8 @@ class Branches:
             wide = torch.promote_types(q.dtype, torch.float32)
             weights = scores.masked_fill_(~mask, -torch.inf).softmax(-1, dtype=wide)
             out = weights.to(q.dtype) @ values
-        return out.unflatten(2, (groups, -1)).flatten(1, 2)
+        by_head: Tensor = out.unflatten(2, (groups, -1))
+        return by_head.flatten(1, 2)
 
     def _mask(self, window: int | None) -> Tensor:
         if window not in self._masks:

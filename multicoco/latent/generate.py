@@ -56,8 +56,8 @@ def log_likelihoods(model: PreTrainedModel, passes: Passes, input_ids: Tensor, l
     for row, of_row in enumerate(texts):
         for number, (ids, wanted) in enumerate(zip(*of_row, strict=True)):
             counted = [place for place, label in enumerate(wanted) if label != IGNORE_INDEX]
-            columns = trees[row].add(ids[: counted[-1] + 1] if counted else ())
-            asked += [(row, columns[place], number, wanted[place]) for place in counted]
+            of_text = trees[row].add(ids[: counted[-1] + 1] if counted else ())
+            asked += [(row, of_text[place], number, wanted[place]) for place in counted]
     branches = Branches(trees, passes.cache, passes.visible)
     embeds = torch.cat([passes.embeds[:, -1:], model.get_input_embeddings()(branches.tokens[:, 1:])], dim=1)
     hidden = model.get_decoder()(

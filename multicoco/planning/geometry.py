@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
+from multicoco.config.schema import Lora
 from multicoco.errors import UserError
 from multicoco.latent.schedule import SEQUENTIAL, Pass, PassSchedule
 from multicoco.methods.method import ModelCopy
@@ -23,7 +24,7 @@ class Part:
 
     Attributes:
         parameters, trainable: how many.
-        largest: of its tensors, in numbers.
+        largest: of its tensors that are trained, in numbers.
         copies: layers of this kind.
     """
 
@@ -78,7 +79,7 @@ class ModelGeometry:
     Args:
         config: transformers' config of a model of any family.
         dtype: of the parameters.
-        freezing: as in the run config's `freeze`.
+        freezing, lora: as in the run config.
         copy: of the language model with its embeddings and head, held besides; its weights and what training keeps of
             them are counted, its activations are not.
         kept_parts: keys of `freeze` of the parts that no step calls, because what they make of images is kept
@@ -95,15 +96,17 @@ class ModelGeometry:
         freezing: dict[str, bool],
         copy: ModelCopy | None = None,
         kept_parts: Collection[str] = (),
+        lora: Lora | None = None,
     ):
         self.config = config
         self.text = config.get_text_config()
         self.dtype = dtype
-        self.trace = Tracer(config, dtype, freezing)
-        model = meta_model(config, dtype, freezing)
+        self.trace = Tracer(config, dtype, freezing, lora)
+        model = meta_model(config, dtype, freezing, lora)
         decoder = model.get_decoder()
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-        self.is_tied = head.weight is embedding.weight
+        of_embedding = {id(parameter) for parameter in embedding.parameters()}
+        self.is_tied = any(id(parameter) in of_embedding for parameter in head.parameters())
         self.embedding = _part(embedding)
         self.head = Part(0, 0, 0) if self.is_tied else _part(head)
         self.decoder_layer = _part(self._layers(decoder)[0], self.text.num_hidden_layers)
@@ -172,7 +175,7 @@ def _part(module: nn.Module, copies: int = 1) -> Part:
     return Part(
         sum(size for size, _ in sizes),
         sum(size for size, requires_grad in sizes if requires_grad),
-        max(size for size, _ in sizes),
+        max((size for size, requires_grad in sizes if requires_grad), default=0),
         copies,
     )
 

@@ -18,15 +18,18 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+from multicoco.config.schema import Lora
 from multicoco.latent.cache import no_mask
 from multicoco.latent.head import rescaling_of
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.models.checkpointing import checkpoint_activations
 from multicoco.models.families import family_of
 from multicoco.models.freezing import freeze
+from multicoco.models.lora import add_lora
 from multicoco_kernels import BufferPool, KeyMask, LayerCache, reference
 
 _ATTENTION_NAME = "multicoco_planned"
+N_LATENT_TOKENS = 3  # <|latent|>, and those before and after the thoughts
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,13 @@ AttentionInterface.register(_ATTENTION_NAME, _attention_forward)
 AttentionMaskInterface.register(_ATTENTION_NAME, sdpa_mask)
 
 
-def meta_model(config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool]) -> PreTrainedModel:
+def meta_model(
+    config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool], lora: Lora | None = None
+) -> PreTrainedModel:
     """The model of a config without weights, with what of it is trained.
+
+    Args:
+        freezing, lora: as in the run config.
 
     Raises:
         UserError: a model of no family, or without the parts that `freezing` names.
@@ -149,6 +157,8 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str,
     with torch.device("meta"):
         model: PreTrainedModel = auto_model.from_config(config, dtype=dtype)
     model.tie_weights()
+    if lora is not None and lora.rank:
+        add_lora(model, **lora.model_dump(), new_tokens=range(N_LATENT_TOKENS))
     freeze(model, **freezing)
     model.train()
     return model
@@ -158,14 +168,16 @@ class Tracer:
     """Traces of a model's decoder layers, vision layers, projector and loss, at any size.
 
     Args:
-        freezing: as in the run config's `freeze`.
+        freezing, lora: as in the run config.
     """
 
-    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool]):
+    def __init__(
+        self, config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool], lora: Lora | None = None
+    ):
         self.config = config
         self.family = family_of(config)
         self.dtype = dtype
-        self.freezing = freezing
+        self.freezing, self.lora = freezing, lora
         self._decoders = lru_cache(maxsize=None)(self._decoder)
         self.vision = lru_cache(maxsize=None)(self._vision)
         self.projector = lru_cache(maxsize=None)(self._projector)
@@ -175,7 +187,7 @@ class Tracer:
     def _model(self, layers: int | None, checkpointing: bool) -> PreTrainedModel:
         """With so many layers; None: with its own."""
         config = self.config if layers is None else self.family.with_layers(layers)
-        model = meta_model(config, self.dtype, self.freezing)
+        model = meta_model(config, self.dtype, self.freezing, self.lora)
         model.set_attn_implementation(_ATTENTION_NAME)
         if checkpointing:
             checkpoint_activations(model)
@@ -197,7 +209,8 @@ class Tracer:
         like = torch.empty(rows, heads, 1, head_dim, dtype=self.dtype, device="meta")
         valid = torch.empty(rows, start + columns, dtype=torch.bool, device="meta")
         cache = LayerCache(like, KeyMask(valid), BufferPool())
-        cache.gradients(), cache.mask.visible(start, start + columns)  # which all steps and layers share
+        cache.gradients()  # they are there before the step
+        cache.mask.visible(start, start + columns)  # all layers share it
 
         def run(layers: int) -> Trace:
             model = self._models(layers, checkpointing)

@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from homes import make_home
-from reference import internvl
+from reference import internvl, qwen2
 from transformers import T5Config, XLMConfig
 
 from multicoco.cli import main
 from multicoco.config import RunConfig, load_config
+from multicoco.config.schema import Lora
 from multicoco.engine.ds_config import ModelShape, resolve_ds_config
 from multicoco.methods import method_class
 from multicoco.methods.method import ModelCopy
 from multicoco.models.backbone import load_backbone
+from multicoco.models.lora import add_lora
 from multicoco.models.tiny import TINY
 from multicoco.planning.cost import Cluster, step_cost
 from multicoco.planning.geometry import ModelGeometry, Workload
@@ -47,7 +49,7 @@ def plan(config: Path, *arguments: str) -> int:
 
 
 def found_for(config: RunConfig, cluster: Cluster) -> list:
-    model = ModelGeometry(internvl().config, model_dtype(config), config.freeze.model_dump())
+    model = ModelGeometry(internvl().config, model_dtype(config), config.freeze.model_dump(), lora=config.lora)
     return candidates(config, model, [Workload(tiles=1, prompt=30, latents=2, written=8)], cluster)
 
 
@@ -167,7 +169,6 @@ def test_lengths_are_those_of_the_options_or_of_the_data(run_config, tmp_path, c
         (["--set", "model_id={tmp}/t5"], "a t5 model is of no family that is supported"),
         (["--set", "model_id={tmp}/xlm"], "a xlm model cannot be planned for"),
         (["--set", "mode=eval_only", "--set", "val_path=x", "--set", "eval_config.cot=true"], "mode is eval_only"),
-        (["--set", "lora.rank=8"], "lora.rank is 8: adapters are not planned for"),
         (["--write", "{tmp}/there.json"], "{tmp}/there.json exists"),
         (["--write", "{tmp}/noted.json"], "{tmp}/noted.md exists"),
         (["--write", "{tmp}/new.md"], "give a .json"),
@@ -192,6 +193,30 @@ def test_figures_of_the_cluster_must_be_above_zero(run_config, value):
     with pytest.raises(SystemExit) as stopped:
         plan(run_config, "--gpu-memory", value)
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("build", [qwen2, internvl])  # of which the second one's head is its embeddings
+def test_adapters_are_counted_as_peft_adds_them(build):
+    model, lora = build(), Lora(rank=4, target_modules=["q_proj", "down_proj"])
+    planned = ModelGeometry(model.config, torch.float32, {}, lora=lora)
+    tied = model.lm_head.weight is model.get_input_embeddings().weight
+    add_lora(model, **lora.model_dump(), new_tokens=range(3))
+    assert planned.parameters == sum(p.numel() for p in model.parameters())
+    assert planned.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    layer = model.get_decoder().layers[0]
+    assert planned.decoder_layer.trainable == sum(p.numel() for p in layer.parameters() if p.requires_grad)
+    assert planned.decoder_layer.largest == max(p.numel() for p in layer.parameters() if p.requires_grad)
+    assert planned.is_tied == tied
+
+
+def test_adapters_have_no_states_but_their_own(run_config):
+    plain, adapted = (
+        choose(found_for(load_config(run_config, [f"lora.rank={rank}"]), cluster), cluster).memory.parts
+        for rank in ("null", "2")
+        for cluster in [Cluster(nodes=1, gpus=1, gpu_memory=80)]
+    )
+    assert adapted["optimizer"] < 0.9 * plain["optimizer"]
+    assert adapted["parameters"] > plain["parameters"]
 
 
 def test_a_methods_copy_of_the_language_model_is_counted():
