@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.branches import Branches, Tree
 from multicoco.latent.cache import no_mask
+from multicoco.latent.head import logits_of
 from multicoco.latent.passes import Passes
 
 _AT_ONCE = 64  # positions whose words are summed up in fp32
@@ -61,7 +62,7 @@ def log_likelihoods(model: PreTrainedModel, passes: Passes, input_ids: Tensor, l
     ).last_hidden_state  # [B, M, D]
     text, place, token = asked.to(hidden.device).unbind(1)
     places, of_asked = torch.unique(place, return_inverse=True)
-    logits = model.get_output_embeddings()(hidden.flatten(0, 1)[places])  # [U, V]: only where something is asked
+    logits = logits_of(model)(hidden.flatten(0, 1)[places])  # [U, V]: only where something is asked
     precision = torch.promote_types(logits.dtype, torch.float32)
     total = torch.cat([part.to(precision).logsumexp(-1) for part in logits.split(_AT_ONCE)])
     log_probs = logits[of_asked, token].to(precision) - total[of_asked]

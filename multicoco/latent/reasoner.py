@@ -16,6 +16,7 @@ from multicoco.latent.cache import ATTENTION_NAME, StaticKVCache
 from multicoco.latent.controls import GaussianThoughts
 from multicoco.latent.forks import key_columns, positions
 from multicoco.latent.generate import generate_after
+from multicoco.latent.head import logits_of, rescaling_of
 from multicoco.latent.interventions import UNTOUCHED, Intervened
 from multicoco.latent.kinds import check_supported
 from multicoco.latent.loss import LabelledCrossEntropy
@@ -94,7 +95,7 @@ class LatentReasoner(nn.Module):
         self.objective = objective
         self.cache_buffers = BufferPool()
         self.embedding, self.keeping = Embedding(), Keeping()
-        self.cross_entropy = LabelledCrossEntropy()
+        self.cross_entropy = LabelledCrossEntropy(rescaling_of(model.config))
         self.decoder.set_attn_implementation(ATTENTION_NAME)
         if self.decoder.config._attn_implementation != ATTENTION_NAME:
             raise ValueError(f"{model.config.model_type} does not let its attention be replaced")
@@ -162,7 +163,7 @@ class LatentReasoner(nn.Module):
             loss = objective(self, Supervised(passes, labels, loss_divisor, supervision, labels_on_host))
         elif labels is not None:
             loss = self.language_loss(passes.hidden, labels, loss_divisor, labels_on_host)
-        logits = self.model.get_output_embeddings()(passes.hidden) if return_logits else None
+        logits = logits_of(self.model)(passes.hidden) if return_logits else None
         return LatentOutput(loss=loss, thoughts=passes.thoughts, logits=logits)
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ from multicoco.models.vocabulary import add_latent_tokens
 from multicoco.registry import load
 from multicoco.tasks.scenes import render_scenes
 
-FAMILIES = [name for name in TINY if load("families", name).keeps_features]
+FAMILIES = [name for name in TINY if TINY[name].sees_images and load("families", name).keeps_features]
 
 
 def config_of(folder: Path, **keys) -> RunConfig:

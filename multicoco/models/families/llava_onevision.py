@@ -67,8 +67,8 @@ class LlavaOneVision(Sighted):
     def _tiles(self, height: int, width: int) -> int:
         """Of an image that is the only one, with the whole."""
         rows, columns = select_best_resolution((height, width), self.config.image_grid_pinpoints)
-        pixels: int = self.config.vision_config.image_size
-        tiles: int = (rows // pixels) * (columns // pixels)
+        side: int = self.config.vision_config.image_size
+        tiles: int = math.ceil(rows / side) * math.ceil(columns / side)
         return 1 + tiles
 
     def laid_out(self, columns: Tensor, tensors: dict[str, Tensor], image: int) -> Tensor:
