@@ -48,13 +48,11 @@ def contradictions(config: RunConfig) -> Iterator[str]:
         yield "tracking has wandb but wandb.mode is disabled: set it to online or offline, or leave wandb out"
     if config.bf16 and config.fp16:
         yield "bf16 and fp16 are both true: set one of them to false"
-    if training and config.features == "cache":
-        for part in ("vision_tower", "projector"):
-            if not getattr(config.freeze, part):
-                yield (
-                    f"features is cache but freeze.{part} is false: what it makes of an image changes with every step "
-                    f"that it is trained; set freeze.{part} to true, or features to null"
-                )
+    if training and config.features == "cache" and not config.freeze.vision_tower:
+        yield (
+            "features is cache but freeze.vision_tower is false: what it makes of an image changes with every step "
+            "that it is trained; set freeze.vision_tower to true, or features to null"
+        )
     if training and config.streaming:
         told = "streaming is true, by which no record is read before it is wanted, but"
         if config.features == "cache":

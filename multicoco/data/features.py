@@ -7,7 +7,7 @@ that several runs may write at once; what two of them have computed stands twice
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -21,9 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from multicoco.data.example import ImageSource
+from multicoco.data.verified import content_of, digest_of
 from multicoco.errors import UserError
 
 FEATURES = "image_features"  # of a model's inputs: what takes the place of pixels
+SEEN = "image_seen"  # likewise, where the projector is still to be called
 _TOKENS = "tokens"
 _KEY = np.dtype("S40")  # hexadecimal digits
 _OPEN_FILES = 128  # mapped at a time, by a process
@@ -36,24 +38,9 @@ class KeptImages(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def content_of(source: ImageSource) -> bytes:
-    """An image file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    if isinstance(source, bytes):
-        return source
-    try:
-        return source.read_bytes() if isinstance(source, Path) else source.read()
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read as an image: {error}") from error
-
-
-def images_key(contents: Sequence[bytes]) -> str:
-    """What tells an example's image files from all others."""
-    each = b"".join(sha256(content).digest() for content in contents)
-    return sha256(each).hexdigest()[: _KEY.itemsize]
+def images_key(digests: Sequence[bytes]) -> str:
+    """What tells an example's image files from all others, by the digest of each (`data.verified`)."""
+    return sha256(b"".join(digests)).hexdigest()[: _KEY.itemsize]
 
 
 class FeatureStore:
@@ -61,11 +48,18 @@ class FeatureStore:
 
     Args:
         names: of the tensors that are kept.
+        digest: of an image file; that of `VerifiedImages` does not read what it knows.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str]):
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        digest: Callable[[ImageSource], bytes] = lambda source: digest_of(content_of(source)),
+    ):
         self.folder = folder
         self.names = [*names, _TOKENS]
+        self.digest = digest
         self.files: list[Path] = []
         self.keys = np.empty(0, _KEY)  # sorted
         self.file_of_key = np.empty(0, np.int32)
@@ -117,7 +111,7 @@ class FeatureStore:
         """
         if not sources:
             return KeptImages([], {})
-        if (kept := self.read(images_key([content_of(source) for source in sources]))) is None:
+        if (kept := self.read(images_key([self.digest(source) for source in sources]))) is None:
             names = ", ".join("an image" if isinstance(source, bytes) else str(source) for source in sources)
             raise UserError(f"{names}: changed since the run began, no features are kept of it: start again")
         return KeptImages(kept.pop(_TOKENS).tolist(), kept)

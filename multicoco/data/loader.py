@@ -250,7 +250,7 @@ def _or_raise(item: T | UserError) -> T:
 
 def in_order(dataset: Dataset[T], num_workers: int) -> Iterator[T]:
     """All of a data set, one by one, read by so many processes."""
-    return iter(_Loader(dataset, batch_size=None, num_workers=num_workers))
+    return iter(_Loader(dataset, batch_size=None, collate_fn=lambda item: item, num_workers=num_workers))
 
 
 def make_loader(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +17,10 @@ from tqdm import tqdm
 
 from multicoco.config import RunConfig
 from multicoco.data.example import Example, ImageSource, load_image
-from multicoco.data.features import FEATURES, FeatureStore, content_of, images_key
+from multicoco.data.features import FeatureStore, images_key
 from multicoco.data.loader import Encoder, in_order
+from multicoco.data.verified import Entries, VerifiedImages, content_of, digest_of
+from multicoco.engine.keeping import IMAGES, folder_of
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
@@ -36,10 +38,12 @@ class _Read(NamedTuple):
     """Images as their model takes them, or what is wrong with one.
 
     Attributes:
+        noted: of those whose files had to be read.
         written: how they are, as of `models.families.ImageInputs.tokens`.
     """
 
     key: str = ""
+    noted: Entries | None = None
     written: Sequence[Any] = ()
     tensors: dict[str, Tensor] | None = None
     error: UserError | None = None
@@ -48,8 +52,9 @@ class _Read(NamedTuple):
 class _Keys(Dataset[_Read]):
     """Images' keys alone."""
 
-    def __init__(self, sources: Sequence[Images]):
+    def __init__(self, sources: Sequence[Images], verified: VerifiedImages):
         self.sources = sources
+        self.verified = verified
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -61,27 +66,30 @@ class _Keys(Dataset[_Read]):
             return _Read(error=error)
 
     def read(self, images: Images) -> _Read:
-        return _Read(images_key([content_of(image) for image in images]))
+        key = images_key([self.verified.digest(image) for image in images])
+        return _Read(key, self.verified.taken())
 
 
 class _Pictures(_Keys):
     """Images with what the model takes of them."""
 
-    def __init__(self, sources: Sequence[Images], encoder: Encoder):
-        super().__init__(sources)
+    def __init__(self, sources: Sequence[Images], verified: VerifiedImages, encoder: Encoder):
+        super().__init__(sources, verified)
         self.encoder = encoder
 
     def read(self, images: Images) -> _Read:
         contents = [content_of(image) for image in images]  # read once: what is kept is of what the key is of
         names = ["an image" if isinstance(image, bytes) else str(image) for image in images]
         inputs = self.encoder.read_images(list(map(load_image, contents, names)))
-        return _Read(images_key(contents), inputs.tokens, inputs.tensors)
+        key = images_key(list(map(digest_of, contents)))
+        return _Read(key, written=inputs.tokens, tensors=inputs.tensors)
 
 
 class Features:
-    """What is kept of the images of a run, and given to its encoder.
+    """What is kept of the images of a run, and given to its encoder: features or, where the projector is not frozen,
+    what it makes them from. So all checkpoints of a run that trains the projector find the same.
 
-    Only of a model whose vision tower and projector do not train; all ranks call `keep`, once the weights are loaded.
+    Only of a model whose vision tower does not train; all ranks call `keep`, once the weights are loaded.
 
     Raises:
         UserError: of the model's family none are kept.
@@ -93,6 +101,8 @@ class Features:
         self.reasoner = reasoner
         self.encoder = encoder
         self.root = Path(config.features_dir or Path(config.output_dir) / "features")
+        self.projected = config.freeze.projector
+        self.verified = VerifiedImages(folder_of(config) / IMAGES)
         self.store: FeatureStore | None = None
         self.known: set[Images] = set()
         self.gave_up = False
@@ -130,12 +140,14 @@ class Features:
     def _keep(self, sources: Sequence[Images], between: Callable[[], None]) -> str | None:
         """Returns: why not all could be kept, if so."""
         store = self.store = self.store or self._open()
-        keys = self._keys_of(sources)
+        keys, noted = self._keys_of(sources)
         wanted = agree(lambda: self._missing(store, keys), only_rank_0=True)
         of_key = dict(zip(keys, sources, strict=True))
         problem = self._compute(store, [of_key[key] for key in wanted], between) if wanted else None
         if problem is None:
             agree(lambda: self._find(store, keys))
+            if rank() == 0:
+                self.verified.save(noted)  # now that all have been decoded, here or when their features were made
         return problem
 
     def _open(self) -> FeatureStore:
@@ -152,20 +164,22 @@ class Features:
                 raise UserError(f"{folder} cannot be written ({error}): set another features_dir") from error
 
         agree(make, only_rank_0=True)
-        return FeatureStore(folder, [FEATURES, *family.beside_features])
+        return FeatureStore(folder, family.names_kept(self.projected), self.verified.digest)
 
     def _about(self) -> dict[str, Any]:
         """Everything that an image's features depend on, beside the image."""
         from multicoco.engine.deepspeed import whole_state_dict  # `multicoco ask` does without DeepSpeed
 
         backbone, family = self.backbone, self.backbone.family
-        parts = nn.ModuleDict({name: family.part(backbone.model, name) for name in family.parts})
+        passed = [name for name in family.parts if name != "projector" or self.projected]
+        parts = nn.ModuleDict({name: family.part(backbone.model, name) for name in passed})
         weights = whole_state_dict(parts)
         config = {key: value for key, value in backbone.model.config.to_dict().items() if key not in _OF_TEXT}
         config = {key: value for key, value in config.items() if not key.startswith("_") and "token" not in key}
         config = {key: value for key, value in config.items() if not isinstance(value, dict) or key == "vision_config"}
         about = {
             "family": type(family).__qualname__,
+            "kept": family.names_kept(self.projected),
             "config": config,
             "processing": backbone.image_processor.to_dict(),
             "weights": _hash(weights) if weights is not None else None,
@@ -176,12 +190,15 @@ class Features:
         readable: dict[str, Any] = json.loads(json.dumps(about, default=str))
         return agree(lambda: readable, only_rank_0=True)
 
-    def _keys_of(self, sources: Sequence[Images]) -> list[str]:
-        """In their order; each rank reads its share."""
-        own = list(in_order(_Keys(sources[rank() :: world_size()]), self.config.num_workers))
+    def _keys_of(self, sources: Sequence[Images]) -> tuple[list[str], list[Entries]]:
+        """In their order, and what had to be read for them; each rank reads its share."""
+        own = list(in_order(_Keys(sources[rank() :: world_size()], self.verified), self.config.num_workers))
         agree(lambda: _refuse(own))
-        shares = gather([read.key for read in own])
-        return [shares[place % len(shares)][place // len(shares)] for place in range(len(sources))]
+        read = [picture.noted for picture in own if picture.noted is not None and len(picture.noted)]
+        shares, noted = zip(*gather(([picture.key for picture in own], read)), strict=True)
+        new = list(chain.from_iterable(noted))
+        self.verified.learn(new)
+        return [shares[place % len(shares)][place // len(shares)] for place in range(len(sources))], new
 
     def _missing(self, store: FeatureStore, keys: Sequence[str]) -> list[str]:
         store.look()
@@ -190,7 +207,8 @@ class Features:
     def _compute(self, store: FeatureStore, sources: Sequence[Images], between: Callable[[], None]) -> str | None:
         """Returns: why not all could be kept, if so."""
         most = -(-len(sources) // world_size())  # every rank calls the model as often, as ZeRO-3 needs
-        pictures = in_order(_Pictures(sources[rank() :: world_size()], self.encoder), self.config.num_workers)
+        share = _Pictures(sources[rank() :: world_size()], self.verified, self.encoder)
+        pictures = in_order(share, self.config.num_workers)
         was_training = self.reasoner.training
         self.reasoner.eval()
         try:
@@ -220,10 +238,10 @@ class Features:
         for picture in read:
             assert picture.tensors is not None
             inputs = {name: x if name in family.host_inputs else x.to(device) for name, x in picture.tensors.items()}
-            kept = family.kept(model, inputs)
+            kept = self.reasoner.keeping(family, model, inputs, self.projected)
             images[picture.key] = {name: tensor.cpu().contiguous() for name, tensor in kept.items()}
         for _ in range(calls - len(read)):
-            family.kept(model, family.smallest_picture(like))
+            self.reasoner.keeping(family, model, family.smallest_picture(like), self.projected)
         return images
 
     def _find(self, store: FeatureStore, keys: Sequence[str]) -> None:
@@ -244,15 +262,16 @@ class Features:
         """Of an example without images, no features: its batch must not look like one of pixels."""
         assert self.store is not None
         images = self.store.read_images(sources)
-        return images if sources else images._replace(tensors={FEATURES: self._no_features})
+        return images if sources else images._replace(tensors=self._none)
 
     @property
-    def _no_features(self) -> Tensor:
-        """(0, L, D), as those of the images are."""
+    def _none(self) -> dict[str, Tensor]:
+        """Of no image, (0, L, ...), as what is kept of some is."""
         assert self.store is not None
         any_image = self.store.read(self.store.keys[0].decode())
         assert any_image is not None  # `keep` has found some
-        return any_image[FEATURES][:0]
+        name, *_ = self.backbone.family.names_kept(self.projected)
+        return {name: any_image[name][:0]}
 
 
 def _refuse(read: Sequence[_Read]) -> None:

@@ -29,6 +29,7 @@ from multicoco.errors import UserError
 from multicoco.registry import names
 from multicoco.tracking import write_bytes
 
+IMAGES = "images.npy"  # in `folder_of` a config: `VerifiedImages`
 KEPT_FROM = 5_000  # records of all parts; fewer are read anew at every start, and held by every rank
 _ROUND = 100_000  # records that are verified before what is verified is saved
 _BLOCK = 256  # records that a thread takes at a time
@@ -77,7 +78,7 @@ def open_kept(config: RunConfig, location: Location, path: Path, limit: int | No
     if location.is_table:
         agree(lambda: open_table(location))  # once a rank, not in each of its workers
     records = agree(lambda: _opened(path))
-    verified = VerifiedImages(folder_of(config) / "images.npy", stored_in=path.stem)
+    verified = VerifiedImages(folder_of(config) / IMAGES, stored_in=path.stem)
     chosen, looked = np.empty(0, np.int64), 0
     problems: list[tuple[int, str]] = []
     bar: tqdm[NoReturn]  # over nothing: it is moved on by hand

@@ -74,10 +74,11 @@ def without_answer(examples: Sequence[Example]) -> Sequence[Example]:
 
 
 def lengths_file(config: RunConfig, examples: Sequence[Example], *about: object) -> Path | None:
-    """Where `those_that_fit` remembers the lengths of kept examples; None for others.
+    """Where the lengths of kept examples are remembered, as rows (`those_that_fit`) or in parts (`measure_sizes`); None
+    for others.
 
     Args:
-        about: what it depends on beside the config, such as the date that prompts are written with.
+        about: what they depend on beside the config, such as the date that prompts are written with.
     """
     if not isinstance(examples, Kept):
         return None

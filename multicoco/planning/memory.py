@@ -269,6 +269,11 @@ def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting
             walk.need("vision activations", vision.saved + vision.forward)
             walk.hold("vision activations", vision.saved)
         gather.first_use(model.projector)
+    elif model.projects_kept:
+        projector = model.trace.projector(max(1, rows * work.tiles))
+        gather.first_use(model.projector)
+        walk.need("vision activations", projector.saved + projector.forward)
+        walk.hold("vision activations", projector.saved)
     walk.hold("activations", rows * work.length * hidden)  # input embeddings
     for number, columns in enumerate(work.segments):
         layer = model.trace.decoder(rows, columns, setting.checkpointing)
@@ -326,6 +331,10 @@ def _backward(
             walk.release("vision activations", vision.saved)
             reduction.finish(model.vision_layer)
             gather.last_use(model.vision_layer)
+    elif model.projects_kept:
+        walk.need("vision activations", model.trace.projector(max(1, rows * work.tiles)).backward)
+        reduction.finish(model.projector)
+        gather.last_use(model.projector)
     walk.release("KV cache", _written_over(model, work, setting))
     for kind in ("activations", "vision activations", "gathered parameters", "unfinished gradients"):
         walk.release(kind)

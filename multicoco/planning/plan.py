@@ -109,7 +109,7 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
         model_dtype(config),
         config.freeze.model_dump(),
         method_class(config.trained_method)(config).model_copy,
-        keeps_features=config.features is not None,
+        kept_parts=() if config.features is None else ("vision_tower", *["projector"] * config.freeze.projector),
     )
     workloads, source = stage_workloads(config, model, tiles, assumed)
     found = candidates(config, model, workloads, cluster)
@@ -147,10 +147,11 @@ def _describe(work: Workload) -> str:
 
 
 def _describe_features(config: RunConfig, model: ModelGeometry, work: Workload) -> str:
-    image = work.tiles * model.feature_bytes
+    image = work.tiles * model.kept_bytes
     read = config.batch_size * config.gradient_accumulation_steps * work.rows * image
+    what = "what the vision tower makes is kept" if model.projects_kept else "features kept"
     return (
-        f"features kept: {image / MIB:.1f} MiB of an image on disk, {1000 * image / GIB:.1f} GiB of 1,000 such images; "
+        f"{what}: {image / MIB:.1f} MiB of an image on disk, {1000 * image / GIB:.1f} GiB of 1,000 such images; "
         f"a GPU is given {read / MIB:.0f} MiB of them a step, and the vision tower is not called"
     )
 

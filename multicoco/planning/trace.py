@@ -130,7 +130,7 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str,
 
 
 class Tracer:
-    """Traces of a model's decoder layers, vision layers and loss, at any size.
+    """Traces of a model's decoder layers, vision layers, projector and loss, at any size.
 
     Args:
         freezing: as in the run config's `freeze`.
@@ -143,11 +143,14 @@ class Tracer:
         self.freezing = freezing
         self.decoder = lru_cache(maxsize=None)(self._decoder)
         self.vision = lru_cache(maxsize=None)(self._vision)
+        self.projector = lru_cache(maxsize=None)(self._projector)
         self.loss = lru_cache(maxsize=None)(self._loss)
         self._models = lru_cache(maxsize=None)(self._model)
 
-    def _model(self, layers: int, checkpointing: bool) -> PreTrainedModel:
-        model = meta_model(self.family.with_layers(layers), self.dtype, self.freezing)
+    def _model(self, layers: int | None, checkpointing: bool) -> PreTrainedModel:
+        """With so many layers; None: with its own."""
+        config = self.config if layers is None else self.family.with_layers(layers)
+        model = meta_model(config, self.dtype, self.freezing)
         model.set_attn_implementation(_ATTENTION_NAME)
         if checkpointing:
             checkpoint_activations(model)
@@ -189,6 +192,14 @@ class Tracer:
             return _trace(lambda: self.family.image_features(model, inputs))
 
         return _per_layer(run)
+
+    def _projector(self, tiles: int) -> Trace:
+        """The projector on what the vision tower has made of so many tiles."""
+        model = self._models(None, False)
+        inputs = self.family.blank_tiles(tiles, torch.empty((), dtype=self.dtype, device="meta"))
+        with torch.no_grad():
+            kept = self.family.kept(model, inputs, projected=False)
+        return _trace(lambda: torch.cat([x.flatten() for x in self.family.project(model, kept)]))
 
     def _loss(self, positions: int) -> Trace:
         """Head and cross-entropy on so many labelled positions."""

@@ -10,7 +10,7 @@ from multicoco.data.sources import read_of_run
 from multicoco.data.sources.load import Loaded
 from multicoco.engine.keeping import folder_of
 from multicoco.engine.lengths import longest_allowed, longest_row
-from multicoco.engine.sizes import ExampleSizes
+from multicoco.engine.sizes import ExampleSizes, lengths_of
 from multicoco.engine.streaming import open_stream
 from multicoco.errors import UserError
 from multicoco.evaluation.priors import asked_with
@@ -129,8 +129,7 @@ def _training(
 
 def _paddings(config: RunConfig, method: Method, measured: Sequence[Measured], stages: Sequence[int]) -> Iterator[str]:
     """Of an epoch in random order, and grouped by length."""
-    parts = [(len(one.tokens.prompt), [*map(len, one.tokens.steps)], len(one.tokens.answer)) for one in measured]
-    sizes = ExampleSizes(*zip(*parts, strict=True))
+    sizes = ExampleSizes.of(lengths_of(one.tokens) for one in measured)
     seed, global_batch = f"{config.seed}/0", config.batch_size * config.gradient_accumulation_steps
     table = [["stage", "group_by_length: false", "group_by_length: true"]]
     for stage in stages:

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multicoco.data.features import FEATURES, FeatureStore, images_key
+from multicoco.data.verified import digest_of
 from multicoco.errors import UserError
 
-KEYS = [images_key([bytes([i])]) for i in range(9)]
+KEYS = [images_key([digest_of(bytes([i]))]) for i in range(9)]
 
 
 def kept(i: int) -> dict[str, torch.Tensor]:
@@ -40,7 +41,7 @@ def test_what_any_job_has_written_is_found_by_all_and_as_it_was(tmp_path_factory
 def test_images_of_an_example_are_known_by_their_content_together(tmp_path):
     store = FeatureStore(tmp_path, [FEATURES, "grid"])
     write(store, [1, 2])
-    pair = images_key([bytes([1]), bytes([2])])
+    pair = images_key([digest_of(bytes([1])), digest_of(bytes([2]))])
     store.write({pair: kept(5)}, {pair: [3, 4]})
     (tmp_path / "a.png").write_bytes(bytes([2]))
     store.look()

@@ -13,10 +13,13 @@ from multicoco.config import RunConfig, load_config
 from multicoco.engine.ds_config import ModelShape, resolve_ds_config
 from multicoco.methods import method_class
 from multicoco.methods.method import ModelCopy
+from multicoco.models.backbone import load_backbone
+from multicoco.models.tiny import TINY
 from multicoco.planning.cost import Cluster, step_cost
 from multicoco.planning.geometry import ModelGeometry, Workload
 from multicoco.planning.memory import Setting, peak_memory
 from multicoco.planning.plan import GIB, HEADER, HEADROOM, candidates, choose, ds_config, model_dtype, overrides
+from multicoco.registry import load
 
 CONFIG = """
 mode: coconut_train
@@ -80,13 +83,28 @@ def test_kept_features_leave_the_tower_out_of_memory_time_and_traffic(run_config
     assert "the vision tower is not called" in capsys.readouterr().out
     config, work = internvl().config, Workload(tiles=2, prompt=30, latents=2, written=8)
     settings = Setting(3, "none", False, 2, 1, 8, 0, 10**9)
-    sides = [ModelGeometry(config, torch.bfloat16, {}, keeps_features=keeps) for keeps in (False, True)]
+    kept_parts = [(), ("vision_tower", "projector"), ("vision_tower",)]
+    sides = [ModelGeometry(config, torch.bfloat16, {}, kept_parts=parts) for parts in kept_parts]
     costs = [step_cost(model, work, settings, Cluster(2, 4, 80)) for model in sides]
     memories = [peak_memory(model, work, settings) for model in sides]
-    assert costs[1].compute < costs[0].compute and costs[1].inter_bytes < costs[0].inter_bytes
-    assert memories[1].parts["vision"] == 0 < memories[0].parts["vision"]
-    assert memories[1].parts["parameters"] < memories[0].parts["parameters"]
-    assert sides[1].feature_bytes == 2 * config.image_seq_length * config.get_text_config().hidden_size
+    assert costs[1].compute < costs[0].compute and costs[1].inter_bytes < costs[2].inter_bytes < costs[0].inter_bytes
+    assert memories[1].parts["vision"] == 0 < memories[2].parts["vision"] < memories[0].parts["vision"]
+    assert memories[1].parts["parameters"] < memories[2].parts["parameters"] < memories[0].parts["parameters"]
+    assert sides[1].kept_bytes == 2 * config.image_seq_length * config.get_text_config().hidden_size
+    assert sides[2].kept_bytes == 2 * config.image_seq_length * 4 * config.vision_config.hidden_size
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if load("families", name).keeps_features])
+def test_what_is_kept_of_a_tile_is_known_of_every_family(name, tmp_path):
+    TINY[name](["red"], tmp_path / "model", 0, hidden_size=32, text_layers=1)
+    backbone = load_backbone(str(tmp_path / "model"))
+    family, model = backbone.family, backbone.model
+    for kept_parts in (("vision_tower",), ("vision_tower", "projector")):
+        projected = "projector" in kept_parts
+        kept = family.kept(model, family.blank_tiles(1, torch.zeros(())), projected)
+        geometry = ModelGeometry(model.config, torch.float32, {}, kept_parts=kept_parts)
+        assert geometry.kept_bytes == sum(tensor.nbytes for tensor in kept.values()) > 0
+        assert projected or geometry.trace.projector(2).saved > 0
 
 
 def test_zero3_may_keep_the_language_model_or_all_gathered(monkeypatch):
