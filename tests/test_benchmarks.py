@@ -182,7 +182,7 @@ def test_a_start_is_measured_on_all_ranks(tmp_path, run_server):
     config = starting.generate(tmp_path / "data", 60)
     assert len([*(tmp_path / "data" / "images").iterdir()]) == 2
     patch = f"import os, sys; sys.path += {sys.path}; os.environ['STARTED'] = '0'; import starting; starting.watch(4)"
-    patch += "; from multicoco.engine import records; records.KEPT_FROM = 60"
+    patch += "; from multicoco.engine import keeping; keeping.KEPT_FROM = 60"
     ended = run_server.run(config, ranks=2, patch=patch)
     assert ended.codes == [0, 0], ended.said
     text = ended.said[0]

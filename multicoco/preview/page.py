@@ -8,8 +8,8 @@ from multicoco.curriculum import IGNORE_INDEX
 from multicoco.data.order import grouped, padding_share, shuffled
 from multicoco.data.sources import read_of_run
 from multicoco.data.sources.load import Loaded
+from multicoco.engine.keeping import folder_of
 from multicoco.engine.lengths import longest_allowed, longest_row
-from multicoco.engine.records import folder_of
 from multicoco.engine.sizes import ExampleSizes, lengths_of
 from multicoco.engine.streaming import open_stream
 from multicoco.errors import UserError
