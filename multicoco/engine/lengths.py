@@ -12,6 +12,7 @@ from multicoco.curriculum import ExampleTokens
 from multicoco.data.example import Example
 from multicoco.data.kept import picked
 from multicoco.data.loader import Encoder
+from multicoco.data.stream import TooLong
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.errors import UserError
 from multicoco.methods import Method
@@ -79,14 +80,31 @@ def longest_row(method: Method, tokens: ExampleTokens, stages: Iterable[int]) ->
     return max(sum(method.extent(tokens, stage)) for stage in stages)
 
 
+def refuse_too_long(
+    config: RunConfig, positions: int | None, method: Method, stages: Iterable[int], tokens: ExampleTokens
+) -> None:
+    """Of an example that was not there to be measured with the others.
+
+    Raises:
+        TooLong: it is longer than `longest_allowed`.
+    """
+    most = longest_allowed(config, positions)
+    if most is not None and (length := longest_row(method, tokens, stages)) > most:
+        raise TooLong(f"has {length} tokens, more than {most}, {_limit(config, most)}")
+
+
+def _limit(config: RunConfig, most: int) -> str:
+    return "max_length" if most == config.max_length else "all that the model takes"
+
+
 def _say_what_is_too_long(config: RunConfig, most: int, examples: Sequence[Example], lengths: Sequence[int]) -> None:
     too_long = sorted((-length, place) for place, length in enumerate(lengths) if length > most)  # the longest first
     if not too_long:
         return
     named = ", ".join(f"{examples[place].id!r} ({-length})" for length, place in too_long[:_NAMED])
     more = ", ..." if len(too_long) > _NAMED else ""
-    limit = "max_length" if most == config.max_length else "all that the model takes"
-    said = f"{len(too_long)} of {len(examples)} records are longer than {most} tokens, {limit} ({named}{more})"
+    longer = f"longer than {most} tokens, {_limit(config, most)}"
+    said = f"{len(too_long)} of {len(examples)} records are {longer} ({named}{more})"
     if len(too_long) == len(examples) or config.too_long == "error":
         leave = "" if len(too_long) == len(examples) else "set too_long: skip to leave them out, "
         remedy = "raise max_length" if most == config.max_length else "take a model with more positions"

@@ -16,16 +16,20 @@ from multicoco.config import RunConfig
 from multicoco.data.example import Example
 from multicoco.data.kept import KeptExamples, KeptRecords, NotKept, keep, picked
 from multicoco.data.sources import load_of_run
-from multicoco.data.sources.load import open_records, parse_records, tell_problems
+from multicoco.data.sources.load import open_records, tell_problems
 from multicoco.data.sources.location import Location, locate
 from multicoco.data.sources.of_run import how_to_read
+from multicoco.data.sources.parse import parse_records
 from multicoco.data.sources.tables import open_stored, open_table
+from multicoco.data.stream import StreamedExamples
 from multicoco.data.verified import VerifiedImages
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.engine.resume import about_examples, data_hash
+from multicoco.engine.streaming import first_of, open_stream
 from multicoco.errors import UserError
 from multicoco.registry import names
 
+IMAGES = "images.npy"  # in `folder_of` a config: `VerifiedImages`
 KEPT_FROM = 5_000  # records; fewer are read anew at every start, and held by every rank
 _ROUND = 100_000  # records that are verified before what is verified is saved
 _BLOCK = 256  # records that a thread takes at a time
@@ -47,7 +51,7 @@ def load_records(config: RunConfig, path: str | None, limit: int | None) -> list
 
 def load_training_records(config: RunConfig) -> Sequence[Example]:
     """The examples of `train_path`. Of KEPT_FROM records and more, each is read from disk when it is wanted, and what
-    was verified at an earlier start is not decoded again. Collective.
+    was verified at an earlier start is not decoded again; with `streaming`, none of them has been read. Collective.
 
     Mixtures, questions asked without their choices, and images of a kind that only a source of another package knows
     are held in memory whatever their number.
@@ -55,6 +59,8 @@ def load_training_records(config: RunConfig) -> Sequence[Example]:
     Raises:
         UserError: as `load_examples`; on all ranks.
     """
+    if config.streaming:
+        return open_stream(config, folder_of(config))
     location, limit = locate(config.data_dir, str(config.train_path)), config.max_train_samples
     path = agree(lambda: _kept(config, location), only_rank_0=True)
     if path is None:
@@ -62,7 +68,7 @@ def load_training_records(config: RunConfig) -> Sequence[Example]:
     if location.is_table:
         agree(lambda: open_table(location))  # once a rank, not in each of its workers
     records = agree(lambda: _opened(path))
-    verified = VerifiedImages(folder_of(config) / "images.npy", stored_in=path.stem)
+    verified = VerifiedImages(folder_of(config) / IMAGES, stored_in=path.stem)
     chosen, looked = np.empty(0, np.int64), 0
     problems: list[tuple[int, str]] = []
     bar: tqdm[NoReturn]  # over nothing: it is moved on by hand
@@ -75,6 +81,15 @@ def load_training_records(config: RunConfig) -> Sequence[Example]:
     lines = [problem for _, problem in problems]
     agree(lambda: tell_problems(location, lines, looked, len(chosen), config.on_bad_record), only_rank_0=True)
     return KeptExamples(records, chosen)
+
+
+def at_hand(config: RunConfig, examples: Sequence[Example]) -> Sequence[Example]:
+    """Training examples that are looked at before training: all, or of a stream the first ones. Collective.
+
+    Raises:
+        UserError: as `load_examples`; on all ranks.
+    """
+    return first_of(examples, config) if isinstance(examples, StreamedExamples) else examples
 
 
 def without_answer(examples: Sequence[Example]) -> Sequence[Example]:
@@ -90,10 +105,11 @@ def folder_of(config: RunConfig) -> Path:
 
 
 def lengths_file(config: RunConfig, examples: Sequence[Example], *about: object) -> Path | None:
-    """Where `those_that_fit` remembers the lengths of kept examples; None for others.
+    """Where the lengths of kept examples are remembered, as rows (`those_that_fit`) or in parts (`measure_sizes`); None
+    for others.
 
     Args:
-        about: what it depends on beside the config, such as the date that prompts are written with.
+        about: what they depend on beside the config, such as the date that prompts are written with.
     """
     if not isinstance(examples, KeptExamples):
         return None

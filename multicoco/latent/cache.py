@@ -9,7 +9,7 @@ only what a recompute may see again: explicit columns, and handles that are writ
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,14 @@ class StaticKVCache:
         return DynamicCache([(c.keys[:, :, :length], c.values[:, :, :length]) for _, c in sorted(self.layers.items())])
 
 
+class Attends(Protocol):
+    """What a decoder's layers attend with, instead of transformers' attention."""
+
+    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+        """q (B, H, S, D), k and v (B, H_kv, S, D) -> (B, H, S, D)."""
+        ...
+
+
 class Segment:
     """Columns [start, end) of the sequence, run as one pass over the decoder.
 
@@ -104,7 +112,7 @@ def _attention_forward(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    segment: Segment | None = None,
+    segment: Attends | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if segment is None:

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from multicoco.curriculum import IGNORE_INDEX
-from multicoco.data.features import FEATURES
+from multicoco.data.features import FEATURES, SEEN
 from multicoco.latent.cache import ATTENTION_NAME, StaticKVCache
 from multicoco.latent.controls import GaussianThoughts
 from multicoco.latent.generate import generate_after
@@ -24,7 +24,7 @@ from multicoco.latent.places import coordinates, find
 from multicoco.latent.schedule import SEQUENTIAL, OnePass, PassSchedule
 from multicoco.latent.thoughts import ThoughtSource, hidden_state, put
 from multicoco.latent.weight_gradients import stack_weight_gradients
-from multicoco.models.families import Embedded, Embedding, family_of
+from multicoco.models.families import Embedded, Embedding, Keeping, family_of
 from multicoco_kernels import KERNELS, BufferPool
 
 
@@ -92,7 +92,7 @@ class LatentReasoner(nn.Module):
         self.pass_schedule = pass_schedule
         self.objective = objective
         self.cache_buffers = BufferPool()
-        self.embedding = Embedding()
+        self.embedding, self.keeping = Embedding(), Keeping()
         self.cross_entropy = LabelledCrossEntropy()
         self.decoder.set_attn_implementation(ATTENTION_NAME)
         if self.decoder.config._attn_implementation != ATTENTION_NAME:
@@ -180,7 +180,7 @@ class LatentReasoner(nn.Module):
         Returns:
             (B * num_return_sequences, N) ids of the new tokens only.
         """
-        names = inputs_and_options.keys() & {*self.family.input_names, FEATURES}
+        names = inputs_and_options.keys() & {*self.family.input_names, FEATURES, SEEN}
         inputs = {name: inputs_and_options.pop(name) for name in names}
         passes = self.run_passes(input_ids, attention_mask, n_passes=n_passes, seeds=seeds, **inputs)
         return generate_after(self.model, passes, generation_config, **inputs_and_options)
@@ -208,7 +208,7 @@ class LatentReasoner(nn.Module):
         """
         if intervened.hides and torch.is_grad_enabled():
             raise ValueError("thoughts are hidden at evaluation only: call it under torch.no_grad()")
-        if unknown := inputs.keys() - {*self.family.input_names, FEATURES}:
+        if unknown := inputs.keys() - {*self.family.input_names, FEATURES, SEEN}:
             raise TypeError(f"{self.model.config.model_type} takes no {', '.join(sorted(unknown))}")
         host = on_host or {"input_ids": input_ids, "attention_mask": attention_mask}
         tokens, mask = host["input_ids"], host["attention_mask"]

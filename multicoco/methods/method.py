@@ -59,6 +59,7 @@ class Method:
         section, Keys: name and keys of its section of the run config; several methods may share one.
         own_section, OwnKeys: of a second one, of a method that shares the first.
         has_thoughts: whether the latent tokens must be in the vocabulary.
+        restarts_schedule: whether the learning rate's schedule starts again with the optimizer, at each stage.
         needs_steps: whether it learns from written steps, so that data without any are refused.
         asked: what the prompt asks the model for.
         schedule: from epochs to stages.
@@ -69,6 +70,7 @@ class Method:
     own_section: ClassVar[str | None] = None
     OwnKeys: ClassVar[type[MethodKeys] | None] = None
     has_thoughts: ClassVar[bool] = False
+    restarts_schedule: ClassVar[bool] = True
     needs_steps: ClassVar[bool] = False
     asked: ClassVar[Asked] = "reasoning"
 

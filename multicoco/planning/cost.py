@@ -121,7 +121,8 @@ def _passes(model: ModelGeometry, work: Workload, setting: Setting, cluster: Clu
         operations = part.copies * (2 * columns * part.parameters + 4 * columns * attended * width)
         weights = part.copies * part.parameters * model.width
         # gradients of the inputs, and of the weights where they are trained
-        factor = (1 + (part.trainable > 0 and weight_gradients) + recomputed) if trace.backward_kernels else 0
+        trained = part.trainable / part.parameters if weight_gradients and part.parameters else 0
+        factor = (1 + trained + recomputed) if trace.backward_kernels else 0
         there = seconds(operations, weights, part, trace.forward_kernels, "forward")
         if not factor:
             return there, 0

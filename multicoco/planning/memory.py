@@ -269,6 +269,11 @@ def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting
             walk.need("vision activations", vision.saved + vision.forward)
             walk.hold("vision activations", vision.saved)
         gather.first_use(model.projector)
+    elif model.projects_kept:
+        projector = model.trace.projector(max(1, rows * work.tiles))
+        gather.first_use(model.projector)
+        walk.need("vision activations", projector.saved + projector.forward)
+        walk.hold("vision activations", projector.saved)
     walk.hold("activations", rows * work.length * hidden)  # input embeddings
     for number, columns in enumerate(work.segments):
         layer = model.trace.decoder(rows, columns, setting.checkpointing)
@@ -282,14 +287,16 @@ def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting
     gather.first_use(model.head)
     walk.hold("activations", rows * work.length * hidden)  # last hidden states
     walk.hold("activations", setting.micro_batch * work.written * hidden)  # the labelled ones
-    walk.need("logits", model.trace.loss(setting.micro_batch * work.written).forward)
+    loss = model.trace.loss(setting.micro_batch * work.written)
+    walk.need("logits", loss.saved + loss.forward)  # saved: with LoRA, the head with its trained rows in it
 
 
 def _backward(
     walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting, gather: _Gathering, reduction: _Reduction
 ) -> None:
     rows, width = setting.micro_batch * work.rows, model.width
-    walk.need("logits", model.trace.loss(setting.micro_batch * work.written).backward)
+    loss = model.trace.loss(setting.micro_batch * work.written)
+    walk.need("logits", loss.saved + loss.backward)
     reduction.finish(model.head)
     if model.is_tied:  # waits for the embedding's
         walk.hold("unfinished gradients", width * model.embedding.trainable)
@@ -300,7 +307,7 @@ def _backward(
         is_first, is_last = number == 0, number == len(segments) - 1
         for _ in range(model.decoder_layer.copies):
             # the sum with what later passes gave is made beside the two
-            adding = 0 if is_last else width * model.decoder_layer.largest * bool(model.decoder_layer.trainable)
+            adding = 0 if is_last else width * model.decoder_layer.largest
             walk.need("activations", layer.backward + adding)
             # autograd hands a gradient on when the last of its passes, the first segment, has given its part
             if is_last and not is_first:
@@ -326,6 +333,10 @@ def _backward(
             walk.release("vision activations", vision.saved)
             reduction.finish(model.vision_layer)
             gather.last_use(model.vision_layer)
+    elif model.projects_kept:
+        walk.need("vision activations", model.trace.projector(max(1, rows * work.tiles)).backward)
+        reduction.finish(model.projector)
+        gather.last_use(model.projector)
     walk.release("KV cache", _written_over(model, work, setting))
     for kind in ("activations", "vision activations", "gathered parameters", "unfinished gradients"):
         walk.release(kind)

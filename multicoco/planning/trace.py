@@ -18,13 +18,16 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+from multicoco.config.schema import Lora
 from multicoco.latent.cache import no_mask
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.models.checkpointing import checkpoint_activations
 from multicoco.models.families import family_of
 from multicoco.models.freezing import freeze
+from multicoco.models.lora import add_lora
 
 _ATTENTION_NAME = "multicoco_planned"
+N_LATENT_TOKENS = 3  # <|latent|>, and those before and after the thoughts
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,13 @@ AttentionInterface.register(_ATTENTION_NAME, _attention_forward)
 AttentionMaskInterface.register(_ATTENTION_NAME, sdpa_mask)
 
 
-def meta_model(config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool]) -> PreTrainedModel:
+def meta_model(
+    config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool], lora: Lora | None = None
+) -> PreTrainedModel:
     """The model of a config without weights, with what of it is trained.
+
+    Args:
+        freezing, lora: as in the run config.
 
     Raises:
         UserError: a model of no family, or without the parts that `freezing` names.
@@ -124,30 +132,37 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str,
     with torch.device("meta"):
         model: PreTrainedModel = auto_model.from_config(config, dtype=dtype)
     model.tie_weights()
+    if lora is not None and lora.rank:
+        add_lora(model, **lora.model_dump(), new_tokens=range(N_LATENT_TOKENS))
     freeze(model, **freezing)
     model.train()
     return model
 
 
 class Tracer:
-    """Traces of a model's decoder layers, vision layers and loss, at any size.
+    """Traces of a model's decoder layers, vision layers, projector and loss, at any size.
 
     Args:
-        freezing: as in the run config's `freeze`.
+        freezing, lora: as in the run config.
     """
 
-    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool]):
+    def __init__(
+        self, config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool], lora: Lora | None = None
+    ):
         self.config = config
         self.family = family_of(config)
         self.dtype = dtype
-        self.freezing = freezing
+        self.freezing, self.lora = freezing, lora
         self.decoder = lru_cache(maxsize=None)(self._decoder)
         self.vision = lru_cache(maxsize=None)(self._vision)
+        self.projector = lru_cache(maxsize=None)(self._projector)
         self.loss = lru_cache(maxsize=None)(self._loss)
         self._models = lru_cache(maxsize=None)(self._model)
 
-    def _model(self, layers: int, checkpointing: bool) -> PreTrainedModel:
-        model = meta_model(self.family.with_layers(layers), self.dtype, self.freezing)
+    def _model(self, layers: int | None, checkpointing: bool) -> PreTrainedModel:
+        """With so many layers; None: with its own."""
+        config = self.config if layers is None else self.family.with_layers(layers)
+        model = meta_model(config, self.dtype, self.freezing, self.lora)
         model.set_attn_implementation(_ATTENTION_NAME)
         if checkpointing:
             checkpoint_activations(model)
@@ -189,6 +204,14 @@ class Tracer:
             return _trace(lambda: self.family.image_features(model, inputs))
 
         return _per_layer(run)
+
+    def _projector(self, tiles: int) -> Trace:
+        """The projector on what the vision tower has made of so many tiles."""
+        model = self._models(None, False)
+        inputs = self.family.blank_tiles(tiles, torch.empty((), dtype=self.dtype, device="meta"))
+        with torch.no_grad():
+            kept = self.family.kept(model, inputs, projected=False)
+        return _trace(lambda: torch.cat([x.flatten() for x in self.family.project(model, kept)]))
 
     def _loss(self, positions: int) -> Trace:
         """Head and cross-entropy on so many labelled positions."""

@@ -8,8 +8,11 @@ from transformers import AutoTokenizer
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens
+from multicoco.data.example import Example
 from multicoco.data.prompt import PromptBuilder
 from multicoco.data.sources import load_of_run
+from multicoco.engine.records import folder_of
+from multicoco.engine.streaming import open_stream
 from multicoco.errors import UserError
 from multicoco.methods import Method, method_class
 from multicoco.methods.method import Extent
@@ -70,13 +73,20 @@ def _allowed(extent: Extent, method: Method) -> Extent:
     return extent._replace(context=max(1, extent.context - excess))
 
 
+def _first(config: RunConfig, path: str) -> list[Example]:
+    """Good ones, their images unseen."""
+    if config.streaming:
+        return open_stream(config, folder_of(config)).first(MEASURED_EXAMPLES, verify_images=False).examples
+    return load_of_run(config, path, MEASURED_EXAMPLES, on_bad_record="skip", verify_images=False)
+
+
 def _measure(config: RunConfig, model: ModelGeometry, tiles: int, method: Method) -> list[ExampleTokens]:
     """Nothing, where the tokenizer or the records cannot be read from this machine's disk."""
     if not Path(config.model_id).is_dir() or config.train_path is None:
         return []
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model_id, trust_remote_code=config.trust_remote_code)
-        examples = load_of_run(config, config.train_path, MEASURED_EXAMPLES, on_bad_record="skip", verify_images=False)
+        examples = _first(config, config.train_path)
         family = family_of(model.config)
         prompt = PromptBuilder(
             tokenizer,

@@ -9,7 +9,9 @@ from multicoco.data.order import grouped, padding_share, shuffled
 from multicoco.data.sources import read_of_run
 from multicoco.data.sources.load import Loaded
 from multicoco.engine.lengths import longest_allowed, longest_row
-from multicoco.engine.sizes import ExampleSizes
+from multicoco.engine.records import folder_of
+from multicoco.engine.sizes import ExampleSizes, lengths_of
+from multicoco.engine.streaming import open_stream
 from multicoco.errors import UserError
 from multicoco.evaluation.priors import asked_with
 from multicoco.evaluation.report import aligned
@@ -26,7 +28,7 @@ def preview(config: RunConfig, n_measured: int, colours: bool) -> Iterator[str]:
     """Lines on the training and the validation records: counts, lengths, and rows as the model sees them.
 
     Args:
-        n_measured: of how many examples the tokens are counted.
+        n_measured: of how many examples the tokens are counted; of a stream no others are read.
 
     Raises:
         UserError: data or model cannot be read; or, at the end, a record is bad or too long and the run would stop at
@@ -40,7 +42,10 @@ def preview(config: RunConfig, n_measured: int, colours: bool) -> Iterator[str]:
     ):
         if path is None:
             continue
-        loaded = read_of_run(config, path, limit)
+        if config.streaming and key == "train_path":
+            loaded, limit = open_stream(config, folder_of(config)).first(n_measured), n_measured
+        else:
+            loaded = read_of_run(config, path, limit)
         bad += len(loaded.problems)
         yield f"{key} {path}"
         yield from _counts(loaded, limit)
@@ -95,7 +100,7 @@ def _training(
     """Returns: how many examples are too long."""
     yield from _lengths(measured, len(loaded.examples))
     most = longest_allowed(config, setup.positions)
-    epochs = _epochs_of_stages(config, method, len(loaded.examples))
+    epochs = _epochs_of_stages(config, method, loaded.records if config.streaming else len(loaded.examples))
     shown = evenly_spaced(list(epochs), _MOST_STAGES)
     table = [["stage", "epochs", "passes", "longest row", "with loss, mean", "too long"]]
     for stage in shown:
@@ -124,8 +129,7 @@ def _training(
 
 def _paddings(config: RunConfig, method: Method, measured: Sequence[Measured], stages: Sequence[int]) -> Iterator[str]:
     """Of an epoch in random order, and grouped by length."""
-    parts = [(len(one.tokens.prompt), [*map(len, one.tokens.steps)], len(one.tokens.answer)) for one in measured]
-    sizes = ExampleSizes(*zip(*parts, strict=True))
+    sizes = ExampleSizes.of(lengths_of(one.tokens) for one in measured)
     seed, global_batch = f"{config.seed}/0", config.batch_size * config.gradient_accumulation_steps
     table = [["stage", "group_by_length: false", "group_by_length: true"]]
     for stage in stages:

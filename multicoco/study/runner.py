@@ -13,6 +13,8 @@ from typing import NoReturn
 
 from multicoco.config import RunConfig, load_config
 from multicoco.data.sources import load_of_run
+from multicoco.engine.records import folder_of
+from multicoco.engine.streaming import open_stream
 from multicoco.engine.trainer_state import age_key, all_checkpoints, read_state
 from multicoco.errors import UserError
 from multicoco.evaluation.report import aligned, read_json_object, read_text
@@ -217,8 +219,11 @@ def format_plan(study: Study, jobs: Sequence[Job]) -> str:
 
 def _steps(config: RunConfig) -> int:
     """Optimizer steps of a training by one process."""
-    examples = load_of_run(config, str(config.train_path), config.max_train_samples, verify_images=False)
-    return config.num_epochs * -(-len(examples) // (config.batch_size * config.gradient_accumulation_steps))
+    if config.streaming:
+        n_examples = len(open_stream(config, folder_of(config)))
+    else:
+        n_examples = len(load_of_run(config, str(config.train_path), config.max_train_samples, verify_images=False))
+    return config.num_epochs * -(-n_examples // (config.batch_size * config.gradient_accumulation_steps))
 
 
 def _duration(value: float) -> str:

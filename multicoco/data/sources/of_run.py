@@ -79,7 +79,7 @@ def _how(config: RunConfig, part: Part) -> dict[str, Any]:
 
 
 def how_to_read(config: RunConfig) -> dict[str, Any]:
-    """Arguments of `parse_records` for a place that is no mixture."""
+    """Arguments of `parse_records`, and of RecordParser, for a `train_path` that is no mixture."""
     return _how(config, Part(path=str(config.train_path)))
 
 
@@ -88,19 +88,30 @@ def _direct(config: RunConfig, part: Part) -> bool:
 
 
 def _as_asked(examples: Sequence[Example], location: Location, direct_answers: bool) -> Sequence[Example]:
-    """With direct_answers, questions without their choices; the answer to learn is what most annotators gave, of
-    several the first."""
     if not direct_answers:
         return examples
     openly = []
     for example in examples:
-        given, answer = example.direct_answers, example.answer
-        if example.choices and answer is not None:
-            if not given:
-                raise UserError(
-                    f"{location}: record {example.id!r:.60} has no direct answers of annotators, and direct_answers is "
-                    "true: set it to false, or name a file with them"
-                )
-            answer = max(given, key=given.count)
-        openly.append(replace(example, choices=(), answer_index=None, answer=answer))
+        try:
+            openly.append(asked_openly(example))
+        except UserError as error:
+            raise UserError(f"{location}: record {example.id!r:.60} {error}") from error
     return openly
+
+
+def asked_openly(example: Example) -> Example:
+    """Without its choices, as `direct_answers` wants it; the answer to learn is what most annotators gave, of several
+    the first.
+
+    Raises:
+        UserError: there are no annotators' answers; with the reason alone.
+    """
+    given, answer = example.direct_answers, example.answer
+    if example.choices and answer is not None:
+        if not given:
+            raise UserError(
+                "has no direct answers of annotators, and direct_answers is true: set it to false, or name a file with "
+                "them"
+            )
+        answer = max(given, key=given.count)
+    return replace(example, choices=(), answer_index=None, answer=answer)
