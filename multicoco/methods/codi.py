@@ -65,6 +65,11 @@ class CODI(Coconut):
         teacher = layout(tokens, n_replaced=0, latent_block=())
         return Supervision(teacher=teacher, answer=len(tokens.answer) - tokens.answer_prefix)
 
+    def further_rows(
+        self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str
+    ) -> dict[str, tuple[list[int], list[int]]]:
+        return {"as its teacher": layout(tokens, n_replaced=0, latent_block=())}
+
     def rows(self, stage: int) -> int:
         return 2
 
