@@ -16,6 +16,7 @@ from multicoco.latent.cache import ATTENTION_NAME, StaticKVCache
 from multicoco.latent.controls import GaussianThoughts
 from multicoco.latent.forks import key_columns, positions
 from multicoco.latent.generate import generate_after
+from multicoco.latent.head import logits_of, rescaling_of
 from multicoco.latent.interventions import UNTOUCHED, Intervened
 from multicoco.latent.kinds import check_supported
 from multicoco.latent.loss import LabelledCrossEntropy
@@ -94,7 +95,7 @@ class LatentReasoner(nn.Module):
         self.objective = objective
         self.cache_buffers = BufferPool()
         self.embedding, self.keeping = Embedding(), Keeping()
-        self.cross_entropy = LabelledCrossEntropy()
+        self.cross_entropy = LabelledCrossEntropy(rescaling_of(model.config))
         self.decoder.set_attn_implementation(ATTENTION_NAME)
         if self.decoder.config._attn_implementation != ATTENTION_NAME:
             raise ValueError(f"{model.config.model_type} does not let its attention be replaced")
@@ -162,7 +163,7 @@ class LatentReasoner(nn.Module):
             loss = objective(self, Supervised(passes, labels, loss_divisor, supervision, labels_on_host))
         elif labels is not None:
             loss = self.language_loss(passes.hidden, labels, loss_divisor, labels_on_host)
-        logits = self.model.get_output_embeddings()(passes.hidden) if return_logits else None
+        logits = logits_of(self.model)(passes.hidden) if return_logits else None
         return LatentOutput(loss=loss, thoughts=passes.thoughts, logits=logits)
 
     @torch.no_grad()
@@ -233,12 +234,13 @@ class LatentReasoner(nn.Module):
         known = key_columns(on_host["attention_mask"].bool(), fork) if on_host else None
         cache = StaticKVCache(keys, self.kernel, self.cache_buffers, known)
         thinking = Thinking(places.k, self.thought_source, self.gradient_passes, intervened.replace)
-        hidden, embeds, layers = run(
+        hidden, embeds, made_of, layers = run(
             self.decoder, embedded, position_ids, order, thinking, cache, places.hidden_from, asked.tapped
         )
         return Passes(
             hidden=hidden,
             embeds=embeds,
+            made_of=made_of,
             places=places,
             cache=cache,
             visible=attention_mask.masked_fill(places.is_latent, 0) if intervened.hides else attention_mask,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multicoco.curriculum import IGNORE_INDEX
+from multicoco.latent.head import AS_THEY_ARE, Rescaling, rescaling_of
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.objective import Objective, Supervised
 from multicoco.models.layers import keep_first_layers
@@ -28,6 +29,7 @@ class StepDecoder(Objective):
         n_read: thoughts of a step that are read: its last ones.
         decoder: what reads and writes: a language model without its head; None: the one that is trained.
         head: of its own; None: that of the model that is trained.
+        rescaling: of its own head's logits.
     """
 
     def __init__(
@@ -36,13 +38,14 @@ class StepDecoder(Objective):
         n_read: int,
         decoder: PreTrainedModel | None = None,
         head: nn.Module | None = None,
+        rescaling: Rescaling = AS_THEY_ARE,
     ):
         super().__init__()
         self.weight = weight
         self.n_read = n_read
         self.decoder = decoder
         self.head = head
-        self.cross_entropy = LabelledCrossEntropy()
+        self.cross_entropy = LabelledCrossEntropy(rescaling)
 
     def weights_of_others(self) -> dict[nn.Module, nn.Module]:
         return {} if self.head is None else {self.cross_entropy: self.head}
@@ -86,8 +89,8 @@ class StepDecoder(Objective):
         return decoder, decoder.get_input_embeddings(), self.head, self.cross_entropy
 
 
-def copied(model: PreTrainedModel, frozen: bool, n_layers: int | None) -> tuple[PreTrainedModel, nn.Module]:
-    """A copy of the language model, and of its head.
+def copied(model: PreTrainedModel, frozen: bool, n_layers: int | None) -> tuple[PreTrainedModel, nn.Module, Rescaling]:
+    """A copy of the language model, of its head, and what is done to the logits.
 
     Args:
         frozen: whether it stays as it is.
@@ -101,4 +104,4 @@ def copied(model: PreTrainedModel, frozen: bool, n_layers: int | None) -> tuple[
         keep_first_layers(decoder, n_layers)
     for part in (decoder, head):
         part.requires_grad_(not frozen)
-    return decoder, head
+    return decoder, head, rescaling_of(model.config)

@@ -136,7 +136,7 @@ def _passes(model: ModelGeometry, work: Workload, setting: Setting, cluster: Clu
         forward, backward, hiding = there, back, back
     for number, one in enumerate(work.passes):
         columns = one.end - one.start
-        trace = model.trace.decoder(rows, columns, setting.checkpointing)
+        trace = model.trace.decoder(rows, columns, setting.checkpointing, one.column)
         attended = one.column + columns / 2
         weight_gradients = columns > 1 or number < 2  # those of all latent columns are made at once
         width = model.text.hidden_size

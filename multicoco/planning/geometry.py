@@ -18,7 +18,7 @@ from multicoco.methods.method import ModelCopy
 from multicoco.models.families import check_form, family_of
 from multicoco.models.layers import find_layers
 from multicoco.models.lora import adapted_twin
-from multicoco.planning.trace import Tracer, meta_model
+from multicoco.planning.trace import Tracer, cache_shape, meta_model
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,8 @@ class ModelGeometry:
     @property
     def cache_numbers(self) -> int:
         """Numbers in the keys, or the values, of one column of all layers."""
-        head_dim = getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads
-        heads = getattr(self.text, "num_key_value_heads", None) or self.text.num_attention_heads
-        numbers: int = self.decoder_layer.copies * heads * head_dim
-        return numbers
+        heads, head_dim = cache_shape(self.text)
+        return self.decoder_layer.copies * heads * head_dim
 
     @property
     def tile_tokens(self) -> int:

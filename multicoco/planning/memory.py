@@ -119,8 +119,8 @@ def peak_memory(model: ModelGeometry, work: Workload, setting: Setting) -> Memor
 def pass_activations(model: ModelGeometry, work: Workload, setting: Setting) -> list[int]:
     """Bytes that each pass over the language model leaves for backward, on a rank."""
     layers = [
-        model.trace.decoder(setting.micro_batch * work.rows, columns, setting.checkpointing)
-        for columns in work.segments
+        model.trace.decoder(setting.micro_batch * work.rows, one.end - one.start, setting.checkpointing, one.column)
+        for one in work.passes
     ]
     return [model.decoder_layer.copies * layer.saved for layer in layers]
 
@@ -275,8 +275,8 @@ def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting
         walk.need("vision activations", projector.saved + projector.forward)
         walk.hold("vision activations", projector.saved)
     walk.hold("activations", rows * work.columns * hidden)  # input embeddings
-    for number, columns in enumerate(work.segments):
-        layer = model.trace.decoder(rows, columns, setting.checkpointing)
+    for number, one in enumerate(work.passes):
+        layer = model.trace.decoder(rows, one.end - one.start, setting.checkpointing, one.column)
         for _ in range(model.decoder_layer.copies):
             if number == 0:
                 gather.first_use(model.decoder_layer)
@@ -301,10 +301,10 @@ def _backward(
     if model.is_tied:  # waits for the embedding's
         walk.hold("unfinished gradients", width * model.embedding.trainable)
     gather.last_use(model.head)
-    segments = work.segments
-    for number, columns in reversed(list(enumerate(segments))):
-        layer = model.trace.decoder(rows, columns, setting.checkpointing)
-        is_first, is_last = number == 0, number == len(segments) - 1
+    passes = work.passes
+    for number, one in reversed(list(enumerate(passes))):
+        layer = model.trace.decoder(rows, one.end - one.start, setting.checkpointing, one.column)
+        is_first, is_last = number == 0, number == len(passes) - 1
         for _ in range(model.decoder_layer.copies):
             # the sum with what later passes gave is made beside the two
             adding = 0 if is_last else width * model.decoder_layer.largest

@@ -11,7 +11,7 @@ from multicoco.curriculum import ExampleTokens
 from multicoco.data.example import Example
 from multicoco.data.prompt import PromptBuilder
 from multicoco.data.sources import load_of_run
-from multicoco.engine.records import folder_of
+from multicoco.engine.keeping import folder_of
 from multicoco.engine.streaming import open_stream
 from multicoco.errors import UserError
 from multicoco.methods import Method, method_class
