@@ -159,8 +159,7 @@ def test_features_cache_gives_the_same_losses(tmp_path):
     result = run(
         "features_cache", tmp_path, "--tiles", "2", "--images", "3", geometry=TINY | {"vocabulary": 500} | sizes
     )
-    assert "the losses are the same" in result["printed"]
-    assert [row["epoch"] for row in result["rows"]] == ["training", "asking", "training, LoRA"]
+    assert result["printed"].count("the losses are the same") == len(result["rows"]) == 4
     assert all(row["first_epoch_s"] > row["kept_s"] > 0 and row["mib_an_image"] > 0 for row in result["rows"])
 
 

@@ -19,6 +19,7 @@ from multicoco.data.loader import Arrange, Encoder
 from multicoco.data.prompt import Asked
 from multicoco.errors import UserError
 from multicoco.evaluation.thoughts import QUANTILES, Norms, Thoughts
+from multicoco.latent.head import logits_of
 from multicoco.latent.lens import effective_rank, embedding_norms, mean_similarity, read_words, unit
 from multicoco.methods import Method
 
@@ -86,7 +87,7 @@ class Lens:
                 words[row, k, : len(ids)] = torch.tensor(ids, dtype=torch.long)
         device = embeds.device
         thoughts = embeds.gather(1, index.to(device)[..., None].expand(-1, -1, embeds.shape[-1]))  # [B, most, D]
-        reading = read_words(self.model.get_output_embeddings(), thoughts, words.to(device), self.top_k)
+        reading = read_words(logits_of(self.model), thoughts, words.to(device), self.top_k)
         vectors, top_ids, top_probabilities = (x.cpu() for x in (thoughts, reading.top_ids, reading.top_probabilities))
         ranks = reading.ranks.tolist()
         return [

@@ -105,7 +105,7 @@ def _training(
     table = [["stage", "epochs", "passes", "longest row", "with loss, mean", "too long"]]
     for stage in shown:
         rows = [method.train_row(one.tokens, stage, epochs[stage][0], one.example.id) for one in measured]
-        lengths = [sum(method.extent(one.tokens, stage)) for one in measured]
+        lengths = [method.extent(one.tokens, stage).length for one in measured]
         learned = sum(label != IGNORE_INDEX for _, labels in rows for label in labels) / len(rows)
         too_long = sum(most is not None and length > most for length in lengths)
         span = f"{epochs[stage][0]}-{epochs[stage][-1]}"
