@@ -234,12 +234,13 @@ class LatentReasoner(nn.Module):
         known = key_columns(on_host["attention_mask"].bool(), fork) if on_host else None
         cache = StaticKVCache(keys, self.kernel, self.cache_buffers, known)
         thinking = Thinking(places.k, self.thought_source, self.gradient_passes, intervened.replace)
-        hidden, embeds, layers = run(
+        hidden, embeds, made_of, layers = run(
             self.decoder, embedded, position_ids, order, thinking, cache, places.hidden_from, asked.tapped
         )
         return Passes(
             hidden=hidden,
             embeds=embeds,
+            made_of=made_of,
             places=places,
             cache=cache,
             visible=attention_mask.masked_fill(places.is_latent, 0) if intervened.hides else attention_mask,

@@ -69,6 +69,11 @@ class CODI(Coconut):
     def passes(self, stage: int) -> int:
         return super().passes(stage) + 1  # the teachers'
 
+    def further_rows(
+        self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str
+    ) -> dict[str, tuple[list[int], list[int]]]:
+        return {"as its teacher": layout(tokens, n_replaced=0, latent_block=())}
+
     def extent(self, tokens: ExampleTokens, stage: int) -> Extent:
         taught = sum(map(len, tokens.steps)) + len(tokens.answer)
         return super().extent(tokens, stage)._replace(shared=len(tokens.prompt), branch=taught)

@@ -151,6 +151,12 @@ class Method:
         """What its loss asks of a `train_row` beside the labels."""
         return None
 
+    def further_rows(
+        self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str
+    ) -> dict[str, tuple[list[int], list[int]]]:
+        """What else than its `train_row` is written of an example in training, by what it is: input_ids and labels."""
+        return {}
+
     def rows(self, stage: int) -> int:
         """Rows that an example takes in a training batch: its own, and its donor's."""
         return 2 if self.borrows and self.passes(stage) > 1 else 1

@@ -115,3 +115,17 @@ class SimCoT(Coconut):
         """Tokens that the decoder writes."""
         supervision = batch["supervision"]
         return [int((supervision["stretches"][supervision["counted"]] != IGNORE_INDEX).sum())]
+
+    def further_rows(
+        self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str
+    ) -> dict[str, tuple[list[int], list[int]]]:
+        """What the decoder writes of each latent step, after the thoughts that it reads."""
+        c_thought = self.schedule.c_thought
+        n_read = c_thought if self.own_keys.reads == "all" else 1
+        read, nothing = [self._tokens.latent] * n_read, [IGNORE_INDEX] * n_read
+        steps = self.supervision(tokens, stage, epoch, example_id).stretches[c_thought - 1 :: c_thought]
+        return {
+            f"as the decoder reads latent step {place}": ([*read, *step], [*nothing, *step])
+            for place, step in enumerate(steps, start=1)
+            if step
+        }
