@@ -7,7 +7,7 @@ that several runs may write at once; what two of them have computed stands twice
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,8 +28,11 @@ from multicoco.errors import UserError
 FEATURES = "image_features"  # of a model's inputs: what takes the place of pixels
 SEEN = "image_seen"  # likewise, where the projector is still to be called
 _TOKENS = "tokens"
-_KEY = np.dtype("S40")  # hexadecimal digits
+KEY = np.dtype("S40")  # hexadecimal digits
 _OPEN_FILES = 128  # mapped at a time, by a process
+
+
+Keys = NDArray[np.bytes_]
 
 
 class KeptImages(NamedTuple):
@@ -40,7 +44,7 @@ class KeptImages(NamedTuple):
 
 def images_key(digests: Sequence[bytes]) -> str:
     """What tells an example's image files from all others, by the digest of each (`data.verified`)."""
-    return sha256(b"".join(digests)).hexdigest()[: _KEY.itemsize]
+    return sha256(b"".join(digests)).hexdigest()[: KEY.itemsize]
 
 
 class FeatureStore:
@@ -61,7 +65,7 @@ class FeatureStore:
         self.names = [*names, _TOKENS]
         self.digest = digest
         self.files: list[Path] = []
-        self.keys = np.empty(0, _KEY)  # sorted
+        self.keys = np.empty(0, KEY)  # sorted
         self.file_of_key = np.empty(0, np.int32)
 
     def look(self) -> None:
@@ -73,17 +77,15 @@ class FeatureStore:
                     found = [name.split(".")[0] for name in file.keys() if name.endswith(f".{_TOKENS}")]  # noqa: SIM118
             except (OSError, SafetensorError):
                 continue
-            keys.append(np.array(found, _KEY))
+            keys.append(np.array(found, KEY))
             places.append(np.full(len(found), len(self.files), np.int32))
             self.files.append(path)
         self.keys, first = np.unique(np.concatenate(keys), return_index=True)
         self.file_of_key = np.concatenate(places)[first]
 
-    def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of which nothing is kept, in their order, each once."""
-        wanted = list(dict.fromkeys(keys))
-        there = np.isin(np.array(wanted, _KEY), self.keys)
-        return [key for key, is_there in zip(wanted, there, strict=True) if not is_there]
+    def missing(self, keys: Keys) -> Keys:
+        """Those of which nothing is kept."""
+        return keys[~np.isin(keys, self.keys)]
 
     def read(self, key: str) -> dict[str, Tensor] | None:
         """What is kept of an example's images; None if nothing is.

@@ -18,6 +18,7 @@ from multicoco.data.example import Example
 from multicoco.data.loader import Arrange, Encoder
 from multicoco.errors import UserError
 from multicoco.evaluation.thoughts import QUANTILES, Norms, Thoughts
+from multicoco.latent.head import logits_of
 from multicoco.latent.lens import effective_rank, embedding_norms, mean_similarity, read_words, unit
 from multicoco.methods import Method
 
@@ -87,7 +88,7 @@ class Lens:
         device = fed.device
         at_thoughts = index.to(device)[..., None].expand(-1, -1, fed.shape[-1])  # [B, most, D]
         thoughts, unprojected = fed.gather(1, at_thoughts), read.gather(1, at_thoughts)
-        reading = read_words(self.model.get_output_embeddings(), unprojected, words.to(device), self.top_k)
+        reading = read_words(logits_of(self.model), unprojected, words.to(device), self.top_k)
         vectors, top_ids, top_probabilities = (x.cpu() for x in (thoughts, reading.top_ids, reading.top_probabilities))
         ranks = reading.ranks.tolist()
         return [

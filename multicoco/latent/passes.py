@@ -30,8 +30,8 @@ class Passes:
         visible: (B, T) the columns that may be attended to by what follows.
         position_ids: (B, T), or with further axes in front.
         further: as of `models.families.Embedded`.
-        layers: (B, M, D) the hidden states of the M layers in a column of each row, if they were asked for; the last
-            layer's after the model's last norm.
+        layers: (B, N, M, D) the hidden states of the M layers in N columns of each row, if they were asked for; the
+            last layer's after the model's last norm.
     """
 
     hidden: Tensor
@@ -146,14 +146,15 @@ def run(
         embedded: without the thoughts that `thinking` puts in.
         cache: an empty one.
         hidden_from: by column at which a pass begins, (B, T) bool of what is no key any more from there on.
-        tapped: as of `Objective`.
+        tapped: as of `Asked`.
 
     Returns: `hidden`, `embeds`, `made_of` and `layers` of `Passes`.
     """
     hidden, fed, made_of, layers, segment = Columns(), Columns(), Columns(), None, None
     mask = no_mask(embedded.embeds)
     with stacked_columns(), rotary_tables(decoder, embedded.embeds, position_ids) as choose_columns:
-        for start, end, fills in passes:
+        for one in passes:
+            start, end, fills = one.start, one.end, one.fills
             embeds = embedded.embeds[:, start:end]
             if fills:
                 before = hidden.read(start - 1, start - 1 + fills)
@@ -161,7 +162,7 @@ def run(
                 embeds = torch.cat([thinking.put(embeds[:, :fills], before, start), embeds[:, fills:]], dim=1)
             if start in hidden_from:
                 cache.hide(hidden_from[start])
-            segment = Segment(cache, start, previous=segment)
+            segment = Segment(cache, one.column, previous=segment)
             choose_columns(start, end)
             out = decoder(
                 inputs_embeds=embeds,
@@ -180,15 +181,15 @@ def run(
 
 
 def tap(before: Tensor | None, layers: Sequence[Tensor], columns: Tensor) -> Tensor:
-    """(B, M, D): of each row, the hidden states that M layers have given in a column of one of the passes so far.
+    """(B, N, M, D): of each row, the hidden states that M layers have given in columns of the passes so far.
 
     Args:
         before: what the passes before have given.
         layers: (B, S, D) each, of this pass.
-        columns: (B,), of the pass; past its ends for rows whose column is in another one.
+        columns: (B, N), of the pass; past its ends for those that are in another one.
     """
     length = layers[0].shape[1]
-    index = columns.clamp(0, length - 1)[:, None, None].expand(-1, 1, layers[0].shape[2])
-    here = torch.cat([layer.gather(1, index) for layer in layers], dim=1)
-    is_here = ((columns >= 0) & (columns < length))[:, None, None]
+    index = columns.clamp(0, length - 1)[..., None].expand(-1, -1, layers[0].shape[2])
+    here = torch.stack([layer.gather(1, index) for layer in layers], dim=2)
+    is_here = ((columns >= 0) & (columns < length))[..., None, None]
     return torch.where(is_here, here, torch.zeros_like(here) if before is None else before)

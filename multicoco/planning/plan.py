@@ -93,16 +93,11 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
         tiles, assumed: as in `stage_workloads`.
 
     Raises:
-        UserError: the config does not train or has LoRA, its model's config cannot be read, nothing fits, or a file is
+        UserError: the config does not train, its model's config cannot be read, nothing fits, or a file is
             in the way.
     """
     if config.mode == "eval_only":
         raise UserError("mode is eval_only: only training is planned")
-    if config.lora.rank:
-        raise UserError(
-            f"lora.rank is {config.lora.rank}: adapters are not planned for; --set lora.rank=null plans for training "
-            "all weights, which takes more"
-        )
     files = (path, explanation_path(path)) if path else None
     model = ModelGeometry(
         read_model_config(config.model_id, config.trust_remote_code),
@@ -110,6 +105,7 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
         config.freeze.model_dump(),
         method_class(config.trained_method)(config).model_copy,
         kept_parts=() if config.features is None else ("vision_tower", *["projector"] * config.freeze.projector),
+        lora=config.lora,
     )
     workloads, source = stage_workloads(config, model, tiles, assumed)
     found = candidates(config, model, workloads, cluster)
@@ -143,7 +139,8 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
 
 def _describe(work: Workload) -> str:
     image = f" with {work.tiles} image tiles" if work.tiles else ""
-    return f"{work.prompt} columns{image}, {work.latents} latent, {work.written} written"
+    branch = f", {work.branch} in its branch" if work.branch else ""
+    return f"{work.prompt} columns{image}, {work.latents} latent, {work.written} written{branch}"
 
 
 def _describe_features(config: RunConfig, model: ModelGeometry, work: Workload) -> str:

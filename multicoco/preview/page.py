@@ -11,9 +11,9 @@ from multicoco.data.order import grouped, padding_share, shuffled
 from multicoco.data.sources import read_of_run, require_answers, require_steps
 from multicoco.data.sources.load import Loaded
 from multicoco.data.sources.location import locate
+from multicoco.engine.keeping import folder_of
 from multicoco.engine.lengths import longest_allowed, longest_row
-from multicoco.engine.records import folder_of
-from multicoco.engine.sizes import ExampleSizes
+from multicoco.engine.sizes import ExampleSizes, lengths_of
 from multicoco.engine.streaming import open_stream
 from multicoco.errors import UserError
 from multicoco.evaluation.priors import asked_with
@@ -122,7 +122,7 @@ def _training(
     table = [["stage", "epochs", "passes", "longest row", "with loss, mean", "too long"]]
     for stage in shown:
         rows = [method.train_row(one.tokens, stage, epochs[stage][0], one.example.id) for one in measured]
-        lengths = [sum(method.extent(one.tokens, stage)) for one in measured]
+        lengths = [method.extent(one.tokens, stage).length for one in measured]
         learned = sum(label != IGNORE_INDEX for _, labels in rows for label in labels) / len(rows)
         too_long = sum(most is not None and length > most for length in lengths)
         span = f"{epochs[stage][0]}-{epochs[stage][-1]}"
@@ -147,8 +147,7 @@ def _training(
 
 def _paddings(config: RunConfig, method: Method, measured: Sequence[Measured], stages: Sequence[int]) -> Iterator[str]:
     """Of an epoch in random order, and grouped by length."""
-    parts = [(len(one.tokens.prompt), [*map(len, one.tokens.steps)], len(one.tokens.answer)) for one in measured]
-    sizes = ExampleSizes(*zip(*parts, strict=True))
+    sizes = ExampleSizes.of(lengths_of(one.tokens) for one in measured)
     seed, global_batch = f"{config.seed}/0", config.batch_size * config.gradient_accumulation_steps
     table = [["stage", "group_by_length: false", "group_by_length: true"]]
     for stage in stages:
@@ -161,7 +160,8 @@ def _paddings(config: RunConfig, method: Method, measured: Sequence[Measured], s
 
 def _usual_id(method: Method, one: Measured, stage: int, epoch: int) -> str:
     """By which it is laid out as most records are, whatever its own draws for it (`coconut.uniform_prob`)."""
-    rows = {name: method.train_row(one.tokens, stage, epoch, name) for name in (one.example.id, *"abcdefgh")}
+    names: list[str] = [one.example.id, *"abcdefgh"]
+    rows = {name: method.train_row(one.tokens, stage, epoch, name) for name in names}
     numbers = Counter((tuple(ids), tuple(labels)) for ids, labels in rows.values())
     return max(rows, key=lambda name: numbers[tuple(rows[name][0]), tuple(rows[name][1])])  # the first of equals
 

@@ -15,6 +15,7 @@ from multicoco.data.stream import StreamedExamples
 from multicoco.engine.assembly import Assembly
 from multicoco.engine.lengths import refuse_too_long
 from multicoco.engine.ranks import rank, world_size
+from multicoco.engine.records import lengths_file
 from multicoco.engine.sizes import ExampleSizes, measure_sizes
 from multicoco.methods import Method, Part
 from multicoco.models.checks import position_limit
@@ -110,8 +111,10 @@ class TrainingBatches:
         if not config.group_by_length:
             return None
         if self.sizes is None:
-            encoder, asked, workers = self.assembly.encoder, self.method.asked, config.num_workers
-            self.sizes = measure_sizes(examples, encoder, asked, workers)
+            encoder, asked = self.assembly.encoder, self.method.asked
+            about = encoder.prompt.date, asked, len(self.assembly.backbone.tokenizer)
+            remembered = lengths_file(config, examples, "parts", *about)
+            self.sizes = measure_sizes(examples, encoder, asked, config.num_workers, remembered)
         sizes = self.sizes.at(self.method, self.method.parts(epoch, self.steps_per_epoch)[0].stage)
         return grouped(sizes, seed, self.global_batch)
 
