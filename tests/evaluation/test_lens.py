@@ -37,7 +37,7 @@ TEXT = [
         ("Ann", "home", ["Ann goes to work.", "work, then home."]),
         ("Bo", "work", ["Bo stays."]),
         ("Cy", "sea", ["Cy goes home, - home.", "Then to the sea.", "home again"]),
-        ("Di", "town", ["Di goes to town.", "town, then sea."]),
+        ("Di", "town", ["Di goes to town.", "town, then sea.", "town again"]),
     )
 ]
 Run = Callable[..., Path]
