@@ -43,9 +43,9 @@ deepspeed: {REPO}/ds_configs/zero2.json
     return home
 
 
-def make_trained_home(home: Path) -> Path:
+def make_trained_home(home: Path, family: str = "internvl") -> Path:
     """One with a run folder, runs/run, that holds a checkpoint of Coconut's stage 2 of an untrained model."""
-    make_home(home, 12, 6, "mode: cot_train\ngeneration: {max_new_tokens: 12}")
+    make_home(home, 12, 6, "mode: cot_train\ngeneration: {max_new_tokens: 12}", family)
     checkpoint = home / "runs" / "run" / "checkpoints" / "epoch_0003"
     torch.manual_seed(0)
     backbone = load_backbone(str(home / "model"))

@@ -197,10 +197,7 @@ class ReasoningDataset(Dataset[Row]):
         input_ids, labels = self.arrange(example, tokens)
         seed = int.from_bytes(sha256(f"{self.draws}/{example.id}".encode()).digest()[:8]) >> 1  # of 63 bits
         donor = self._donor(index, seed, input_ids) if self.arrange_donor else None
-        supervision, teacher = self.supervise(example, tokens), None
-        if supervision is not None and supervision.teacher is not None:
-            teacher = Row(*supervision.teacher, index, counted, inputs, seed)
-        return Row(input_ids, labels, index, counted, inputs, seed, donor, supervision, teacher)
+        return Row(input_ids, labels, index, counted, inputs, seed, donor, self.supervise(example, tokens))
 
     def _donor(self, index: int, seed: int, input_ids: list[int]) -> Row:
         """Of any other example, each as likely as the next."""

@@ -22,8 +22,8 @@ from multicoco.data.features import KEY, FeatureStore, Keys, images_key
 from multicoco.data.kept import picked
 from multicoco.data.loader import Encoder, in_order
 from multicoco.data.verified import Entries, VerifiedImages, content_of, digest_of
+from multicoco.engine.keeping import IMAGES, folder_of
 from multicoco.engine.ranks import agree, gather, rank, world_size
-from multicoco.engine.records import IMAGES, folder_of
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import Backbone

@@ -77,7 +77,7 @@ def _recall(remembered: Path | None, n: int) -> NDArray[np.int32] | None:
 
 def longest_row(method: Method, tokens: ExampleTokens, stages: Iterable[int]) -> int:
     """Tokens of a training example in the stage in which it has most."""
-    return max(sum(method.extent(tokens, stage)) for stage in stages)
+    return max(method.extent(tokens, stage).length for stage in stages)
 
 
 def refuse_too_long(

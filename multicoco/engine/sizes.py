@@ -105,12 +105,13 @@ class ExampleSizes:
             yield ExampleTokens(prompt, steps, answer)
 
     def at(self, method: Method, stage: int) -> Sizes:
-        """In a stage; lined up where the thoughts begin, if there are any."""
+        """In a stage; lined up where the thoughts begin, or the branches, if there are any."""
         if self._last is None or self._last[0] != stage:
             found = np.zeros((len(self.n_parts), 2), np.int64)
             for i, tokens in enumerate(self):
-                context, thoughts, written = method.extent(tokens, stage)
-                found[i] = (context, thoughts + written) if thoughts else (context + written, 0)
+                extent = method.extent(tokens, stage)
+                context, behind = extent.context, extent.thoughts + extent.written + extent.branch
+                found[i] = (context, behind) if extent.thoughts or extent.branch else (context + behind, 0)
             self._last = stage, found
         return self._last[1]
 

@@ -10,6 +10,7 @@ from multicoco.config import RunConfig
 from multicoco.data.example import Example
 from multicoco.data.sources.load import tell_problems
 from multicoco.data.sources.location import Location, locate
+from multicoco.data.sources.mixture import Part
 from multicoco.data.sources.of_run import how_to_read
 from multicoco.data.sources.parse import RecordParser
 from multicoco.data.sources.pieces import Pieces, files_of, pieces_of
@@ -31,13 +32,13 @@ def open_stream(config: RunConfig, folder: Path) -> StreamedExamples:
     Raises:
         UserError: they cannot be streamed, or there are none; on all ranks.
     """
-    location = locate(config.data_dir, str(config.train_path))
+    location, part = locate(config.data_dir, str(config.train_path)), Part(path=str(config.train_path))
     paths = agree(lambda: files_of(location), only_rank_0=True)
     own = agree(lambda: {path: _remembered(path, folder) for path in paths[rank() :: world_size()]})
     every = {path: pieces for of_rank in gather(own) for path, pieces in of_rank.items()}
     policy = Policy(config.on_bad_record == "skip", config.too_long == "skip", config.direct_answers)
     files = {path: every[path] for path in paths}
-    stream = StreamedExamples(files, RecordParser(**how_to_read(config)), policy, config.max_train_samples)
+    stream = StreamedExamples(files, RecordParser(**how_to_read(config, part)), policy, config.max_train_samples)
     if not len(stream):
         raise UserError(f"{location}: holds no records")
     if rank() == 0:

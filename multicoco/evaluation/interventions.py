@@ -55,8 +55,8 @@ class Interventions:
         self.examples = examples
         latent = method.latent_tokens.latent if method.latent_tokens else -1
         self.counts = [
-            # the images' own number of tokens is no matter, and reading them takes time
-            method.prompt_row(encoder.prompt(example, method.asked, [1] * len(example.images)), stage).count(latent)
+            # without images: they change no number of thoughts, and reading them takes time
+            method.prompt_row(encoder.prompt(example, method.asked), stage).count(latent)
             for example in examples
         ]
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from multicoco.data.example import Example
+from multicoco.data.features import images_key
 from multicoco.data.verified import content_of, digest_of
 from multicoco.interventions import choose_donors
 
@@ -19,7 +20,9 @@ def other_inputs(seed: int, examples: Sequence[Example]) -> list[int | None]:
         UserError: an image cannot be read.
     """
     shown = [
-        "/".join(digest_of(content_of(image)).hex() for image in example.images) or " ".join(example.question.split())
+        images_key([digest_of(content_of(image)) for image in example.images])
+        if example.images
+        else " ".join(example.question.split())
         for example in examples
     ]
     return choose_donors(seed, [example.id for example in examples], [bool(e.images) for e in examples], shown)

@@ -72,7 +72,9 @@ class Branches:
         self.sees = torch.cat([of_prompt, root, sees[..., 1:]], dim=-1)  # [B, M, L - 1 + M]
         self._masks: dict[int | None, Tensor] = {}  # by the window
 
-    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(
+        self, layer_index: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, cap: float | None
+    ) -> Tensor:
         """q (B, H, M, D), k and v (B, H_kv, M, D) -> (B, H, M, D)."""
         prompt = self.cache.layers[layer_index]
         keys = torch.cat([prompt.keys[:, :, : self.length], k], dim=2)
@@ -81,8 +83,15 @@ class Branches:
         # the queries that share a head of keys stand one below the other, so that no key is copied for them
         stacked = q.unflatten(1, (-1, groups)).flatten(2, 3)  # [B, H_kv, groups * M, D]
         mask = self._mask(window)[:, None].repeat(1, 1, groups, 1)
-        out = scaled_dot_product_attention(stacked, keys, values, attn_mask=mask, scale=scale)
-        return out.unflatten(2, (groups, -1)).flatten(1, 2)
+        if cap is None:
+            out = scaled_dot_product_attention(stacked, keys, values, attn_mask=mask, scale=scale)
+        else:
+            scores = cap * torch.tanh(scale * stacked @ keys.mT / cap)
+            wide = torch.promote_types(q.dtype, torch.float32)
+            weights = scores.masked_fill_(~mask, -torch.inf).softmax(-1, dtype=wide)
+            out = weights.to(q.dtype) @ values
+        by_head: Tensor = out.unflatten(2, (groups, -1))
+        return by_head.flatten(1, 2)
 
     def _mask(self, window: int | None) -> Tensor:
         if window not in self._masks:

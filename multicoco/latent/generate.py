@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.branches import Branches, Tree
 from multicoco.latent.cache import no_mask
+from multicoco.latent.head import logits_of
 from multicoco.latent.passes import Passes
 
 _AT_ONCE = 64  # positions whose words are summed up in fp32
@@ -49,14 +50,7 @@ def log_likelihoods(model: PreTrainedModel, passes: Passes, input_ids: Tensor, l
     Returns: (B, ...), sums over the labelled tokens, at least fp32.
     """
     passes.length_before_last()  # refuses prompts that the last column's embedding alone does not continue
-    trees = [Tree() for _ in input_ids]
-    asked: list[tuple[int, int, int, int]] = []  # of labelled tokens: row, column, number of the text, token
-    texts = zip(*(x.reshape(len(x), -1, x.shape[-1]).tolist() for x in (input_ids, labels)), strict=True)
-    for row, of_row in enumerate(texts):
-        for number, (ids, wanted) in enumerate(zip(*of_row, strict=True)):
-            counted = [place for place, label in enumerate(wanted) if label != IGNORE_INDEX]
-            columns = trees[row].add(ids[: counted[-1] + 1] if counted else ())
-            asked += [(row, columns[place], number, wanted[place]) for place in counted]
+    trees, asked = _planted(input_ids, labels)
     branches = Branches(trees, passes.cache, passes.visible)
     embeds = torch.cat([passes.embeds[:, -1:], model.get_input_embeddings()(branches.tokens[:, 1:])], dim=1)
     hidden = model.get_decoder()(
@@ -65,14 +59,28 @@ def log_likelihoods(model: PreTrainedModel, passes: Passes, input_ids: Tensor, l
         position_ids=passes.position_ids[..., -1:] + branches.depth,
         use_cache=False,
         segment=branches,
-    ).last_hidden_state
-    rows, columns, numbers, tokens = torch.tensor(asked, dtype=torch.long).view(-1, 4).unbind(1)
-    places, of_asked = torch.unique(rows * hidden.shape[1] + columns, return_inverse=True)
-    device = hidden.device
-    logits = model.get_output_embeddings()(hidden.flatten(0, 1)[places.to(device)])  # [U, V]: where anything is asked
+    ).last_hidden_state  # [B, M, D]
+    text, place, token = asked.to(hidden.device).unbind(1)
+    places, of_asked = torch.unique(place, return_inverse=True)
+    logits = logits_of(model)(hidden.flatten(0, 1)[places])  # [U, V]: only where something is asked
     precision = torch.promote_types(logits.dtype, torch.float32)
-    total = torch.cat([part.to(precision).logsumexp(-1) for part in logits.split(_AT_ONCE)])  # [U]
-    log_probs = logits[of_asked.to(device), tokens.to(device)].to(precision) - total[of_asked.to(device)]
-    summed = log_probs.new_zeros(labels[..., 0].numel())
-    text = rows * (len(summed) // len(labels)) + numbers
-    return summed.index_add(0, text.to(device), log_probs).view(labels.shape[:-1])
+    total = torch.cat([part.to(precision).logsumexp(-1) for part in logits.split(_AT_ONCE)])
+    log_probs = logits[of_asked, token].to(precision) - total[of_asked]
+    summed: Tensor = log_probs.new_zeros(labels[..., 0].numel()).index_add(0, text, log_probs)
+    return summed.view(labels.shape[:-1])
+
+
+def _planted(input_ids: Tensor, labels: Tensor) -> tuple[list[Tree], Tensor]:
+    """Texts (B, ..., N) as a tree for each row; and (A, 3), of each labelled token the number of its text, that of the
+    column that it is read off, counted through all rows, and its id."""
+    trees = [Tree() for _ in input_ids]
+    asked: list[tuple[int, int, int, int]] = []
+    rows, wanted = (x.reshape(-1, x.shape[-1]).tolist() for x in (input_ids, labels))
+    for text, (ids, of_text) in enumerate(zip(rows, wanted, strict=True)):
+        row = text * len(trees) // len(rows)
+        counted = [place for place, label in enumerate(of_text) if label != IGNORE_INDEX]
+        columns = trees[row].add(ids[: counted[-1] + 1] if counted else ())
+        asked += [(text, row, columns[place], of_text[place]) for place in counted]
+    text_of, row_of, column, token = torch.tensor(asked, dtype=torch.long).view(-1, 4).unbind(1)
+    width = max(len(tree.tokens) for tree in trees)
+    return trees, torch.stack([text_of, row_of * width + column, token], dim=1)

@@ -4,18 +4,21 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from multicoco.config.schema import Lora
+from multicoco.curriculum import Fork
 from multicoco.errors import UserError
-from multicoco.latent.schedule import SEQUENTIAL, Pass, PassSchedule
+from multicoco.latent.schedule import SEQUENTIAL, Branched, Pass, PassSchedule
 from multicoco.methods.method import ModelCopy
 from multicoco.models.families import check_form, family_of
 from multicoco.models.layers import find_layers
-from multicoco.planning.trace import Tracer, meta_model
+from multicoco.models.lora import adapted_twin
+from multicoco.planning.trace import Tracer, cache_shape, meta_model
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Workload:
         latents: latent tokens.
         written: columns that carry a loss.
         rows: that an example takes in a batch; the first of them carries the loss.
-        schedule: of the passes.
+        schedule: of the passes, but for that of the branches.
+        shared, branch: as of `methods.method.Extent`; the branch carries a loss too.
     """
 
     tiles: int
@@ -53,14 +57,32 @@ class Workload:
     written: int
     rows: int = 1
     schedule: PassSchedule = SEQUENTIAL
+    shared: int = 0
+    branch: int = 0
 
     @property
     def length(self) -> int:
+        """Columns of a row, without its branch."""
         return self.prompt + self.latents + self.written
+
+    @property
+    def columns(self) -> int:
+        """With its branch, which is padded to what it writes over."""
+        return self.length + (max(self.branch, self.length - self.shared) if self.branch else 0)
+
+    @property
+    def labelled(self) -> int:
+        return self.written + self.branch
 
     @cached_property
     def passes(self) -> list[Pass]:
-        return self.schedule.passes(range(self.prompt, self.prompt + self.latents), (), self.length, None)
+        schedule = Branched(self.schedule, Fork(self.shared, self.length)) if self.branch else self.schedule
+        return schedule.passes(range(self.prompt, self.prompt + self.latents), (), self.columns, None)
+
+    @property
+    def cached(self) -> int:
+        """Columns of the cache."""
+        return max(one.stop for one in self.passes)
 
     @property
     def segments(self) -> list[int]:
@@ -69,8 +91,8 @@ class Workload:
 
     @property
     def written_over(self) -> int:
-        """Columns that a pass runs again, of all passes together."""
-        return sum(self.segments) - self.length
+        """Columns that a pass finds in the cache where it writes, of all passes together."""
+        return sum(before.stop - one.column for before, one in pairwise(self.passes))
 
 
 class ModelGeometry:
@@ -80,8 +102,8 @@ class ModelGeometry:
         config: transformers' config of a model of any family.
         dtype: of the parameters.
         freezing, lora: as in the run config.
-        copy: of the language model with its embeddings and head, held besides; its weights and what training keeps of
-            them are counted, its activations are not.
+        copy: of the language model, or adapters for it, held besides; its weights and what training keeps of them are
+            counted, its activations are not.
         kept_parts: keys of `freeze` of the parts that no step calls, because what they make of images is kept
             (`features: cache`): none, the vision tower, or the projector too.
 
@@ -135,12 +157,20 @@ class ModelGeometry:
         self.decoder_parameters = sum(p.numel() for p in decoder.parameters()) - self.embedding.parameters
         self.largest = max(p.numel() for p in model.parameters() if p.requires_grad)
         if copy is not None:
-            left_out = 0 if copy.layers is None else self.decoder_layer.copies - copy.layers
-            copied = self.embedding.parameters + self.decoder_parameters + self.head.parameters
-            copied -= left_out * self.decoder_layer.parameters
+            copied = self._copied(copy, model)
             self.parameters += copied
             self.called_parameters += copied
             self.trainable += copied if copy.is_trained else 0
+
+    def _copied(self, copy: ModelCopy, model: PreTrainedModel) -> int:
+        """Numbers."""
+        if copy.rank is not None:
+            own = {id(parameter) for parameter in model.parameters()}
+            adapters: int = sum(p.numel() for p in adapted_twin(model, copy.rank, 1).parameters() if id(p) not in own)
+            return adapters
+        left_out = 0 if copy.layers is None else self.decoder_layer.copies - copy.layers
+        whole: int = self.embedding.parameters + self.decoder_parameters + self.head.parameters
+        return whole - left_out * self.decoder_layer.parameters
 
     def _layers(self, decoder: nn.Module) -> nn.ModuleList:
         try:
@@ -156,10 +186,8 @@ class ModelGeometry:
     @property
     def cache_numbers(self) -> int:
         """Numbers in the keys, or the values, of one column of all layers."""
-        head_dim = getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads
-        heads = getattr(self.text, "num_key_value_heads", None) or self.text.num_attention_heads
-        numbers: int = self.decoder_layer.copies * heads * head_dim
-        return numbers
+        heads, head_dim = cache_shape(self.text)
+        return self.decoder_layer.copies * heads * head_dim
 
     @property
     def tile_tokens(self) -> int:

@@ -139,7 +139,8 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
 
 def _describe(work: Workload) -> str:
     image = f" with {work.tiles} image tiles" if work.tiles else ""
-    return f"{work.prompt} columns{image}, {work.latents} latent, {work.written} written"
+    branch = f", {work.branch} in its branch" if work.branch else ""
+    return f"{work.prompt} columns{image}, {work.latents} latent, {work.written} written{branch}"
 
 
 def _describe_features(config: RunConfig, model: ModelGeometry, work: Workload) -> str:

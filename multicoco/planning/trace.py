@@ -20,11 +20,13 @@ from transformers.masking_utils import sdpa_mask
 
 from multicoco.config.schema import Lora
 from multicoco.latent.cache import no_mask
+from multicoco.latent.head import rescaling_of
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.models.checkpointing import checkpoint_activations
 from multicoco.models.families import family_of
 from multicoco.models.freezing import freeze
 from multicoco.models.lora import add_lora
+from multicoco_kernels import BufferPool, KeyMask, LayerCache, reference
 
 _ATTENTION_NAME = "multicoco_planned"
 N_LATENT_TOKENS = 3  # <|latent|>, and those before and after the thoughts
@@ -100,16 +102,39 @@ class _PlannedAttention(torch.autograd.Function):
         return torch.empty_like(q), q.new_empty(ctx.kv_shape), q.new_empty(ctx.kv_shape), None
 
 
+class _ReferenceAttention(torch.autograd.Function):
+    """The segment at the end of a cache by the reference kernel, which makes all of its scores."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, cache: LayerCache) -> Tensor:
+        ctx.cache, ctx.start = cache, cache.keys.shape[2] - q.shape[2]
+        out, lse = reference.forward(q, cache, ctx.start, 1.0)
+        ctx.save_for_backward(q, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, out, lse = ctx.saved_tensors
+        grad_q = reference.backward(grad_out, q, out, lse, ctx.cache, ctx.start, 1.0)
+        grad_k, grad_v = (x[:, :, ctx.start :].to(q.dtype, copy=True) for x in ctx.cache.gradients()[:2])
+        return grad_q, grad_k, grad_v, None
+
+
 def _attention_forward(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    segment: Any = None,
+    softcap: float | None = None,
+    segment: LayerCache | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    out: Tensor = _PlannedAttention.apply(query, key, value, segment is not None)
+    out: Tensor
+    if segment is None or softcap is None:
+        out = _PlannedAttention.apply(query, key, value, segment is not None)
+    else:
+        out = _ReferenceAttention.apply(query, key, value, segment)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -153,7 +178,7 @@ class Tracer:
         self.family = family_of(config)
         self.dtype = dtype
         self.freezing, self.lora = freezing, lora
-        self.decoder = lru_cache(maxsize=None)(self._decoder)
+        self._decoders = lru_cache(maxsize=None)(self._decoder)
         self.vision = lru_cache(maxsize=None)(self._vision)
         self.projector = lru_cache(maxsize=None)(self._projector)
         self.loss = lru_cache(maxsize=None)(self._loss)
@@ -171,8 +196,21 @@ class Tracer:
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)
         return model
 
-    def _decoder(self, rows: int, columns: int, checkpointing: bool) -> Trace:
-        """One decoder layer on a segment of (rows, columns)."""
+    def decoder(self, rows: int, columns: int, checkpointing: bool, start: int = 0) -> Trace:
+        """One decoder layer on a segment of (rows, columns) behind `start` others.
+
+        Those count only where scores are capped: no other kernel makes them all.
+        """
+        cap = getattr(self.config.get_text_config(), "attn_logit_softcapping", None)
+        return self._decoders(rows, columns, checkpointing, 0 if cap is None else start)
+
+    def _decoder(self, rows: int, columns: int, checkpointing: bool, start: int) -> Trace:
+        heads, head_dim = cache_shape(self.config.get_text_config())
+        like = torch.empty(rows, heads, 1, head_dim, dtype=self.dtype, device="meta")
+        valid = torch.empty(rows, start + columns, dtype=torch.bool, device="meta")
+        cache = LayerCache(like, KeyMask(valid), BufferPool())
+        cache.gradients()  # they are there before the step
+        cache.mask.visible(start, start + columns)  # all layers share it
 
         def run(layers: int) -> Trace:
             model = self._models(layers, checkpointing)
@@ -188,7 +226,7 @@ class Tracer:
                         attention_mask=mask,
                         position_ids=positions,
                         use_cache=False,
-                        segment=True,
+                        segment=cache,
                     ).last_hidden_state
                 )
             )
@@ -220,7 +258,14 @@ class Tracer:
         width = self.config.get_text_config().hidden_size
         hidden = torch.empty(positions, width, dtype=self.dtype, device="meta", requires_grad=True)
         targets = torch.empty(positions, dtype=torch.long, device="meta")
-        return _trace(lambda: LabelledCrossEntropy()(hidden, head, targets))
+        return _trace(lambda: LabelledCrossEntropy(rescaling_of(self.config))(hidden, head, targets))
+
+
+def cache_shape(text: PreTrainedConfig) -> tuple[int, int]:
+    """Of a language model: heads of keys and values, and the numbers of a head."""
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return heads, head_dim
 
 
 def _drop_gradient(parameter: nn.Parameter) -> None:

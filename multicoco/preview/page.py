@@ -5,11 +5,14 @@ from collections.abc import Generator, Iterator, Sequence
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import IGNORE_INDEX
+from multicoco.data.example import Example
+from multicoco.data.loader import check_donors
 from multicoco.data.order import grouped, padding_share, shuffled
-from multicoco.data.sources import read_of_run
+from multicoco.data.sources import read_of_run, require_answers, require_steps
 from multicoco.data.sources.load import Loaded
+from multicoco.data.sources.location import locate
+from multicoco.engine.keeping import folder_of
 from multicoco.engine.lengths import longest_allowed, longest_row
-from multicoco.engine.records import folder_of
 from multicoco.engine.sizes import ExampleSizes, lengths_of
 from multicoco.engine.streaming import open_stream
 from multicoco.errors import UserError
@@ -31,11 +34,12 @@ def preview(config: RunConfig, n_measured: int, colours: bool) -> Iterator[str]:
         n_measured: of how many examples the tokens are counted; of a stream no others are read.
 
     Raises:
-        UserError: data or model cannot be read; or, at the end, a record is bad or too long and the run would stop at
-            it.
+        UserError: data or model cannot be read; or, at the end, the run would stop: at a record that is bad or too
+            long, or because there is nothing to learn from.
     """
     setup = set_up(config)
     bad = too_long = 0
+    learned_from: Sequence[Example] = ()
     for key, path, limit in (
         ("train_path", config.train_path if setup.trained else None, config.max_train_samples),
         ("val_path", config.val_path, config.max_val_samples),
@@ -52,6 +56,7 @@ def preview(config: RunConfig, n_measured: int, colours: bool) -> Iterator[str]:
         if not loaded.examples:
             continue
         if key == "train_path" and setup.trained:
+            learned_from = loaded.examples
             measured = measure(evenly(n_measured, loaded.examples), setup, setup.trained)
             too_long = yield from _training(config, setup, setup.trained, measured, loaded, colours)
         else:
@@ -59,12 +64,24 @@ def preview(config: RunConfig, n_measured: int, colours: bool) -> Iterator[str]:
             for name, method in setup.asked.items():
                 yield from _questions(config, setup, name, method, measure(some, setup, method), colours)
         yield ""
+    if setup.trained and learned_from:
+        _check_purpose(config, setup.trained, learned_from)
     if bad and config.on_bad_record == "error":
         raise UserError(f"{bad} bad records, at which the run stops: fix them, or set on_bad_record: skip")
     if too_long and config.too_long == "error":
         raise UserError(
             f"{too_long} examples are too long, at which the run stops: shorten them, or set too_long: skip"
         )
+
+
+def _check_purpose(config: RunConfig, method: Method, examples: Sequence[Example]) -> None:
+    """As training does at its start."""
+    location = locate(config.data_dir, str(config.train_path))
+    require_answers([example for example in examples if example.answer is None], len(examples), location)
+    if method.needs_steps:
+        require_steps(examples, location, config.trained_method)
+    if method.borrows:
+        check_donors(len(examples), "train_path")
 
 
 def _counts(loaded: Loaded, limit: int | None) -> Iterator[str]:
@@ -105,7 +122,7 @@ def _training(
     table = [["stage", "epochs", "passes", "longest row", "with loss, mean", "too long"]]
     for stage in shown:
         rows = [method.train_row(one.tokens, stage, epochs[stage][0], one.example.id) for one in measured]
-        lengths = [sum(method.extent(one.tokens, stage)) for one in measured]
+        lengths = [method.extent(one.tokens, stage).length for one in measured]
         learned = sum(label != IGNORE_INDEX for _, labels in rows for label in labels) / len(rows)
         too_long = sum(most is not None and length > most for length in lengths)
         span = f"{epochs[stage][0]}-{epochs[stage][-1]}"
@@ -121,9 +138,10 @@ def _training(
         yield f"{too_long} of {len(measured)} examples are too long in some stage, {what}"
     one = typical(measured)
     for stage in shown:
-        ids, labels = _usual_row(method, one, stage, epochs[stage][0])
-        yield f"stage {stage}, record {one.example.id!r}, {len(ids)} tokens:"
-        yield from show_row(ids, labels, setup.latent, setup.reader.tokenizer, colours)
+        drawn = one.tokens, stage, epochs[stage][0], _usual_id(method, one, stage, epochs[stage][0])
+        for what, (ids, labels) in {"": method.train_row(*drawn), **method.further_rows(*drawn)}.items():
+            yield f"stage {stage}, record {one.example.id!r}, {what}{', ' if what else ''}{len(ids)} tokens:"
+            yield from show_row(ids, labels, setup.latent, setup.reader.tokenizer, colours)
     return too_long
 
 
@@ -140,10 +158,12 @@ def _paddings(config: RunConfig, method: Method, measured: Sequence[Measured], s
     yield from (f"  {line}".rstrip() for line in aligned(table))
 
 
-def _usual_row(method: Method, one: Measured, stage: int, epoch: int) -> tuple[Sequence[int], Sequence[int]]:
-    """As most records are laid out, whatever this one's id draws for it (`coconut.uniform_prob`)."""
-    rows = (method.train_row(one.tokens, stage, epoch, example_id) for example_id in (one.example.id, *"abcdefgh"))
-    return Counter((tuple(ids), tuple(labels)) for ids, labels in rows).most_common(1)[0][0]
+def _usual_id(method: Method, one: Measured, stage: int, epoch: int) -> str:
+    """By which it is laid out as most records are, whatever its own draws for it (`coconut.uniform_prob`)."""
+    names: list[str] = [one.example.id, *"abcdefgh"]
+    rows = {name: method.train_row(one.tokens, stage, epoch, name) for name in names}
+    numbers = Counter((tuple(ids), tuple(labels)) for ids, labels in rows.values())
+    return max(rows, key=lambda name: numbers[tuple(rows[name][0]), tuple(rows[name][1])])  # the first of equals
 
 
 def _epochs_of_stages(config: RunConfig, method: Method, n_examples: int) -> dict[int, list[int]]:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from multicoco.config import RunConfig, load_config
 from multicoco.data.sources import load_of_run
-from multicoco.engine.records import folder_of
+from multicoco.engine.keeping import folder_of
 from multicoco.engine.streaming import open_stream
 from multicoco.engine.trainer_state import age_key, all_checkpoints, read_state
 from multicoco.errors import UserError

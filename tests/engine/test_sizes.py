@@ -19,7 +19,7 @@ from multicoco.models.tiny import TINY
 KEYS = {"num_epochs": 4, "name": "run", "model_id": "none", "train_path": "t.json"}
 
 
-@pytest.fixture(scope="module", params=[name for name in TINY if name != "text"])
+@pytest.fixture(scope="module", params=[name for name in TINY if TINY[name].sees_images])
 def reader(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     TINY[request.param](["red blue one two"], folder, 0, hidden_size=32, text_layers=1)

@@ -12,7 +12,8 @@ from multicoco.data.sources import load_of_run, pieces
 from multicoco.data.sources.location import locate
 from multicoco.data.stream import StreamedExamples
 from multicoco.engine import streaming
-from multicoco.engine.records import at_hand, folder_of, load_training_records
+from multicoco.engine.keeping import folder_of
+from multicoco.engine.records import at_hand, load_training_records
 from multicoco.engine.streaming import open_stream, stream_hash
 from multicoco.errors import UserError
 from multicoco.planning.workload import _first

@@ -96,7 +96,7 @@ def test_kept_features_leave_the_tower_out_of_memory_time_and_traffic(run_config
     assert sides[2].kept_bytes == 2 * config.image_seq_length * 4 * config.vision_config.hidden_size
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if load("families", name).keeps_features])
+@pytest.mark.parametrize("name", [name for name in TINY if TINY[name].sees_images and load("families", name).keeps_features])
 def test_what_is_kept_of_a_tile_is_known_of_every_family(name, tmp_path):
     TINY[name](["red"], tmp_path / "model", 0, hidden_size=32, text_layers=1)
     backbone = load_backbone(str(tmp_path / "model"))
@@ -223,15 +223,20 @@ def test_a_methods_copy_of_the_language_model_is_counted():
     model = internvl()
     read = sum(p.numel() for part in (model.get_decoder(), model.lm_head) for p in part.parameters())
     read -= model.lm_head.weight.numel()  # tied
-    kinds = (None, ModelCopy(True, None), ModelCopy(False, None), ModelCopy(True, 1))
-    alone, trained, frozen, smaller = (ModelGeometry(model.config, torch.float32, {}, kind) for kind in kinds)
+    kinds = (None, ModelCopy(True, None), ModelCopy(False, None), ModelCopy(True, 1), ModelCopy(True, None, 3))
+    alone, trained, frozen, smaller, adapted = (ModelGeometry(model.config, torch.float32, {}, kind) for kind in kinds)
     assert trained.parameters == frozen.parameters == alone.parameters + read
     assert (trained.trainable, frozen.trainable) == (alone.trainable + read, alone.trainable)
     left_out = sum(p.numel() for layer in model.get_decoder().layers[1:] for p in layer.parameters())
     assert (smaller.parameters, smaller.trainable) == (trained.parameters - left_out, trained.trainable - left_out)
     keys = {"name": "x", "model_id": "m", "mode": "train", "method": "sim_cot", "train_path": "t", "num_epochs": 3}
     keys |= {"coconut": {"enabled": True}}
-    copies = [{"decoder_layers": 2}, {"freeze_decoder": True}, {"decoder": "self"}]
-    methods = [method_class("sim_cot")(RunConfig(**keys, sim_cot=own)) for own in copies]
-    assert [method.model_copy for method in methods] == [ModelCopy(True, 2), ModelCopy(False, None), None]
-    assert method_class("codi")(RunConfig(**keys | {"method": "codi"})).rows(2) == 2
+    linear = [layer for layer in model.get_decoder().modules() if isinstance(layer, torch.nn.Linear)]
+    adapters = sum(3 * (layer.in_features + layer.out_features) for layer in linear)
+    with_lora = [ModelGeometry(model.config, torch.float32, {}, kind, lora=Lora(rank=2)) for kind in (None, kinds[-1])]
+    for before, after in ((alone, adapted), with_lora):
+        assert (after.parameters, after.trainable) == (before.parameters + adapters, before.trainable + adapters)
+    own = {"decoder": "adapters", "decoder_rank": 3}
+    copies = [{"decoder_layers": 2}, {"freeze_decoder": True}, {"decoder": "self"}, own]
+    methods = [method_class("sim_cot")(RunConfig(**keys, sim_cot=one)) for one in copies]
+    assert [method.model_copy for method in methods] == [ModelCopy(True, 2), ModelCopy(False, None), None, kinds[-1]]

@@ -68,7 +68,8 @@ class LlavaOneVision(Sighted):
         """Of an image that is the only one, with the whole."""
         rows, columns = select_best_resolution((height, width), self.config.image_grid_pinpoints)
         side: int = self.config.vision_config.image_size
-        return 1 + math.ceil(rows / side) * math.ceil(columns / side)
+        tiles: int = math.ceil(rows / side) * math.ceil(columns / side)
+        return 1 + tiles
 
     def laid_out(self, columns: Tensor, tensors: dict[str, Tensor], image: int) -> Tensor:
         return columns[: self._side**2].view(self._side, self._side)
