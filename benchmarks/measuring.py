@@ -18,17 +18,15 @@ from common import Geometry
 from tqdm import tqdm
 
 import multicoco
+from multicoco.hardware import processor
 
 _WIDTHS = {"way": 34, "case": 37, "goal": 72}  # columns of long texts
 
 
 def machine() -> dict[str, str | int]:
     """What a result depends on beside the code."""
-    lines = (line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
-    cpu = {key.strip(): value.strip() for key, value in lines}
-    kind = [f"{key} {cpu[key]}" for key in ("cpu family", "model") if key in cpu]  # where a cloud hides the name
     return {
-        "cpu": ", ".join([cpu.get("model name", platform.machine()), *kind]),
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

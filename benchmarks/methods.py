@@ -18,13 +18,12 @@ from measuring import Report
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from multicoco import LatentReasoner
 from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens, LatentTokens
 from multicoco.data.collate import Collator, Row
 from multicoco.latent.schedule import Pass
-from multicoco.latent.thoughts import Projected
 from multicoco.methods import Method, method_class
+from multicoco.methods.thinking import thinking_model
 
 STEP_TOKENS = 8  # of each written step; a thought stands for one
 OURS, PUBLISHED = "multicoco", "as published"
@@ -72,23 +71,13 @@ class Task(Geometry):
             steps = [words(STEP_TOKENS) for _ in range(self.latents)]
             tokens = ExampleTokens(words(self.prefix), steps, words(self.suffix), answer_prefix=1)
             asked = method.supervision(tokens, stage, 0, str(i))
-            teacher = Row(*asked.teacher, i) if asked and asked.teacher else None
-            rows.append(Row(*method.train_row(tokens, stage, 0, str(i)), i, supervision=asked, teacher=teacher))
+            rows.append(Row(*method.train_row(tokens, stage, 0, str(i)), i, supervision=asked))
         return Collator(EOS, LATENT, lambda inputs: {})(rows)
 
 
 def ours(task: Task, name: str) -> tuple[nn.Module, Loss]:
     method, model = task.method(name), task.model().train()
-    batch, projection = task.collated(method), method.projection(model)
-    source = method.thought_source()
-    reasoner = LatentReasoner(
-        model,
-        LATENT,
-        thoughts=source if projection is None else Projected(source, projection),
-        gradient_passes=method.gradient_passes,
-        pass_schedule=method.pass_schedule,
-        objective=method.objective(model),
-    )
+    batch, reasoner = task.collated(method), thinking_model(method, model, LATENT)
     tokens = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
     supervision = None
     if batch["supervision"]:
@@ -112,7 +101,7 @@ def run_passes(model: PreTrainedModel, ids: Tensor, passes: Sequence[Pass]) -> R
     layers: list[tuple[Tensor, Tensor]] = []
     hidden: dict[int, Tensor] = {}
     logits: dict[int, Tensor] = {}
-    for start, end, fills in passes:
+    for start, end, fills, _ in passes:
         made = {column: hidden[column - 1] for column in range(start, start + fills)}
         embeds = [made.get(column, before) for column, before in enumerate(embeds)]
         output = model(
@@ -130,37 +119,39 @@ def run_passes(model: PreTrainedModel, ids: Tensor, passes: Sequence[Pass]) -> R
 def published(task: Task, name: str) -> tuple[nn.Module, Loss]:
     method, model = task.method(name), task.model().train()
     batch = task.collated(method)
-    ids, labels, n = batch["input_ids"], batch["labels"], task.batch
+    ids, labels, supervision = batch["input_ids"], batch["labels"], batch["supervision"]
     first = task.prefix + 1  # behind the token that begins the thoughts
     columns = range(first, first + task.latents)
-    length = first + task.latents + 1 + task.suffix  # a teacher's row may be longer
+    length = first + task.latents + 1 + task.suffix  # teachers' branches are behind that
     passes = method.pass_schedule.passes(columns, (), length, None)
     reader = copy.deepcopy(model) if name == "sim_cot" else model
 
     def coconut() -> Ran:
-        return run_passes(model, ids[:n, :length], passes)
+        return run_passes(model, ids[:, :length], passes)
 
     def language(ran: Ran) -> Tensor:
-        return full_cross_entropy(ran.logits, labels[:n, :length])
+        return full_cross_entropy(ran.logits, labels[:, :length])
 
     def sim_cot() -> Tensor:
         ran, total = coconut(), torch.zeros(())
         for k, column in enumerate(columns):  # a call for each thought
-            step = batch["supervision"]["stretches"][:, k]
+            step = supervision["stretches"][:, k]
             given = torch.cat([ran.fed[column][:, None], reader.get_input_embeddings()(step)], dim=1)
             written = reader(inputs_embeds=given, use_cache=False).logits[:, :-1]
             total = total + F.cross_entropy(written.flatten(0, 1).float(), step.flatten()) / task.latents
         return language(ran) + total
 
     def codi() -> Tensor:
-        student = coconut()
-        teacher = model(ids[n:], use_cache=False, output_hidden_states=True)  # the question once more
-        at = batch["supervision"]["announced"]
+        student, fork, rows = coconut(), supervision["fork"], range(task.batch)
+        at, taught_at = (supervision["announced"] - torch.tensor([student.start, fork.branch - fork.column])).unbind(1)
+        # the question once more
+        spoken, said = (torch.cat([x[:, : fork.column], x[:, fork.branch :]], dim=1) for x in (ids, labels))
+        teacher = model(spoken, use_cache=False, output_hidden_states=True)
         distances = []
         for learned, taught in zip(student.states, teacher.hidden_states[1:], strict=True):
-            x, y = learned[range(n), at[:n] - student.start], taught[range(n), at[n:]].detach()
+            x, y = learned[rows, at], taught[rows, taught_at].detach()
             distances.append(F.smooth_l1_loss(x, y, reduction="none").mean(-1) / y.std(-1))
-        return full_cross_entropy(teacher.logits, labels[n:]) + language(student) + torch.stack(distances).mean()
+        return full_cross_entropy(teacher.logits, said) + language(student) + torch.stack(distances).mean()
 
     trained = nn.ModuleList([model, reader])
     return trained, {"sim_cot": sim_cot, "sim_cot, self": sim_cot, "codi": codi}.get(name, lambda: language(coconut()))

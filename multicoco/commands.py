@@ -40,7 +40,6 @@ def prepare_model(args: argparse.Namespace) -> None:
     from multicoco.data.sources import load_examples
     from multicoco.data.sources.of_run import load_of_run
     from multicoco.models.tiny import TINY
-    from multicoco.registry import load
 
     if args.family not in TINY:
         raise UserError(f"--family {args.family}: there are tiny models of {', '.join(TINY)}")
@@ -53,8 +52,7 @@ def prepare_model(args: argparse.Namespace) -> None:
         if (data := config.train_path or config.val_path) is None:
             raise UserError(f"{args.config} names neither train_path nor val_path, which the tokenizer is trained on")
         examples = load_of_run(config, data, None, verify_images=False)
-    sees_images = load("families", args.family).sees_images
-    if not sees_images and (shown := [example.id for example in examples if example.images]):
+    if not TINY[args.family].sees_images and (shown := [example.id for example in examples if example.images]):
         raise UserError(f"{data}: record {shown[0]!r:.60} has an image, which a text model does not see")
     texts = []
     for e in examples:

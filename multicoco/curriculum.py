@@ -118,17 +118,40 @@ class ExampleTokens:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """Another way on from a row's first tokens, without thoughts.
+
+    Attributes:
+        after: how many tokens of the row it follows; at least one.
+        input_ids, labels: (S,), its own.
+    """
+
+    after: int
+    input_ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Where the rows of a batch (B, T) divide, and have their branches: columns [branch, T) follow column - 1, as those
+    of [column, branch) do, and see nothing of these."""
+
+    column: int
+    branch: int
+
+
+@dataclass(frozen=True)
 class Supervision:
     """What a method's loss asks of a training row beside its labels.
 
     Attributes:
         stretches: of each of its thoughts, the tokens of the written reasoning that it stands for.
-        teacher: input_ids and labels of the same example laid out otherwise, for a row of its own in the batch.
-        answer: tokens at the row's end, and at its teacher's, that come after the answer has been announced.
+        branch: another way on from its first tokens; either all rows of a batch have one or none.
+        answer: tokens at the row's end, and at its branch's, that come after the answer has been announced.
     """
 
     stretches: Sequence[Sequence[int]] = ()
-    teacher: tuple[list[int], list[int]] | None = None
+    branch: Branch | None = None
     answer: int = 0
 
 

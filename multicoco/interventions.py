@@ -62,10 +62,19 @@ class Intervention:
 
     @property
     def first_position(self) -> int:
-        """The fewest thoughts that a question must have for it to be of any effect, or 1 where it does not matter."""
+        """The fewest thoughts that a question must have for it to be of any effect."""
         if self.kind == "only" and self.inner:
             return max(int(self.number), self.inner.first_position)
-        return int(self.number) + 1 if self.kind == "swap" else int(self.number) if self.kind == "cut" else 1
+        if self.kind in ("first", "permute"):
+            return 2
+        return int(self.number) + 1 if self.kind in ("swap", "cut") else 1
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether `only` is to do at its position what concerns others alone."""
+        if self.fed.kind == "swap":
+            return self.kind == "only" and self.number - self.fed.number not in (0, 1)
+        return self.kind == "only" and self.fed.kind == "first" and self.number == 1
 
 
 def split_specs(specs: Iterable[str]) -> list[str]:

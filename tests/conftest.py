@@ -53,6 +53,22 @@ def run_server(tmp_path_factory) -> Iterator[RunServer]:
 
 
 @pytest.fixture(scope="session")
+def trained_home(tmp_path_factory) -> Path:
+    """A folder with a run, runs/run, that has a checkpoint of stage 2, and the data it was trained on; to be read."""
+    from homes import make_trained_home  # which most tests do without
+
+    return make_trained_home(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def asker(trained_home, one_thread) -> Any:
+    """The run's checkpoint, to be asked."""
+    from multicoco import load
+
+    return load(trained_home / "runs" / "run")
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """The system's Chromium."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

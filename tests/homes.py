@@ -12,19 +12,19 @@ from multicoco.data.sources import load_examples
 from multicoco.engine.manifest import describe, seal
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.models.backbone import load_backbone
-from multicoco.models.tiny import build_tiny_internvl
+from multicoco.models.tiny import TINY
 from multicoco.models.vocabulary import add_latent_tokens
 from multicoco.tasks.scenes import render_scenes
 
 REPO = Path(__file__).resolve().parents[1]
 
 
-def make_home(home: Path, n_train: int, n_val: int, config: str) -> Path:
+def make_home(home: Path, n_train: int, n_val: int, config: str, family: str = "internvl") -> Path:
     """Writes scenes/, model/ and run.yaml, whose keys are those below and the given ones; returns home."""
     render_scenes(home / "scenes", n_train, n_val, 3, kinds=("tile",))
     examples = load_examples(home / "scenes" / "aokvqa_v1p0_train.json", home / "scenes")
     texts = ["\n".join([e.question, *e.choices, *e.steps]) for e in examples]
-    build_tiny_internvl(texts, home / "model", hidden_size=32, text_layers=2)
+    TINY[family](texts, home / "model", hidden_size=32, text_layers=2)
     (home / "run.yaml").write_text(f"""
 name: run
 output_dir: {home}/runs
@@ -43,9 +43,9 @@ deepspeed: {REPO}/ds_configs/zero2.json
     return home
 
 
-def make_trained_home(home: Path) -> Path:
+def make_trained_home(home: Path, family: str = "internvl") -> Path:
     """One with a run folder, runs/run, that holds a checkpoint of Coconut's stage 2 of an untrained model."""
-    make_home(home, 12, 6, "mode: cot_train\ngeneration: {max_new_tokens: 12}")
+    make_home(home, 12, 6, "mode: cot_train\ngeneration: {max_new_tokens: 12}", family)
     checkpoint = home / "runs" / "run" / "checkpoints" / "epoch_0003"
     torch.manual_seed(0)
     backbone = load_backbone(str(home / "model"))

@@ -91,15 +91,52 @@ WINDOWS: dict[str, dict] = {  # of 6 columns in some of three layers; Gemma 3's 
     "mistral": {"sliding_window": 6},
     "qwen2": {"sliding_window": 6, "use_sliding_window": True, "layer_types": _MIXED},
     "gemma3_text": {"sliding_window": 6, "layer_types": _MIXED, "head_dim": 8},
+    "gemma2": {
+        "sliding_window": 6,
+        "layer_types": _MIXED,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 5,
+        "attn_logit_softcapping": 0.7,
+        "final_logit_softcapping": 1.5,
+    },
+}
+RESCALED: dict[str, dict] = {  # whose logits are not those of the head, by so much that it shows
+    "gemma2": WINDOWS["gemma2"],
+    "gemma3_text": WINDOWS["gemma3_text"] | {"final_logit_softcapping": 1.5},
+    "vaultgemma": WINDOWS["gemma2"],
+    "nanochat": {"final_logit_softcapping": 1.5},
+    "cohere": {"logit_scale": 0.25},
+    "cohere2": {"logit_scale": 0.25, "sliding_window": 6, "layer_types": _MIXED, "head_dim": 8},
+    "granite": {
+        "logits_scaling": 3.0,
+        "attention_multiplier": 0.4,
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 0.5,
+    },
+    "granitemoe": {"logits_scaling": 3.0, "num_local_experts": 4},
+    "granitemoeshared": {"logits_scaling": 3.0, "num_local_experts": 4, "shared_intermediate_size": 16},
+    "hyperclovax": {"logits_scaling": 3.0},
 }
 
 
 def windowed(kind: str, **changed) -> PreTrainedModel:
     """A model of WINDOWS."""
+    return _of_kind(kind, WINDOWS[kind] | changed)
+
+
+def rescaled(kind: str, **changed) -> PreTrainedModel:
+    """A model of RESCALED."""
+    return _of_kind(kind, RESCALED[kind] | changed)
+
+
+def _of_kind(kind: str, options: dict) -> PreTrainedModel:
     torch.manual_seed(0)
     sizes = {**_TEXT, "initializer_range": 0.2, "tie_word_embeddings": True}
-    config: PreTrainedConfig = AutoConfig.for_model(kind, **{**sizes, **WINDOWS[kind], **changed})
-    return AutoModelForCausalLM.from_config(config)
+    config: PreTrainedConfig = AutoConfig.for_model(kind, **{**sizes, **options})
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    if hasattr(config, "num_local_experts"):
+        model.set_experts_implementation("eager")  # the only one that takes fp64
+    return model
 
 
 _PATCHES = {
@@ -315,7 +352,7 @@ def coconut_logits(
         if latent.any():
             filled = torch.where(latent[:, None], thought(run(embeds)[:, column - 1]), embeds[:, column])
             embeds = torch.cat([embeds[:, :column], filled[:, None], embeds[:, column + 1 :]], dim=1)
-    return model.lm_head(run(embeds))
+    return model(inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False).logits
 
 
 def coconut_loss(model, input_ids, attention_mask, labels, pixel_values=None, **how) -> Tensor:

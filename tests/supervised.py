@@ -12,9 +12,8 @@ from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens, LatentTokens
 from multicoco.data.collate import Collator, Row
 from multicoco.latent.reasoner import LatentOutput, LatentReasoner
-from multicoco.latent.schedule import OnePass
-from multicoco.latent.thoughts import Projected
 from multicoco.methods import Method, method_class
+from multicoco.methods.thinking import thinking_model
 
 TOKENS = LatentTokens(58, LATENT, 59)
 IDS = "abcd"
@@ -49,25 +48,13 @@ def make_rows(method: Method, model_name: str, stage: int, filler: int | None = 
         supervision, counted = method.supervision(tokens, stage, 0, IDS[i]), i != filler
         picture = torch.randn(1, 3, 56, 56, generator=rng, dtype=torch.float64)
         inputs = {"pixel_values": picture} if model_name == "internvl" else {}
-        taught = supervision and supervision.teacher
-        teacher = Row(*taught, i, counted, inputs) if taught else None
         row = method.train_row(tokens, stage, 0, IDS[i])
-        rows.append(Row(*row, i, counted, inputs, supervision=supervision, teacher=teacher))
+        rows.append(Row(*row, i, counted, inputs, supervision=supervision))
     return rows
 
 
 def make_reasoner(method: Method, model: PreTrainedModel) -> LatentReasoner:
-    thoughts, projection = method.thought_source(), method.projection(model)
-    if isinstance(method.pass_schedule, OnePass):
-        return LatentReasoner(model, None, objective=method.objective(model))
-    return LatentReasoner(
-        model,
-        LATENT,
-        thoughts=thoughts if projection is None else Projected(thoughts, projection),
-        gradient_passes=method.gradient_passes,
-        pass_schedule=method.pass_schedule,
-        objective=method.objective(model),
-    )
+    return thinking_model(method, model, LATENT)
 
 
 def training_loss(method: Method, reasoner: LatentReasoner, rows: Sequence[Row], stage: int) -> Tensor:

@@ -159,8 +159,7 @@ def test_features_cache_gives_the_same_losses(tmp_path):
     result = run(
         "features_cache", tmp_path, "--tiles", "2", "--images", "3", geometry=TINY | {"vocabulary": 500} | sizes
     )
-    assert "the losses are the same" in result["printed"]
-    assert [row["epoch"] for row in result["rows"]] == ["training", "asking", "training, LoRA"]
+    assert result["printed"].count("the losses are the same") == len(result["rows"]) == 4
     assert all(row["first_epoch_s"] > row["kept_s"] > 0 and row["mib_an_image"] > 0 for row in result["rows"])
 
 
@@ -183,7 +182,7 @@ def test_a_start_is_measured_on_all_ranks(tmp_path, run_server):
     config = starting.generate(tmp_path / "data", 60)
     assert len([*(tmp_path / "data" / "images").iterdir()]) == 2
     patch = f"import os, sys; sys.path += {sys.path}; os.environ['STARTED'] = '0'; import starting; starting.watch(4)"
-    patch += "; from multicoco.engine import records; records.KEPT_FROM = 60"
+    patch += "; from multicoco.engine import keeping; keeping.KEPT_FROM = 60"
     ended = run_server.run(config, ranks=2, patch=patch)
     assert ended.codes == [0, 0], ended.said
     text = ended.said[0]

@@ -113,14 +113,16 @@ class LayerCache:
 
     Attributes:
         mask: which columns are keys. Shared by all layers of a window.
+        cap: scores are cap * tanh(score / cap) before the mask (Gemma 2's softcapping); None: as they are.
         keys, values: (B, H_kv, L, D), in the model's dtype.
         grad_keys, grad_values: (B, H_kv, L, D), at least fp32; None before the first backward.
     """
 
-    def __init__(self, like: Tensor, mask: KeyMask, pool: BufferPool):
+    def __init__(self, like: Tensor, mask: KeyMask, pool: BufferPool, cap: float | None = None):
         """Args: like: (B, H_kv, *, D), any segment's keys: gives heads, head size, dtype and device."""
         batch, heads, _, head_dim = like.shape
         self.mask = mask
+        self.cap = cap
         self._pool = pool
         self._taken: list[Tensor] = []
         self._give_back = weakref.finalize(self, pool.give, self._taken)

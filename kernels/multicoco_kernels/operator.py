@@ -63,9 +63,9 @@ def cached_attention(
 ) -> tuple[Tensor, Tensor]:
     """Writes a segment's keys and values into the cache and attends from it to everything up to its end.
 
-    Causal, with padded keys and those before a query's window (`cache.mask`) left out; softmax in at least fp32. A
-    query that sees no key gets 0; what a query that is padding itself gets is finite and up to the kernel.
-    Backward may run once, in the reverse order of the segments, which the handles enforce.
+    Causal, with padded keys and those before a query's window (`cache.mask`) left out; scores capped, if the cache has
+    a `cap`; softmax in at least fp32. A query that sees no key gets 0; what a query that is padding itself gets is
+    finite and up to the kernel. Backward may run once, in the reverse order of the segments, which the handles enforce.
 
     A segment may begin before the end of the one before, and writes the columns from there on again: later segments see
     these alone, and gradients of what stood there before are right all the same.
@@ -114,14 +114,15 @@ def cached_attention(
             f"this one is [{start}, {start + length}), q {tuple(q.shape)}"
         )
     overwritten = cache.overwrite(number + 1, start, filled, keeps=torch.is_grad_enabled())
-    chosen = implementation(kernel, q.device, is_windowed=cache.mask.window is not None)
+    is_windowed, is_capped = cache.mask.window is not None, cache.cap is not None
+    chosen = implementation(kernel, q.device, is_windowed, is_capped)
     out, handle = _CachedAttention.apply(q, k, v, handle, cache, start, scale, chosen, overwritten)
     return out, _mark(handle, Note(cache, start + length, number + 1))
 
 
-def implementation(kernel: str, device: torch.device, is_windowed: bool = False) -> ModuleType:
+def implementation(kernel: str, device: torch.device, is_windowed: bool = False, is_capped: bool = False) -> ModuleType:
     """The module that computes a kernel on a device. Windows are left to PyTorch, as other kernels do not know of them:
-    on CPUs to its flash kernel, on GPUs to the reference.
+    on CPUs to its flash kernel, on GPUs to the reference. Of caps, the reference alone knows.
 
     Raises:
         ValueError: there is no such kernel, or this machine cannot run it there.
@@ -133,6 +134,8 @@ def implementation(kernel: str, device: torch.device, is_windowed: bool = False)
         kernel = "cpu" if on_cpu else "triton" if _triton() else "flash"
     if kernel == "cpu" and not on_cpu:
         raise ValueError(f"kernel 'cpu' cannot run on {device}: use 'auto'")
+    if is_capped:
+        return reference
     if is_windowed:
         return flash if on_cpu and kernel != "reference" else reference
     if kernel != "triton":

@@ -8,6 +8,8 @@ Backward, with p = exp(s - lse) computed again:
 
     ds = p * (dout V^T - sum(dout * out));  dq = scale * ds K;  dK += scale * ds^T q;  dV += p^T dout
 
+With a cap, s = cap * tanh(scale * q K^T / cap) before the mask, and ds takes the factor 1 - (s / cap)^2.
+
 Grouped-query heads share K and V without repeating them. In at least fp32, whatever the inputs are.
 """
 
@@ -25,6 +27,8 @@ def _group(x: Tensor, kv_heads: int, dtype: torch.dtype) -> Tensor:
 def _masked_scores(queries: Tensor, cache: LayerCache, start: int, end: int, scale: float) -> Tensor:
     """[B, H_kv, G * S, D] -> [B, H_kv, G * S, end], minus infinity where a key must not be seen."""
     scores = scale * queries @ cache.keys[:, :, :end].to(queries.dtype).mT
+    if cache.cap is not None:
+        scores.div_(cache.cap).tanh_().mul_(cache.cap)
     by_column: Tensor = scores.unflatten(2, (-1, end - start))
     return by_column.masked_fill_(~cache.mask.visible(start, end)[:, None], -torch.inf).flatten(2, 3)
 
@@ -46,9 +50,13 @@ def backward(
     """Adds dK and dV to the cache's gradient buffers; returns dq (B, H, S, D)."""
     end = start + q.shape[2]
     queries, out, grad_out, lse = (_group(x, cache.keys.shape[1], lse.dtype) for x in (q, out, grad_out, lse))
-    probs = (_masked_scores(queries, cache, start, end, scale) - lse[..., None]).exp()
+    scores = _masked_scores(queries, cache, start, end, scale)
+    probs = (scores - lse[..., None]).exp()
     values = cache.values[:, :, :end].to(lse.dtype)
     grad_scores = probs * (grad_out @ values.mT - (grad_out * out).sum(-1, keepdim=True)) * scale
+    if cache.cap is not None:
+        capped = scores.clamp_(min=-cache.cap)  # what is masked has a gradient of 0, times whatever is finite
+        grad_scores *= 1 - (capped / cache.cap) ** 2
     cache.accumulate(grad_scores.mT @ queries, probs.mT @ grad_out)
     grad_queries = grad_scores @ cache.keys[:, :, :end].to(lse.dtype)
     return grad_queries.to(q.dtype).view_as(q)

@@ -23,11 +23,11 @@ def read_examples(asker: Asker, path: Path | None) -> list[Example]:
     config = asker.config
     if path is not None:
         there = {"data_dir": str(path.parent), "image_dir": None}
-        return load_records(config.model_copy(update=there), path.name, _MOST)
+        return list(load_records(config.model_copy(update=there), path.name, _MOST))
     if not asker.is_run:
         return []
     try:
-        return load_records(config, config.val_path, _MOST)
+        return list(load_records(config, config.val_path, _MOST))
     except UserError as error:
         instead = "start it in the folder where the run was started, or name a file of records with --examples"
         print(f"no examples ({error}): {instead}", file=sys.stderr)

@@ -246,7 +246,7 @@ class Asker:
         if config.val_path is None:
             raise UserError("this takes the thoughts of other questions, and the checkpoint's config names no val_path")
         try:
-            return load_records(config, config.val_path, _OTHERS)
+            return list(load_records(config, config.val_path, _OTHERS))
         except UserError as error:
             raise UserError(
                 f"this takes the thoughts of other questions, those of the run's val_path, and {error}: ask from the "

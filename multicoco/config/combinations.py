@@ -48,13 +48,17 @@ def contradictions(config: RunConfig) -> Iterator[str]:
         yield "tracking has wandb but wandb.mode is disabled: set it to online or offline, or leave wandb out"
     if config.bf16 and config.fp16:
         yield "bf16 and fp16 are both true: set one of them to false"
-    if training and config.features == "cache":
-        for part in ("vision_tower", "projector"):
-            if not getattr(config.freeze, part):
-                yield (
-                    f"features is cache but freeze.{part} is false: what it makes of an image changes with every step "
-                    f"that it is trained; set freeze.{part} to true, or features to null"
-                )
+    if training and config.features == "cache" and not config.freeze.vision_tower:
+        yield (
+            "features is cache but freeze.vision_tower is false: what it makes of an image changes with every step "
+            "that it is trained; set freeze.vision_tower to true, or features to null"
+        )
+    if training and config.streaming:
+        told = "streaming is true, by which no record is read before it is wanted, but"
+        if config.features == "cache":
+            yield f"{told} features is cache, which computes all images' ahead: set one of them to false or null"
+        if config.group_by_length:
+            yield f"{told} group_by_length is true, which measures all examples: set one of them to false"
     if training and config.lora.rank is not None and config.freeze.language_model:
         yield (
             f"lora.rank is {config.lora.rank} but freeze.language_model is true: set it to false, LoRA keeps the "
@@ -85,6 +89,9 @@ def pointless(config: RunConfig) -> Iterator[str]:
             yield "eval_config.interventions are set but val_path is null: leave them out, or name the records"
         if config.eval_config.thoughts:
             yield "eval_config.thoughts is true but val_path is null: set it to false, or name the records to evaluate"
+    for key in ("stream_lanes", "shuffle_buffer"):
+        if not config.streaming and getattr(config, key) != type(config).model_fields[key].default:
+            yield f"{key} is set but streaming is false: set it to true, or leave {key} out"
     if config.features_dir is not None and config.features is None:
         yield "features_dir is set but features is null: set features to cache, or leave features_dir out"
     if training and config.lora.rank is None and config.lora != type(config.lora)():

@@ -10,8 +10,8 @@ from multicoco.config.section import OptionalPath, Section
 class Efficiency(Section):
     features: Literal["cache"] | None = Field(
         None,
-        description="cache: what a frozen vision tower and projector make of an image is computed once and kept in "
-        "files; null: whenever the image is seen",
+        description="cache: what a frozen vision tower, and a frozen projector behind it, make of an image is computed "
+        "once and kept in files; null: whenever the image is seen",
     )
     features_dir: OptionalPath = Field(
         None, description="folder of the kept features, which all hosts see; null: output_dir/features"

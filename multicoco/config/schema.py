@@ -30,6 +30,7 @@ from multicoco.config.section import (
     Section,
     expand,
 )
+from multicoco.config.streaming import Streaming
 from multicoco.config.tracking import Tracking, Wandb, agreed
 from multicoco.errors import UserError
 from multicoco.registry import Kind, check_name, load_all
@@ -205,7 +206,9 @@ class _First(Section):
         20, description="so many steps in a row that were skipped, their gradient not being finite, end training"
     )
     reset_optimizer: bool = Field(
-        True, description="start AdamW and the schedule again at each stage; false: one schedule over the whole run"
+        True,
+        description="start AdamW and the schedule again at each stage (icot: AdamW alone); false: one schedule over "
+        "the whole run",
     )
 
     save_every_steps: PositiveInt | None = Field(
@@ -275,7 +278,7 @@ else:
     )
 
 
-class RunConfig(Efficiency, _Last, _WithMethods):
+class RunConfig(Streaming, Efficiency, _Last, _WithMethods):
     """Everything a run is made of. Frozen; see docs/config.md for all keys."""
 
     @property

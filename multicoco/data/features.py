@@ -7,7 +7,7 @@ that several runs may write at once; what two of them have computed stands twice
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -16,17 +16,23 @@ from uuid import uuid4
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from multicoco.data.example import ImageSource
+from multicoco.data.verified import content_of, digest_of
 from multicoco.errors import UserError
 
 FEATURES = "image_features"  # of a model's inputs: what takes the place of pixels
+SEEN = "image_seen"  # likewise, where the projector is still to be called
 _TOKENS = "tokens"
-_KEY = np.dtype("S40")  # hexadecimal digits
+KEY = np.dtype("S40")  # hexadecimal digits
 _OPEN_FILES = 128  # mapped at a time, by a process
+
+
+Keys = NDArray[np.bytes_]
 
 
 class KeptImages(NamedTuple):
@@ -36,24 +42,9 @@ class KeptImages(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def content_of(source: ImageSource) -> bytes:
-    """An image file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    if isinstance(source, bytes):
-        return source
-    try:
-        return source.read_bytes() if isinstance(source, Path) else source.read()
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read as an image: {error}") from error
-
-
-def images_key(contents: Sequence[bytes]) -> str:
-    """What tells an example's image files from all others."""
-    each = b"".join(sha256(content).digest() for content in contents)
-    return sha256(each).hexdigest()[: _KEY.itemsize]
+def images_key(digests: Sequence[bytes]) -> str:
+    """What tells an example's image files from all others, by the digest of each (`data.verified`)."""
+    return sha256(b"".join(digests)).hexdigest()[: KEY.itemsize]
 
 
 class FeatureStore:
@@ -61,13 +52,20 @@ class FeatureStore:
 
     Args:
         names: of the tensors that are kept.
+        digest: of an image file; that of `VerifiedImages` does not read what it knows.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str]):
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        digest: Callable[[ImageSource], bytes] = lambda source: digest_of(content_of(source)),
+    ):
         self.folder = folder
         self.names = [*names, _TOKENS]
+        self.digest = digest
         self.files: list[Path] = []
-        self.keys = np.empty(0, _KEY)  # sorted
+        self.keys = np.empty(0, KEY)  # sorted
         self.file_of_key = np.empty(0, np.int32)
 
     def look(self) -> None:
@@ -79,17 +77,15 @@ class FeatureStore:
                     found = [name.split(".")[0] for name in file.keys() if name.endswith(f".{_TOKENS}")]  # noqa: SIM118
             except (OSError, SafetensorError):
                 continue
-            keys.append(np.array(found, _KEY))
+            keys.append(np.array(found, KEY))
             places.append(np.full(len(found), len(self.files), np.int32))
             self.files.append(path)
         self.keys, first = np.unique(np.concatenate(keys), return_index=True)
         self.file_of_key = np.concatenate(places)[first]
 
-    def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of which nothing is kept, in their order, each once."""
-        wanted = list(dict.fromkeys(keys))
-        there = np.isin(np.array(wanted, _KEY), self.keys)
-        return [key for key, is_there in zip(wanted, there, strict=True) if not is_there]
+    def missing(self, keys: Keys) -> Keys:
+        """Those of which nothing is kept."""
+        return keys[~np.isin(keys, self.keys)]
 
     def read(self, key: str) -> dict[str, Tensor] | None:
         """What is kept of an example's images; None if nothing is.
@@ -117,7 +113,7 @@ class FeatureStore:
         """
         if not sources:
             return KeptImages([], {})
-        if (kept := self.read(images_key([content_of(source) for source in sources]))) is None:
+        if (kept := self.read(images_key([self.digest(source) for source in sources]))) is None:
             names = ", ".join("an image" if isinstance(source, bytes) else str(source) for source in sources)
             raise UserError(f"{names}: changed since the run began, no features are kept of it: start again")
         return KeptImages(kept.pop(_TOKENS).tolist(), kept)

@@ -7,10 +7,12 @@ their number, however many workers it has.
 
 import json
 import os
+from abc import abstractmethod
 from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,9 +21,11 @@ from numpy.typing import NDArray
 
 from multicoco.data.example import Example, ImageSource
 from multicoco.data.sources.location import Location
+from multicoco.data.sources.mixture import copies_of, copy_id, own_id
 from multicoco.data.sources.tables import StoredInTable
 from multicoco.errors import UserError
 
+_PICK = np.dtype([("part", "i4"), ("place", "i8"), ("copy", "i4"), ("number", "i4")])
 _TUPLES = ("choices", "steps", "direct_answers", "image_places")
 
 
@@ -84,7 +88,32 @@ def keep(path: Path, records: Iterable[tuple[str, Example | UserError]]) -> Kept
     return KeptRecords(path)
 
 
-class KeptExamples(Sequence[Example]):
+class Kept(Sequence[Example]):
+    """Examples that are read from disk where they are asked for."""
+
+    @property
+    @abstractmethod
+    def about(self) -> str:
+        """What tells them from others."""
+
+    @abstractmethod
+    def picked(self, places: NDArray[np.int64]) -> "Kept":
+        """Some of them."""
+
+    @abstractmethod
+    def at(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        return [self.at(place) for place in range(len(self))[index]] if isinstance(index, slice) else self.at(index)
+
+
+class KeptExamples(Kept):
     """Some of the records of a file, which are examples.
 
     Args:
@@ -98,25 +127,63 @@ class KeptExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
+    @property
+    def about(self) -> str:
+        return f"{self.records.path.stem} {sha256(self.chosen.tobytes()).hexdigest()}"
 
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
+    def picked(self, places: NDArray[np.int64]) -> "KeptExamples":
+        return KeptExamples(self.records, self.chosen[places])
 
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(len(self))[index]]
+    def at(self, index: int) -> Example:
         _, example = self.records[int(self.chosen[index])]
         if isinstance(example, UserError):
             raise example
         return example
 
 
+class KeptMixture(Kept):
+    """Examples of several files, each as often as it is picked (`sources.mixture`).
+
+    Args:
+        picks: (n,) of _PICK: which example of which part, which of its copies, and what tells its id from the same one
+            of another part.
+    """
+
+    def __init__(self, parts: Sequence[KeptExamples], picks: NDArray[np.void]):
+        self.parts = parts
+        self.picks = picks
+
+    @classmethod
+    def of(cls, parts: Sequence[KeptExamples], weights: Sequence[float]) -> "KeptMixture":
+        """Parts by their weights, one after the other; ids of different parts may be the same."""
+        copies = [copies_of(len(part), weight) for part, weight in zip(parts, weights, strict=True)]
+        picks = np.ones(sum(len(places) for places, _ in copies), _PICK)
+        picks["part"] = np.repeat(np.arange(len(parts)), [len(places) for places, _ in copies])
+        picks["place"] = np.concatenate([places for places, _ in copies])
+        picks["copy"] = np.concatenate([numbers for _, numbers in copies])
+        return cls(parts, picks)
+
+    def __len__(self) -> int:
+        return len(self.picks)
+
+    @property
+    def about(self) -> str:
+        return " ".join([*(part.about for part in self.parts), sha256(self.picks.tobytes()).hexdigest()])
+
+    def picked(self, places: NDArray[np.int64]) -> "KeptMixture":
+        return KeptMixture(self.parts, self.picks[places])
+
+    def at(self, index: int) -> Example:
+        part, place, copy, number = self.picks[index].tolist()
+        example: Example = self.parts[part].at(place)
+        name = own_id(copy_id(example.id, copy), number)
+        return example if name == example.id else replace(example, id=name)
+
+
 def picked(examples: Sequence[Example], places: NDArray[np.int64]) -> Sequence[Example]:
     """Some of the examples, held or kept as they all are."""
-    if isinstance(examples, KeptExamples):
-        return KeptExamples(examples.records, examples.chosen[places])
+    if isinstance(examples, Kept):
+        return examples.picked(places)
     return [examples[place] for place in places]
 
 

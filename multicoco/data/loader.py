@@ -7,12 +7,15 @@ rows (an example again, without labels) keep all ranks at the same number of equ
 import random
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -21,7 +24,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from multicoco.curriculum import ExampleTokens, Supervision
 from multicoco.data.collate import Collator, Row
 from multicoco.data.example import Example, ImageSource, image_size, load_image
-from multicoco.data.order import Sizes, grouped, shuffled
+from multicoco.data.order import shuffled
 from multicoco.data.prompt import Asked, PromptBuilder
 from multicoco.errors import UserError
 
@@ -32,11 +35,12 @@ T = TypeVar("T")
 Pick = tuple[int, bool]  # (index of an example, whether it counts)
 Arrange = Callable[[Example, ExampleTokens], tuple[list[int], list[int]]]  # -> input_ids and labels, both (T,)
 Supervise = Callable[[Example, ExampleTokens], Supervision | None]
+Instead = Callable[[int, UserError], Iterable[int]]  # (who cannot be read, why) -> who may stand there, uncounted
 ArrangeDonor = Callable[[ExampleTokens, list[int]], list[int]]  # (the donor's, input_ids of who borrows) -> input_ids
 
 
 class RankBatches(Sequence[list[Pick]]):
-    """Batch sampler: one rank's micro-batches of an epoch, of which only the order is held.
+    """Batch sampler: one rank's micro-batches of an epoch, of which only the order is held, if that.
 
     A global batch of one optimizer step is batch_size * ranks * accumulation examples; micro-batch m of rank r is
     its piece m * ranks + r, so a single process with the same global batch sees the same examples in a step.
@@ -46,7 +50,7 @@ class RankBatches(Sequence[list[Pick]]):
         seed: of the epoch's permutation; None keeps the order (evaluation).
         done: global batches to leave out, because an interrupted epoch has had them.
         until: the global batches from this one on are left out too.
-        sizes: of the examples, to be grouped by.
+        order: of the examples, in the place of the seed's.
     """
 
     def __init__(
@@ -59,13 +63,13 @@ class RankBatches(Sequence[list[Pick]]):
         seed: str | None = None,
         done: int = 0,
         until: int | None = None,
-        sizes: Sizes | None = None,
+        order: Sequence[int] | NDArray[np.int64] | None = None,
     ):
         self.batch_size = batch_size
         self.global_batch = batch_size * world_size * accumulation
-        self.order = np.arange(n)
-        if seed is not None:
-            self.order = shuffled(n, seed) if sizes is None else grouped(sizes, seed, self.global_batch)
+        if order is None:
+            order = np.arange(n) if seed is None else shuffled(n, seed)
+        self.order = order
         self.pieces = range(rank, world_size * accumulation, world_size)
         self.steps = range(-(-n // self.global_batch))[done:until]
 
@@ -151,6 +155,7 @@ class ReasoningDataset(Dataset[Row]):
         draws: what tells the draws of this epoch of this run from others.
         arrange_donor: lays out another example, for an example that borrows its thoughts; None where none does.
         supervise: what the loss asks of an example besides.
+        instead: of an example that cannot be read, those of which one may stand in its place; it may raise.
     """
 
     def __init__(
@@ -162,6 +167,7 @@ class ReasoningDataset(Dataset[Row]):
         draws: str = "",
         arrange_donor: ArrangeDonor | None = None,
         supervise: Supervise = lambda example, tokens: None,
+        instead: Instead = lambda index, error: (),
     ):
         self.examples = examples
         self.encoder = encoder
@@ -170,21 +176,28 @@ class ReasoningDataset(Dataset[Row]):
         self.draws = draws
         self.arrange_donor = arrange_donor
         self.supervise = supervise
+        self.instead = instead
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, pick: Pick) -> Row:
         index, counted = pick
+        try:
+            return self._row(index, counted)
+        except UserError as error:
+            for other in self.instead(index, error):
+                with suppress(UserError):
+                    return self._row(other, counted=False)
+            raise
+
+    def _row(self, index: int, counted: bool) -> Row:
         example = self.examples[index]
         tokens, inputs = self.encoder(example, self.asked)
         input_ids, labels = self.arrange(example, tokens)
         seed = int.from_bytes(sha256(f"{self.draws}/{example.id}".encode()).digest()[:8]) >> 1  # of 63 bits
         donor = self._donor(index, seed, input_ids) if self.arrange_donor else None
-        supervision, teacher = self.supervise(example, tokens), None
-        if supervision is not None and supervision.teacher is not None:
-            teacher = Row(*supervision.teacher, index, counted, inputs, seed)
-        return Row(input_ids, labels, index, counted, inputs, seed, donor, supervision, teacher)
+        return Row(input_ids, labels, index, counted, inputs, seed, donor, self.supervise(example, tokens))
 
     def _donor(self, index: int, seed: int, input_ids: list[int]) -> Row:
         """Of any other example, each as likely as the next."""
@@ -203,25 +216,52 @@ class _Loader(StatefulDataLoader[Any]):
         # workers inherit what is blocked, so that there is no moment at which they can be hit
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
         try:
-            rows: Iterator[dict[str, Any]] = super().__iter__()
-            return rows
+            return map(_or_raise, super().__iter__())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class _Told(Dataset[Any]):
+    """A data set whose errors are items, as a worker would raise them as others."""
+
+    def __init__(self, dataset: Dataset[Any]):
+        self.dataset = dataset
+
+    def __getitem__(self, pick: Any) -> Any:
+        try:
+            return self.dataset[pick]
+        except UserError as error:
+            return error
+
+
+def _collate(rows: Sequence[Row | UserError], collator: Callable[[Sequence[Row]], T]) -> T | UserError:
+    errors = [row for row in rows if isinstance(row, UserError)]
+    return errors[0] if errors else collator([row for row in rows if not isinstance(row, UserError)])
+
+
+def _or_raise(item: T | UserError) -> T:
+    if isinstance(item, UserError):
+        raise item
+    return item
+
+
 def in_order(dataset: Dataset[T], num_workers: int) -> Iterator[T]:
     """All of a data set, one by one, read by so many processes."""
-    return iter(_Loader(dataset, batch_size=None, num_workers=num_workers))
+    return iter(_Loader(dataset, batch_size=None, collate_fn=lambda item: item, num_workers=num_workers))
 
 
 def make_loader(
     dataset: ReasoningDataset, batches: RankBatches, collator: Collator, num_workers: int
 ) -> StatefulDataLoader[dict[str, Any]]:
-    """One rank's loader for one epoch."""
+    """One rank's loader for one epoch.
+
+    Raises:
+        UserError: while it is iterated, an example cannot be read.
+    """
     return _Loader(
-        dataset,
+        _Told(dataset),
         batch_sampler=batches,
-        collate_fn=collator,
+        collate_fn=partial(_collate, collator=collator),
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
     )

@@ -1,6 +1,10 @@
 """In which order an epoch sees its examples: a function of the seed, the examples and the global batch alone, so that
 it is the same on any number of ranks."""
 
+from collections.abc import Collection, Sequence
+from hashlib import sha256
+from typing import overload
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -48,6 +52,67 @@ def _sorted(pool: Order, sizes: Sizes) -> Order:
     return np.concatenate([s[np.argsort(sizes[s, 1], kind="stable")][ways[i % 2]] for i, s in enumerate(strips)])
 
 
+class LaneOrder(Sequence[int]):
+    """Of records that lie in pieces, each of which is read as a whole; computed where it is asked for.
+
+    The pieces in random order are a row of records that is cut into lanes of equal length. Every global batch takes as
+    many rows of each lane, in their order, but that a lane's records are shuffled in blocks. So each rank reads the
+    lanes that its rows are of, from their beginnings to their ends.
+
+    Args:
+        pieces: records in each.
+        lanes: at most; of the numbers that divide a global batch the largest one is taken.
+        buffer: records in the blocks of all lanes together.
+
+    Attributes:
+        rows: of a global batch that are of one lane.
+    """
+
+    def __init__(self, pieces: NDArray[np.int64], seed: str, global_batch: int, lanes: int, buffer: int):
+        self.seed, self.global_batch, self.n = seed, global_batch, int(pieces.sum())
+        n_lanes = next(n for n in range(min(lanes, global_batch), 0, -1) if global_batch % n == 0)
+        self.rows, self.block = global_batch // n_lanes, max(1, buffer // n_lanes)
+        order = _permutation(len(pieces), _generator(seed))
+        self.firsts = (np.cumsum(pieces) - pieces)[order]  # of each piece's records, in the order of the pieces
+        self.ends = np.cumsum(pieces[order])
+        whole, left = divmod(self.n, global_batch)
+        self.lengths = whole * self.rows + np.clip(left - np.arange(n_lanes) * self.rows, 0, self.rows)
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        self._shuffled: dict[int, tuple[int, Order]] = {}  # the block that each lane is in
+
+    def __len__(self) -> int:
+        return self.n
+
+    @overload
+    def __getitem__(self, slot: int) -> int: ...
+
+    @overload
+    def __getitem__(self, slot: slice) -> list[int]: ...
+
+    def __getitem__(self, slot: int | slice) -> int | list[int]:
+        """The record in a slot, of which an epoch's global batches have one each row."""
+        if isinstance(slot, slice):
+            return [self[i] for i in range(self.n)[slot]]
+        step, row = divmod(range(self.n)[slot], self.global_batch)
+        lane, row = divmod(row, self.rows)
+        block, within = divmod(step * self.rows + row, self.block)
+        position = int(self.starts[lane]) + block * self.block + int(self._block(lane, block)[within])
+        piece = int(np.searchsorted(self.ends, position, side="right"))
+        start = int(self.ends[piece - 1]) if piece else 0
+        return int(self.firsts[piece]) + position - start
+
+    def pieces_at_once(self, rows: Collection[int]) -> int:
+        """That are read at a time by whoever has these rows of each global batch."""
+        usual = max(1, self.n // len(self.ends))
+        return len({row // self.rows for row in rows}) * (2 + self.block // usual)
+
+    def _block(self, lane: int, block: int) -> Order:
+        if self._shuffled.get(lane, (-1, None))[0] != block:
+            size = min(self.block, int(self.lengths[lane]) - block * self.block)
+            self._shuffled[lane] = block, _permutation(size, _generator(f"{self.seed}/{lane}/{block}"))
+        return self._shuffled[lane][1]
+
+
 def padding_share(sizes: Sizes, order: Order, batch_size: int) -> float:
     """Of all columns of an epoch's batches, those that hold nothing."""
     filled = np.concatenate([order, order[: -len(order) % batch_size]])
@@ -61,4 +126,7 @@ def _permutation(n: int, generator: torch.Generator) -> Order:
 
 
 def _generator(seed: str) -> torch.Generator:
-    return torch.Generator().manual_seed(int.from_bytes(seed.encode(), "little") % 2**63)
+    """Of all of a text: one of eight bytes at most is taken as it is."""
+    given = seed.encode()
+    number = int.from_bytes(given if len(given) <= 8 else sha256(given).digest()[:8], "little")
+    return torch.Generator().manual_seed(number % 2**63)

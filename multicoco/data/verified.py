@@ -1,24 +1,46 @@
-"""Images that have been decoded once: which files they were, so that nobody need decode them again to trust them."""
+"""Images that have been decoded once: which files they were, so that nobody need read them again to know them."""
 
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from multicoco.data.example import ImageSource, load_image
+from multicoco.errors import UserError
 
-# name: of the image; content: of the file; 64 bits of a hash each. One of 10^6 files takes another's place with a
-# probability of 10^-8, and then still has to have its size and time.
-_ENTRY = np.dtype([("name", "u8"), ("size", "i8"), ("mtime", "i8"), ("content", "u8")])
+_DIGEST = 20  # bytes, as many as no two contents ever share
+# name: of the image, 64 bits of a hash. One of 10^6 files takes another's place with a probability of 10^-8, and then
+# still has to have its size and time. content: `digest_of` the file, 0 where nobody has asked for it
+_ENTRY = np.dtype([("name", "u8"), ("size", "i8"), ("mtime", "i8"), ("content", f"V{_DIGEST}")])
+_NO_DIGEST = bytes(_DIGEST)
 Entries = NDArray[np.void]
 
 
+def content_of(source: ImageSource) -> bytes:
+    """An image file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if isinstance(source, bytes):
+        return source
+    try:
+        return source.read_bytes() if isinstance(source, Path) else source.read()
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read as an image: {error}") from error
+
+
+def digest_of(content: bytes) -> bytes:
+    """What tells a file from all others."""
+    return sha256(content).digest()[:_DIGEST]
+
+
 class VerifiedImages:
-    """Of each image that was decoded: name, size, time of change and hash.
+    """Of each image that was decoded: name, size, time of change and digest.
 
     Args:
         path: of a file that may not exist yet; what is no such file is taken for none.
@@ -34,7 +56,7 @@ class VerifiedImages:
         except (OSError, ValueError, EOFError):
             self._entries = np.empty(0, _ENTRY)
         self._names = np.ascontiguousarray(self._entries["name"])
-        self._new: list[tuple[int, int, int, int]] = []
+        self._new: dict[int, tuple[int, int, bytes]] = {}
 
     def verify(self, image: ImageSource) -> None:
         """Nothing, if the image is the one that was decoded before; else decodes it.
@@ -45,40 +67,80 @@ class VerifiedImages:
         if isinstance(image, bytes):
             load_image(image)
             return
-        name = _hash(str(image) if isinstance(image, Path) else f"{self.stored_in} {image}")
-        size, mtime = _stat(image)
-        place = int(np.searchsorted(self._names, np.uint64(name)))
-        known = self._entries[place] if place < len(self._names) and self._names[place] == name else None
-        if known is not None and (known["size"], known["mtime"]) == (size, mtime):
+        name, (size, mtime) = self._name(image), _stat(image)
+        known = self._known(name)
+        if known is not None and known[:2] == (size, mtime):
             return
-        content = _hash(image.read_bytes()) if isinstance(image, Path) and size >= 0 else 0
-        if known is None or known["content"] != content or known["size"] != size:
+        digest = digest_of(image.read_bytes()) if isinstance(image, Path) and size >= 0 else _NO_DIGEST
+        if known is None or known[0] != size or known[2] != digest:
             load_image(image)
-        self._new.append((name, size, mtime, content))
+        self._new[name] = size, mtime, digest
+
+    def digest(self, image: ImageSource) -> bytes:
+        """`digest_of` an image; its file is read if its size or time of change is another than when it was read last.
+        Whoever saves what is `taken` afterwards has decoded it.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        if not isinstance(image, Path):
+            return digest_of(content_of(image))
+        name, (size, mtime) = self._name(image), _stat(image)  # looked at before it is read: it may change meanwhile
+        known = self._known(name)
+        if known is not None and known[:2] == (size, mtime) and known[2] != _NO_DIGEST:
+            return known[2]
+        digest = digest_of(content_of(image))
+        self._new[name] = size, mtime, digest
+        return digest
 
     def taken(self) -> Entries:
-        """What has been verified anew since the last call."""
-        new, self._new = self._new, []
-        return np.array(new, _ENTRY)
+        """What has been read anew since the last call."""
+        new, self._new = self._new, {}
+        return np.array([(name, *of_image) for name, of_image in new.items()], _ENTRY)
+
+    def learn(self, new: Sequence[Entries]) -> None:
+        """Adds what has been taken, here or elsewhere, without writing it."""
+        if sum(map(len, new)):
+            self._entries = _together([*new, self._entries])
+            self._names = np.ascontiguousarray(self._entries["name"])
 
     def save(self, new: Sequence[Entries]) -> None:
-        """Adds what has been verified, here or elsewhere, to the file, which another run may have written meanwhile.
+        """Adds what has been taken, here or elsewhere, to the file, which another run may have written meanwhile.
         That it cannot be written costs no more than time, at the next start."""
         if not sum(map(len, new)):
             return
-        # of the same name the first one stays
-        together = np.concatenate([*new, VerifiedImages(self.path)._entries])
-        _, first = np.unique(together["name"], return_index=True)
+        together = _together([*new, VerifiedImages(self.path)._entries])
         unfinished = self.path.with_suffix(f".{os.getpid()}.unfinished")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with unfinished.open("wb") as file:
-                np.save(file, together[first])
+                np.save(file, together)
             unfinished.replace(self.path)
         except OSError as error:
             with suppress(OSError):
                 unfinished.unlink(missing_ok=True)
-            print(f"{self.path} cannot be written ({error}): images will be verified again", flush=True)
+            print(f"{self.path} cannot be written ({error}): images will be read again", flush=True)
+
+    def _name(self, image: ImageSource) -> int:
+        name = os.path.abspath(image) if isinstance(image, Path) else f"{self.stored_in} {image!s}"
+        return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
+
+    def _known(self, name: int) -> tuple[int, int, bytes] | None:
+        """Size, time of change and digest."""
+        if name in self._new:
+            return self._new[name]
+        place = int(np.searchsorted(self._names, np.uint64(name)))
+        if place == len(self._names) or self._names[place] != name:
+            return None
+        _, size, mtime, digest = self._entries[place].tolist()
+        return size, mtime, bytes(digest)
+
+
+def _together(parts: Sequence[Entries]) -> Entries:
+    """By name; of the same name the first one."""
+    together = np.concatenate(parts)
+    _, first = np.unique(together["name"], return_index=True)
+    return together[first]
 
 
 def _stat(image: ImageSource) -> tuple[int, int]:
@@ -89,7 +151,3 @@ def _stat(image: ImageSource) -> tuple[int, int]:
     except OSError:
         return -1, 0  # loading it will say why
     return found.st_size, found.st_mtime_ns
-
-
-def _hash(content: str | bytes) -> int:
-    return int.from_bytes(blake2b(content.encode() if isinstance(content, str) else content, digest_size=8).digest())

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from multicoco.config import load_config
+from multicoco.data.example import Example
 from multicoco.engine.assembly import SHORT_AND_LONG, assemble, prompt_date, short_and_long, weights_of
-from multicoco.engine.records import load_records
+from multicoco.engine.records import at_hand, load_records, load_training_records
 from multicoco.errors import UserError
 from multicoco.evaluation.run import as_trained
 from multicoco.latent.exactness import measure_exactness
@@ -26,7 +27,11 @@ def check_exactness(config_path: Path, overrides: Sequence[str]) -> Iterator[str
     weights = weights_of(config)
     config = as_trained(config, weights)[0] if config.mode == "eval_only" else config
     config = config.model_copy(update={"self_check": False})  # of which this is the thorough form
-    examples = load_records(config, config.train_path or config.val_path, SHORT_AND_LONG)
+    examples: Sequence[Example]
+    if config.streaming and config.train_path:
+        examples = at_hand(config, load_training_records(config))
+    else:
+        examples = load_records(config, config.train_path or config.val_path, SHORT_AND_LONG)
     assembly = assemble(config, weights, prompt_date(config, weights.state), examples, torch.device("cpu"))
     model, family = assembly.backbone.model, assembly.backbone.family
     name = next(name for name, kind in load_all("families").items() if kind is type(family))

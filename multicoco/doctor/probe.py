@@ -65,7 +65,7 @@ def read_inputs(config: RunConfig) -> dict[str, Any]:
     unreadable = {}
     for key, location in files.items():
         try:
-            hashes[key] = data_hash(location)
+            hashes[key] = data_hash(location, streamed=config.streaming and key == "train_path")
         except UserError as error:
             unreadable[key] = str(error)
     folders = {key: getattr(config, key) for key in ("image_dir", "model_id", "load_model_path")}

@@ -9,7 +9,6 @@ from time import strftime
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import layout
@@ -24,10 +23,9 @@ from multicoco.engine.weights import Weights, find_weights
 from multicoco.errors import UserError
 from multicoco.latent.exactness import require_exact
 from multicoco.latent.reasoner import LatentReasoner
-from multicoco.latent.schedule import OnePass
 from multicoco.latent.self_check import self_check
-from multicoco.latent.thoughts import Projected
-from multicoco.methods import Method, thinking_method
+from multicoco.methods import thinking_method
+from multicoco.methods.thinking import thinking_model
 from multicoco.models.authors import load_authors_weights
 from multicoco.models.backbone import Backbone, load_backbone
 from multicoco.models.freezing import freeze
@@ -157,7 +155,8 @@ def _load(
         freeze(backbone.model, **config.freeze.model_dump())
     try:
         if thinking and latent:
-            reasoner = _thinking(config, thinking(config, latent), backbone.model, latent.latent)
+            method, trains = thinking(config, latent), config.mode != "eval_only"
+            reasoner = thinking_model(method, backbone.model, latent.latent, config.kernel, trains)
         else:
             reasoner = LatentReasoner(backbone.model, None, config.kernel)
     except ValueError as error:
@@ -166,23 +165,3 @@ def _load(
         folder = str(authors_file.parent) if authors_file else weights.source
         load_thoughts(reasoner, folder, trains=config.mode != "eval_only")
     return backbone, reasoner
-
-
-def _thinking(config: RunConfig, method: Method, model: PreTrainedModel, latent_token_id: int) -> LatentReasoner:
-    """Raises: ValueError, as `LatentReasoner`."""
-    objective = None if config.mode == "eval_only" else method.objective(model)
-    if isinstance(method.pass_schedule, OnePass):
-        fixed = method.fixed_thoughts(model)
-        return LatentReasoner(model, None, config.kernel, fixed_thoughts=fixed, objective=objective)
-    thoughts = method.thought_source()
-    if (projection := method.projection(model)) is not None:
-        thoughts = Projected(thoughts, projection)
-    return LatentReasoner(
-        model,
-        latent_token_id,
-        config.kernel,
-        thoughts,
-        gradient_passes=method.gradient_passes,
-        pass_schedule=method.pass_schedule,
-        objective=objective,
-    )

@@ -134,7 +134,9 @@ def build_engine(reasoner: LatentReasoner, config: RunConfig, ds_config: dict[st
         owners |= {module: module for module in reasoner.modules() if isinstance(module, TrainableTokensLayer)}
         computed_with = [(module, parameter) for module, owner in owners.items() for parameter in owner.parameters()]
         beside_modules = reasoner.model.base_model.parameters(recurse=False)
-        computed_with += [(reasoner.embedding, parameter) for parameter in beside_modules]
+        computed_with += [
+            (module, parameter) for parameter in beside_modules for module in (reasoner.embedding, reasoner.keeping)
+        ]
         for module, parameter in computed_with:
             deepspeed.zero.register_external_parameter(module, parameter)
     return engine

@@ -3,13 +3,14 @@
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -17,8 +18,11 @@ from tqdm import tqdm
 
 from multicoco.config import RunConfig
 from multicoco.data.example import Example, ImageSource, load_image
-from multicoco.data.features import FEATURES, FeatureStore, content_of, images_key
+from multicoco.data.features import KEY, FeatureStore, Keys, images_key
+from multicoco.data.kept import picked
 from multicoco.data.loader import Encoder, in_order
+from multicoco.data.verified import Entries, VerifiedImages, content_of, digest_of
+from multicoco.engine.keeping import IMAGES, folder_of
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
@@ -36,52 +40,59 @@ class _Read(NamedTuple):
     """Images as their model takes them, or what is wrong with one.
 
     Attributes:
+        noted: of those whose files had to be read.
         written: how they are, as of `models.families.ImageInputs.tokens`.
     """
 
     key: str = ""
+    noted: Entries | None = None
     written: Sequence[Any] = ()
     tensors: dict[str, Tensor] | None = None
     error: UserError | None = None
 
 
 class _Keys(Dataset[_Read]):
-    """Images' keys alone."""
+    """Images' keys alone, of examples that have some."""
 
-    def __init__(self, sources: Sequence[Images]):
-        self.sources = sources
+    def __init__(self, examples: Sequence[Example], verified: VerifiedImages):
+        self.examples = examples
+        self.verified = verified
 
     def __len__(self) -> int:
-        return len(self.sources)
+        return len(self.examples)
 
     def __getitem__(self, place: int) -> _Read:
         try:
-            return self.read(self.sources[place])
+            images = self.examples[place].images
+            return self.read(images) if images else _Read()
         except UserError as error:  # which a worker would raise as another one
             return _Read(error=error)
 
     def read(self, images: Images) -> _Read:
-        return _Read(images_key([content_of(image) for image in images]))
+        key = images_key([self.verified.digest(image) for image in images])
+        return _Read(key, self.verified.taken())
 
 
 class _Pictures(_Keys):
     """Images with what the model takes of them."""
 
-    def __init__(self, sources: Sequence[Images], encoder: Encoder):
-        super().__init__(sources)
+    def __init__(self, examples: Sequence[Example], verified: VerifiedImages, encoder: Encoder):
+        super().__init__(examples, verified)
         self.encoder = encoder
 
     def read(self, images: Images) -> _Read:
         contents = [content_of(image) for image in images]  # read once: what is kept is of what the key is of
         names = ["an image" if isinstance(image, bytes) else str(image) for image in images]
         inputs = self.encoder.read_images(list(map(load_image, contents, names)))
-        return _Read(images_key(contents), inputs.tokens, inputs.tensors)
+        key = images_key(list(map(digest_of, contents)))
+        return _Read(key, written=inputs.tokens, tensors=inputs.tensors)
 
 
 class Features:
-    """What is kept of the images of a run, and given to its encoder.
+    """What is kept of the images of a run, and given to its encoder: features or, where the projector is not frozen,
+    what it makes them from. So all checkpoints of a run that trains the projector find the same.
 
-    Only of a model whose vision tower and projector do not train; all ranks call `keep`, once the weights are loaded.
+    Only of a model whose vision tower does not train; all ranks call `keep`, once the weights are loaded.
 
     Raises:
         UserError: of the model's family none are kept.
@@ -93,8 +104,9 @@ class Features:
         self.reasoner = reasoner
         self.encoder = encoder
         self.root = Path(config.features_dir or Path(config.output_dir) / "features")
+        self.projected = config.freeze.projector
+        self.verified = VerifiedImages(folder_of(config) / IMAGES)
         self.store: FeatureStore | None = None
-        self.known: set[Images] = set()
         self.gave_up = False
         if not backbone.family.keeps_features:
             raise UserError(
@@ -113,29 +125,47 @@ class Features:
         Raises:
             UserError: an image cannot be read, the model's features cannot be kept, or hosts see different folders.
         """
-        shown = dict.fromkeys(example.images for example in examples if example.images)
-        new = [images for images in shown if images not in self.known]
-        if self.gave_up or not new:
+        if self.gave_up:
             return
         with torch.random.fork_rng(devices=[]):  # loaders draw from it, and what follows must be as without
-            problem = self._keep(new, between)
+            keys, noted = self._keys_of(examples)
+            if not (keys != b"").any():
+                return
+            problem = self._keep(examples, keys, between)
         if problem is None:
-            self.known.update(new)
             self.encoder.kept = self._read_images
+            if rank() == 0:
+                self.verified.save(noted)  # now that all have been decoded, here or when their features were made
             return
         self.gave_up, self.encoder.kept = True, None
         if rank() == 0:
             print(f"features: {problem}: images are encoded whenever they are seen", flush=True)
 
-    def _keep(self, sources: Sequence[Images], between: Callable[[], None]) -> str | None:
+    def _keys_of(self, examples: Sequence[Example]) -> tuple[Keys, list[Entries]]:
+        """In their order, empty where there is no image, and what had to be read for them; each rank reads its
+        share."""
+        own = _Keys(picked(examples, np.arange(rank(), len(examples), world_size())), self.verified)
+        read = agree(lambda: _keys_and_noted(in_order(own, self.config.num_workers)))
+        shares, noted = zip(*gather(read), strict=True)
+        keys = np.empty(len(examples), KEY)
+        for first, share in enumerate(shares):
+            keys[first :: len(shares)] = share
+        new = list(chain.from_iterable(noted))
+        self.verified.learn(new)
+        return keys, new
+
+    def _keep(self, examples: Sequence[Example], keys: Keys, between: Callable[[], None]) -> str | None:
         """Returns: why not all could be kept, if so."""
         store = self.store = self.store or self._open()
-        keys = self._keys_of(sources)
-        wanted = agree(lambda: self._missing(store, keys), only_rank_0=True)
-        of_key = dict(zip(keys, sources, strict=True))
-        problem = self._compute(store, [of_key[key] for key in wanted], between) if wanted else None
+        each, places = np.unique(keys, return_index=True)
+        each, places = each[each != b""], places[each != b""]
+        wanted = agree(lambda: self._missing(store, each), only_rank_0=True)
+        problem = None
+        if len(wanted):
+            first = np.sort(places[np.isin(each, wanted)])
+            problem = self._compute(store, picked(examples, first), between)
         if problem is None:
-            agree(lambda: self._find(store, keys))
+            agree(lambda: self._find(store, each))
         return problem
 
     def _open(self) -> FeatureStore:
@@ -152,20 +182,22 @@ class Features:
                 raise UserError(f"{folder} cannot be written ({error}): set another features_dir") from error
 
         agree(make, only_rank_0=True)
-        return FeatureStore(folder, [FEATURES, *family.beside_features])
+        return FeatureStore(folder, family.names_kept(self.projected), self.verified.digest)
 
     def _about(self) -> dict[str, Any]:
         """Everything that an image's features depend on, beside the image."""
         from multicoco.engine.deepspeed import whole_state_dict  # `multicoco ask` does without DeepSpeed
 
         backbone, family = self.backbone, self.backbone.family
-        parts = nn.ModuleDict({name: family.part(backbone.model, name) for name in family.parts})
+        passed = [name for name in family.parts if name != "projector" or self.projected]
+        parts = nn.ModuleDict({name: family.part(backbone.model, name) for name in passed})
         weights = whole_state_dict(parts)
         config = {key: value for key, value in backbone.model.config.to_dict().items() if key not in _OF_TEXT}
         config = {key: value for key, value in config.items() if not key.startswith("_") and "token" not in key}
         config = {key: value for key, value in config.items() if not isinstance(value, dict) or key == "vision_config"}
         about = {
             "family": type(family).__qualname__,
+            "kept": family.names_kept(self.projected),
             "config": config,
             "processing": backbone.image_processor.to_dict(),
             "weights": _hash(weights) if weights is not None else None,
@@ -176,21 +208,15 @@ class Features:
         readable: dict[str, Any] = json.loads(json.dumps(about, default=str))
         return agree(lambda: readable, only_rank_0=True)
 
-    def _keys_of(self, sources: Sequence[Images]) -> list[str]:
-        """In their order; each rank reads its share."""
-        own = list(in_order(_Keys(sources[rank() :: world_size()]), self.config.num_workers))
-        agree(lambda: _refuse(own))
-        shares = gather([read.key for read in own])
-        return [shares[place % len(shares)][place // len(shares)] for place in range(len(sources))]
-
-    def _missing(self, store: FeatureStore, keys: Sequence[str]) -> list[str]:
+    def _missing(self, store: FeatureStore, keys: Keys) -> Keys:
         store.look()
         return store.missing(keys)
 
-    def _compute(self, store: FeatureStore, sources: Sequence[Images], between: Callable[[], None]) -> str | None:
+    def _compute(self, store: FeatureStore, examples: Sequence[Example], between: Callable[[], None]) -> str | None:
         """Returns: why not all could be kept, if so."""
-        most = -(-len(sources) // world_size())  # every rank calls the model as often, as ZeRO-3 needs
-        pictures = in_order(_Pictures(sources[rank() :: world_size()], self.encoder), self.config.num_workers)
+        most = -(-len(examples) // world_size())  # every rank calls the model as often, as ZeRO-3 needs
+        share = picked(examples, np.arange(rank(), len(examples), world_size()))
+        pictures = _unless_refused(in_order(_Pictures(share, self.verified, self.encoder), self.config.num_workers))
         was_training = self.reasoner.training
         self.reasoner.eval()
         try:
@@ -198,8 +224,7 @@ class Features:
                 for first in range(0, most, CHUNK):
                     between()
                     size = min(CHUNK, most - first)
-                    read = list(islice(pictures, size))
-                    agree(lambda read=read: _refuse(read))  # type: ignore[misc]
+                    read = agree(lambda size=size: list(islice(pictures, size)))  # type: ignore[misc]
                     images = self._encode(read, size)
                     written = {picture.key: picture.written for picture in read}
                     problems = gather(_problem_of_writing(store, images, written))
@@ -220,17 +245,17 @@ class Features:
         for picture in read:
             assert picture.tensors is not None
             inputs = {name: x if name in family.host_inputs else x.to(device) for name, x in picture.tensors.items()}
-            kept = family.kept(model, inputs)
+            kept = self.reasoner.keeping(family, model, inputs, self.projected)
             images[picture.key] = {name: tensor.cpu().contiguous() for name, tensor in kept.items()}
         for _ in range(calls - len(read)):
-            family.kept(model, family.smallest_picture(like))
+            self.reasoner.keeping(family, model, family.smallest_picture(like), self.projected)
         return images
 
-    def _find(self, store: FeatureStore, keys: Sequence[str]) -> None:
+    def _find(self, store: FeatureStore, keys: Keys) -> None:
         deadline = time.monotonic() + VISIBLE_SECONDS
         while True:
             store.look()
-            if not (missing := store.missing(keys)):
+            if not len(missing := store.missing(keys)):
                 return
             if time.monotonic() > deadline:
                 break
@@ -244,21 +269,33 @@ class Features:
         """Of an example without images, no features: its batch must not look like one of pixels."""
         assert self.store is not None
         images = self.store.read_images(sources)
-        return images if sources else images._replace(tensors={FEATURES: self._no_features})
+        return images if sources else images._replace(tensors=self._none)
 
     @property
-    def _no_features(self) -> Tensor:
-        """(0, L, D), as those of the images are."""
+    def _none(self) -> dict[str, Tensor]:
+        """Of no image, (0, L, ...), as what is kept of some is."""
         assert self.store is not None
         any_image = self.store.read(self.store.keys[0].decode())
         assert any_image is not None  # `keep` has found some
-        return any_image[FEATURES][:0]
+        name, *_ = self.backbone.family.names_kept(self.projected)
+        return {name: any_image[name][:0]}
 
 
-def _refuse(read: Sequence[_Read]) -> None:
+def _unless_refused(read: Iterable[_Read]) -> Iterator[_Read]:
     for picture in read:
         if picture.error is not None:
             raise picture.error
+        yield picture
+
+
+def _keys_and_noted(read: Iterable[_Read]) -> tuple[Keys, list[Entries]]:
+    """Nothing is held of an image that is known but its key."""
+    keys, noted = bytearray(), []
+    for picture in _unless_refused(read):
+        keys += picture.key.encode().ljust(KEY.itemsize, b"\0")
+        if picture.noted is not None and len(picture.noted):
+            noted.append(picture.noted)
+    return np.frombuffer(bytes(keys), KEY), noted
 
 
 def _problem_of_writing(

@@ -12,6 +12,7 @@ from multicoco.curriculum import ExampleTokens
 from multicoco.data.example import Example
 from multicoco.data.kept import picked
 from multicoco.data.loader import Encoder
+from multicoco.data.stream import TooLong
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.errors import UserError
 from multicoco.methods import Method
@@ -76,7 +77,24 @@ def _recall(remembered: Path | None, n: int) -> NDArray[np.int32] | None:
 
 def longest_row(method: Method, tokens: ExampleTokens, stages: Iterable[int]) -> int:
     """Tokens of a training example in the stage in which it has most."""
-    return max(sum(method.extent(tokens, stage)) for stage in stages)
+    return max(method.extent(tokens, stage).length for stage in stages)
+
+
+def refuse_too_long(
+    config: RunConfig, positions: int | None, method: Method, stages: Iterable[int], tokens: ExampleTokens
+) -> None:
+    """Of an example that was not there to be measured with the others.
+
+    Raises:
+        TooLong: it is longer than `longest_allowed`.
+    """
+    most = longest_allowed(config, positions)
+    if most is not None and (length := longest_row(method, tokens, stages)) > most:
+        raise TooLong(f"has {length} tokens, more than {most}, {_limit(config, most)}")
+
+
+def _limit(config: RunConfig, most: int) -> str:
+    return "max_length" if most == config.max_length else "all that the model takes"
 
 
 def _say_what_is_too_long(config: RunConfig, most: int, examples: Sequence[Example], lengths: Sequence[int]) -> None:
@@ -85,8 +103,8 @@ def _say_what_is_too_long(config: RunConfig, most: int, examples: Sequence[Examp
         return
     named = ", ".join(f"{examples[place].id!r} ({-length})" for length, place in too_long[:_NAMED])
     more = ", ..." if len(too_long) > _NAMED else ""
-    limit = "max_length" if most == config.max_length else "all that the model takes"
-    said = f"{len(too_long)} of {len(examples)} records are longer than {most} tokens, {limit} ({named}{more})"
+    longer = f"longer than {most} tokens, {_limit(config, most)}"
+    said = f"{len(too_long)} of {len(examples)} records are {longer} ({named}{more})"
     if len(too_long) == len(examples) or config.too_long == "error":
         leave = "" if len(too_long) == len(examples) else "set too_long: skip to leave them out, "
         remedy = "raise max_length" if most == config.max_length else "take a model with more positions"

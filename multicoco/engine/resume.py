@@ -19,6 +19,7 @@ from multicoco.data.sources.location import Location
 from multicoco.data.sources.mixture import read_parts
 from multicoco.data.sources.tables import revision_of
 from multicoco.engine.manifest import sha256
+from multicoco.engine.streaming import stream_hash
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.errors import UserError
 
@@ -137,13 +138,16 @@ def _hash_once(path: Path, size: int, mtime: int) -> str:
     return sha256(path)
 
 
-def data_hash(location: Location) -> str:
+def data_hash(location: Location, streamed: bool = False) -> str:
     """SHA-256 of the records at a `train_path` or `val_path`: of a file, of all files of a folder or of a pattern, by
-    their names too; of a mixture, with all that it lists; on the hub, of what names the content.
+    their names too; of a mixture, with all that it lists; on the hub, of what names the content; of a stream, of what
+    tells its files from others (`stream_hash`).
 
     Raises:
         UserError: they cannot be read.
     """
+    if streamed:
+        return stream_hash(location)
     place = Path(location.place)
     if location.is_mixture:
         parts = [data_hash(part.location(place.parent)) for part in read_parts(location)]

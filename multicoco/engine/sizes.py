@@ -1,33 +1,33 @@
 """How long every example is, in every stage: measured once, each rank its share, and without decoding an image."""
 
-from collections.abc import Sequence
-from itertools import chain
-from typing import NamedTuple
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from multicoco.curriculum import ExampleTokens
 from multicoco.data.example import Example
+from multicoco.data.kept import picked
 from multicoco.data.loader import Encoder, in_order
 from multicoco.data.order import Sizes
 from multicoco.data.prompt import Asked
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.errors import UserError
 from multicoco.methods import Method
+from multicoco.tracking import write_bytes
+
+Lengths = NDArray[np.int32]
 
 
-class _Length(NamedTuple):
-    """Tokens of an example's parts, or why they are not known."""
+class _Measured(Dataset[list[int] | UserError]):
+    """Tokens of each example's prompt, steps and answer; or why they are not known."""
 
-    prompt: int = 0
-    steps: tuple[int, ...] = ()
-    answer: int = 0
-    error: UserError | None = None
-
-
-class _Measured(Dataset[_Length]):
     def __init__(self, examples: Sequence[Example], encoder: Encoder, asked: Asked):
         self.examples = examples
         self.encoder = encoder
@@ -36,54 +36,112 @@ class _Measured(Dataset[_Length]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, place: int) -> _Length:
+    def __getitem__(self, place: int) -> list[int] | UserError:
         try:
-            tokens = self.encoder.tokens(self.examples[place], self.asked)
+            return lengths_of(self.encoder.tokens(self.examples[place], self.asked))
         except UserError as error:  # which a worker would raise as another one
-            return _Length(error=error)
-        return _Length(len(tokens.prompt), tuple(map(len, tokens.steps)), len(tokens.answer))
+            return error
+
+
+def lengths_of(tokens: ExampleTokens) -> list[int]:
+    """Of its prompt, its steps, its answer."""
+    return [len(tokens.prompt), *map(len, tokens.steps), len(tokens.answer)]
 
 
 class ExampleSizes:
-    """Of examples, as a method asks for them.
+    """Of examples, as a method asks for them; four bytes a part of each, whatever their number.
 
     Args:
-        prompts, steps, answers: tokens of each one's parts.
+        n_parts: (n,) of each one's prompt, steps and answer.
+        lengths: tokens of all parts, of one example after the other.
     """
 
-    def __init__(self, prompts: Sequence[int], steps: Sequence[Sequence[int]], answers: Sequence[int]):
-        self.prompts, self.answers = np.array(prompts, np.int32), np.array(answers, np.int32)
-        self.ends = np.cumsum([len(of_example) for of_example in steps])  # of each one's steps among all
-        self.steps = np.fromiter(chain.from_iterable(steps), np.int32)
+    def __init__(self, n_parts: Lengths, lengths: Lengths):
+        self.n_parts, self.lengths = n_parts, lengths
+        self._last: tuple[int, Sizes] | None = None  # stage and sizes: epochs of a stage follow each other
+
+    @classmethod
+    def of(cls, examples: Iterable[Sequence[int]]) -> Self:
+        """By `lengths_of` each."""
+        n_parts, lengths = array("i"), array("i")
+        for parts in examples:
+            n_parts.append(len(parts))
+            lengths.extend(parts)
+        return cls(np.array(n_parts, np.int32), np.array(lengths, np.int32))
+
+    @classmethod
+    def dealt(cls, shares: Sequence["ExampleSizes"]) -> Self:
+        """All examples, of which each rank has every so manyth."""
+        n_parts = np.empty(sum(len(share.n_parts) for share in shares), np.int32)
+        for first, share in enumerate(shares):
+            n_parts[first :: len(shares)] = share.n_parts
+        starts = np.cumsum(n_parts) - n_parts
+        lengths = np.empty(n_parts.sum(), np.int32)
+        for first, share in enumerate(shares):
+            own_starts = np.cumsum(share.n_parts) - share.n_parts
+            shift = np.repeat(starts[first :: len(shares)] - own_starts, share.n_parts)
+            lengths[np.arange(len(share.lengths)) + shift] = share.lengths
+        return cls(n_parts, lengths)
+
+    @classmethod
+    def read(cls, path: Path, n: int) -> Self | None:
+        """What `write` has written of n examples; None if the file is not there, or another."""
+        try:
+            content = np.fromfile(path, np.int32)
+        except OSError:
+            return None
+        n_parts, lengths = content[:n], content[n:]
+        return cls(n_parts, lengths) if len(n_parts) == n and n_parts.sum() == len(lengths) else None
+
+    def write(self, path: Path) -> None:
+        write_bytes(path, self.n_parts.tobytes() + self.lengths.tobytes())
+
+    def __iter__(self) -> Iterator[ExampleTokens]:
+        """Examples of such lengths."""
+        end = 0
+        for n in self.n_parts.tolist():
+            start, end = end, end + n
+            prompt, *steps, answer = ([0] * length for length in self.lengths[start:end].tolist())
+            yield ExampleTokens(prompt, steps, answer)
 
     def at(self, method: Method, stage: int) -> Sizes:
-        """In a stage; lined up where the thoughts begin, if there are any."""
-        found = np.zeros((len(self.prompts), 2), np.int64)
-        start = 0
-        for i, (prompt, end, answer) in enumerate(zip(self.prompts, self.ends, self.answers, strict=True)):
-            steps = [[0] * n for n in self.steps[start:end]]
-            context, thoughts, written = method.extent(ExampleTokens([0] * prompt, steps, [0] * answer), stage)
-            found[i] = (context, thoughts + written) if thoughts else (context + written, 0)
-            start = end
-        return found
+        """In a stage; lined up where the thoughts begin, or the branches, if there are any."""
+        if self._last is None or self._last[0] != stage:
+            found = np.zeros((len(self.n_parts), 2), np.int64)
+            for i, tokens in enumerate(self):
+                extent = method.extent(tokens, stage)
+                context, behind = extent.context, extent.thoughts + extent.written + extent.branch
+                found[i] = (context, behind) if extent.thoughts or extent.branch else (context + behind, 0)
+            self._last = stage, found
+        return self._last[1]
 
 
-def measure_sizes(examples: Sequence[Example], encoder: Encoder, asked: Asked, num_workers: int = 0) -> ExampleSizes:
+def measure_sizes(
+    examples: Sequence[Example], encoder: Encoder, asked: Asked, num_workers: int = 0, remembered: Path | None = None
+) -> ExampleSizes:
     """Collective.
+
+    Args:
+        remembered: a file for the lengths of these examples, so that they are not measured again; its folder is there.
 
     Raises:
         UserError: an image cannot be read, or a prompt not be made.
     """
-    own = _Measured(examples[rank() :: world_size()], encoder, asked)
+    known = agree(lambda: ExampleSizes.read(remembered, len(examples)) if remembered else None, only_rank_0=True)
+    if known is not None:
+        return known
+    own = _Measured(picked(examples, np.arange(rank(), len(examples), world_size())), encoder, asked)
     with torch.random.fork_rng(devices=[]):  # loaders draw from it, and what follows must be as without
-        measured = list(in_order(own, num_workers))
-    agree(lambda: _refuse(measured))
-    shares = gather([length[:3] for length in measured])
-    lengths = [shares[place % len(shares)][place // len(shares)] for place in range(len(examples))]
-    return ExampleSizes(*zip(*lengths, strict=True))
+        share = agree(lambda: ExampleSizes.of(_unless_refused(in_order(own, num_workers))))
+    sizes = ExampleSizes.dealt(gather(share))
+    if remembered is not None and rank() == 0:
+        with suppress(OSError):  # it costs no more than time, at the next start
+            sizes.write(remembered)
+    return sizes
 
 
-def _refuse(measured: Sequence[_Length]) -> None:
-    for length in measured:
-        if length.error is not None:
-            raise length.error
+def _unless_refused(measured: Iterable[list[int] | UserError]) -> Iterator[list[int]]:
+    for lengths in measured:
+        if isinstance(lengths, UserError):
+            raise lengths
+        yield lengths

@@ -181,7 +181,8 @@ class Respondent:
                     thoughts = passes.thoughts_by_row()
                     answers.thoughts.update((places[row], thoughts[row]) for row in counted)
                 if lens:
-                    seen = lens.look(places, batch["input_ids"], passes.embeds)
+                    read = passes.unprojected(self.reasoner.thought_source)
+                    seen = lens.look(places, batch["input_ids"], passes.embeds, read)
                     answers.seen.update((places[row], seen[row]) for row in counted)
                 if not asking.thinks_only:
                     examples = [self.examples[place] for place in places]

@@ -93,7 +93,7 @@ class Evaluator:
             accuracies[mode] = self._log(name, asking, answers, {}, started, step)
             if thinks_itself(method) and self.config.eval_config.interventions:
                 plan = Interventions(self.config, method, stage, self.examples, self.encoder)
-                if plan.most:  # a stage may be without thoughts still
+                if plan.possible:  # a stage may be without thoughts still
                     material = Material(plan, answers.thoughts, self.decoder.config.hidden_size)
                     self._intervene(name, asking, answers.samples, material, step)
         return accuracies.get(self.config.trained_method, next(iter(accuracies.values())))
@@ -101,10 +101,10 @@ class Evaluator:
     def _intervene(
         self, name: str, untouched: Asking, untouched_samples: Mapping[int, Sample], material: Material, step: int
     ) -> None:
-        """All questions again under each intervention."""
+        """All questions again under each intervention that the stage's thoughts allow."""
         plan = material.plan
         from_other_input: Mapping[int, Tensor] = {}
-        for intervention in plan.wanted:
+        for intervention in plan.possible:
             started, fed = time.time(), intervention.fed
             questions: Sequence[Example] = self.examples
             if fed.kind == "other_input":
@@ -117,9 +117,10 @@ class Evaluator:
             answers = self.respondent.ask(asking)
             samples = [*answers.samples.values()]
             if fed.kind == "transplant":
-                for sample, example, donor in zip(samples, self.examples, plan.donors, strict=True):
+                before = untouched_samples.values()
+                for sample, own, example, donor in zip(samples, before, self.examples, plan.donors, strict=True):
                     if donor is not None:
-                        sample |= donor_fields(example, self.examples[donor], sample["extracted"])
+                        sample |= donor_fields(example, self.examples[donor], sample["extracted"], own["extracted"])
             found = {"intervention": str(intervention), **compare(samples, [*untouched_samples.values()])}
             self._log(name, asking, answers, found, started, step)
 

@@ -17,6 +17,7 @@ from multicoco.data.example import Example, load_image
 from multicoco.data.loader import Encoder
 from multicoco.errors import UserError
 from multicoco.evaluation.answers import is_correct, normalise
+from multicoco.evaluation.other_inputs import other_inputs
 from multicoco.interventions import Intervention, choose_donors, draw, order_of, parse
 from multicoco.latent.interventions import Intervened, replacement, unit_noise
 from multicoco.latent.schedule import OnePass
@@ -54,8 +55,8 @@ class Interventions:
         self.examples = examples
         latent = method.latent_tokens.latent if method.latent_tokens else -1
         self.counts = [
-            # the images' own number of tokens is no matter, and reading them takes time
-            method.prompt_row(encoder.prompt(example, method.asked, [1] * len(example.images)), stage).count(latent)
+            # without images: they change no number of thoughts, and reading them takes time
+            method.prompt_row(encoder.prompt(example, method.asked), stage).count(latent)
             for example in examples
         ]
 
@@ -68,31 +69,33 @@ class Interventions:
         """For transplant: another question with as many thoughts and another answer, one of the own choices if any."""
         said = [None if example.answer is None else normalise(example.answer) for example in self.examples]
         possible = {i: frozenset(map(normalise, e.choices)) for i, e in enumerate(self.examples) if e.choices}
-        return choose_donors(self.seed, self._ids, self.counts, said, possible)
+        return choose_donors(self.seed, [example.id for example in self.examples], self.counts, said, possible)
 
     @cached_property
     def other_inputs(self) -> list[int | None]:
-        """For other_input: another question that has images too, or has none either."""
-        return choose_donors(self.seed, self._ids, [bool(example.images) for example in self.examples])
-
-    @property
-    def _ids(self) -> list[str]:
-        return [example.id for example in self.examples]
+        """For other_input."""
+        return other_inputs(self.seed, self.examples)
 
     def questions(self, variant: str) -> Sequence[Example]:
         """The questions with another's or blank images or, of those without images, the others themselves, with as many
         steps as the question has."""
 
         def change(index: int) -> Example:
-            example, other = self.examples[index], self.other_inputs[index]
+            example = self.examples[index]
             if variant == "blank":
                 return replace(example, images=tuple(_blank(image) for image in example.images))
+            other = self.other_inputs[index]
             assert other is not None  # checked
             if example.images:
                 return replace(example, images=self.examples[other].images)
             return replace(self.examples[other], steps=example.steps)
 
         return Changed(len(self.examples), change)
+
+    @property
+    def possible(self) -> list[Intervention]:
+        """Those that can be done to these questions, which have fewer thoughts at an early stage than at the end."""
+        return [intervention for intervention in self.wanted if self._problem(intervention) is None]
 
     def check(self) -> None:
         """Refuses what cannot be done to these questions.
@@ -109,7 +112,10 @@ class Interventions:
         if not most:
             return "has no thoughts to change, the questions are asked without any: leave it out"
         if intervention.first_position > most:
-            return f"needs {intervention.first_position} thoughts, and no question has more than {most}: lower it"
+            needed = intervention.first_position
+            return f"needs {needed} thoughts, and no question has more than {most}: lower it, or leave it out"
+        if intervention.changes_nothing:
+            return f"changes nothing: {intervention.fed} does not concern thought {intervention.number}. Leave it out"
         if intervention.kind == "extend" and intervention.number <= most:
             return f"adds none to {most} thoughts: raise it to more than {most}, or take cut"
         thinking = [i for i, count in enumerate(self.counts) if count]
@@ -136,7 +142,7 @@ class Interventions:
                 instead = "" if variant == "blank" else "; transplant counts what it would tell"
                 return f"is about images, and question {example.id!r} has none{instead}: leave it out"
             if variant != "blank" and self.other_inputs[i] is None:
-                kind = "images" if example.images else "no images"
+                kind = "other images" if example.images else "another text and no images"
                 return f"needs, for question {example.id!r}, another one with {kind}: leave it out, or evaluate more"
         return None
 
@@ -253,15 +259,20 @@ def extended_to(config: RunConfig) -> int:
     return max((int(one.number) for one in wanted if one.kind == "extend"), default=0)
 
 
-def donor_fields(example: Example, donor: Example, extracted: int | str | None) -> dict[str, Any]:
-    """Of a transplant, for the samples file: whose thoughts, and whether the answer is the donor's; None where that is
-    none of the question's choices."""
-    said: bool | None = None
+def donor_fields(
+    example: Example, donor: Example, extracted: int | str | None, untouched: int | str | None
+) -> dict[str, Any]:
+    """Of a transplant, for the samples file: whose thoughts, and whether the answer is the donor's, with these and with
+    its own thoughts; None where that is none of the question's choices.
+
+    Args:
+        extracted, untouched: the question's answer, and the one as trained.
+    """
     places = [i for i, choice in enumerate(example.choices) if normalise(choice) == normalise(str(donor.answer))]
-    if places or not example.choices:
-        index = places[0] if places else None
-        said = is_correct(extracted, replace(example, answer=donor.answer, answer_index=index, direct_answers=()))
-    return {"donor": donor.id, "donor_answer": donor.answer, "says_donor_answer": said}
+    as_donor = replace(example, answer=donor.answer, answer_index=places[0] if places else None, direct_answers=())
+    says = [is_correct(said, as_donor) if places or not example.choices else None for said in (extracted, untouched)]
+    about = {"donor": donor.id, "donor_answer": donor.answer}
+    return about | {"says_donor_answer": says[0], "untouched_says_donor_answer": says[1]}
 
 
 def compare(samples: Sequence[dict[str, Any]], untouched: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -280,10 +291,12 @@ def compare(samples: Sequence[dict[str, Any]], untouched: Sequence[dict[str, Any
         "n_changed": sum(a["extracted"] != b["extracted"] for a, b in zip(samples, untouched, strict=True)),
         "gold_logprob_difference": fmean(logprobs) if logprobs else None,
     }
-    told = [(a, b) for a, b in zip(samples, untouched, strict=True) if a.get("says_donor_answer") is not None]
     if any("donor" in sample for sample in samples):
-        found["n_donor_answer_possible"] = len(told)
-        found["n_to_donor_answer"] = sum(a["says_donor_answer"] and a["extracted"] != b["extracted"] for a, b in told)
+        told = [sample for sample in samples if sample.get("says_donor_answer") is not None]
+        may_flip = [sample for sample in told if not sample["untouched_says_donor_answer"]]
+        found["n_donor_answer_untouched"] = len(told) - len(may_flip)
+        found["n_donor_answer_possible"] = len(may_flip)
+        found["n_to_donor_answer"] = sum(sample["says_donor_answer"] for sample in may_flip)
     return found
 
 

@@ -16,9 +16,9 @@ from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens
 from multicoco.data.example import Example
 from multicoco.data.loader import Arrange, Encoder
-from multicoco.data.prompt import Asked
 from multicoco.errors import UserError
 from multicoco.evaluation.thoughts import QUANTILES, Norms, Thoughts
+from multicoco.latent.head import logits_of
 from multicoco.latent.lens import effective_rank, embedding_norms, mean_similarity, read_words, unit
 from multicoco.methods import Method
 
@@ -28,7 +28,7 @@ class Seen:
     """What was seen in the K thoughts of a question; all on the CPU.
 
     Attributes:
-        vectors: (K, D) as they were put in.
+        vectors: (K, D) as they were fed.
         top_ids, top_probabilities: (K, k), see `latent.lens.Reading`.
         gold: the words of the step that each stands for; () where there is none.
         ranks: theirs.
@@ -67,13 +67,14 @@ class Lens:
         self.top_k = top_k
         self.most = most_thoughts(encoder, method, arrange, examples)
 
-    def look(self, places: Sequence[int], input_ids: Tensor, embeds: Tensor) -> list[Seen]:
+    def look(self, places: Sequence[int], input_ids: Tensor, fed: Tensor, read: Tensor) -> list[Seen]:
         """Of each question of a batch.
 
         Args:
             places: of the questions among the examples.
             input_ids: (B, T) prompts, on the CPU.
-            embeds: (B, T, D) what was fed, on the device.
+            fed, read: (B, T, D) on the device: what was fed, and what the head reads of it, which differ where thoughts
+                are projected (`Passes.unprojected`).
         """
         assert self.method.latent_tokens is not None  # there are thoughts
         columns = [row.nonzero()[:, 0] for row in input_ids == self.method.latent_tokens.latent]
@@ -84,9 +85,10 @@ class Lens:
             index[row, : len(of_row)] = of_row
             for k, ids in enumerate(of_gold):
                 words[row, k, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-        device = embeds.device
-        thoughts = embeds.gather(1, index.to(device)[..., None].expand(-1, -1, embeds.shape[-1]))  # [B, most, D]
-        reading = read_words(self.model.get_output_embeddings(), thoughts, words.to(device), self.top_k)
+        device = fed.device
+        at_thoughts = index.to(device)[..., None].expand(-1, -1, fed.shape[-1])  # [B, most, D]
+        thoughts, unprojected = fed.gather(1, at_thoughts), read.gather(1, at_thoughts)
+        reading = read_words(logits_of(self.model), unprojected, words.to(device), self.top_k)
         vectors, top_ids, top_probabilities = (x.cpu() for x in (thoughts, reading.top_ids, reading.top_probabilities))
         ranks = reading.ranks.tolist()
         return [
@@ -102,7 +104,7 @@ class Lens:
 
     def _gold(self, place: int, n_thoughts: int) -> list[list[int]]:
         """The words of the step that each thought stands for: its tokens, each once, that are more than punctuation."""
-        steps = _encode(self.encoder, self.examples[place], "reasoning").steps
+        steps = self.encoder.prompt(self.examples[place], "reasoning").steps
         standing_for = (self.method.schedule.step_of(k) for k in range(n_thoughts))
         tokenizer = self.encoder.prompt.tokenizer
         return [
@@ -115,15 +117,11 @@ class Lens:
         ]
 
 
-def _encode(encoder: Encoder, example: Example, asked: Asked) -> ExampleTokens:
-    # the images' own number of tokens is no matter, and reading them takes time
-    return encoder.prompt(example, asked, [1] * len(example.images))
-
-
 def most_thoughts(encoder: Encoder, method: Method, arrange: Arrange, examples: Sequence[Example]) -> int:
     """How many thoughts the question has that has the most of them; 0 where there are none."""
     latent = method.latent_tokens.latent if method.latent_tokens else None
-    rows = (arrange(example, _encode(encoder, example, method.asked))[0] for example in examples)
+    # without images: they change no number of thoughts, and reading them takes time
+    rows = (arrange(example, encoder.prompt(example, method.asked))[0] for example in examples)
     return max((row.count(latent) for row in rows if latent is not None), default=0)
 
 

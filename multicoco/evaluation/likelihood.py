@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.data.example import Example
@@ -25,8 +24,7 @@ class Likelihoods:
     """Measures the answers of questions: their choices or, of open ones, the right answer if it is known.
 
     Args:
-        examples: all questions, of which the one with the most answers says how often the model is called for a batch,
-            on every rank.
+        examples: all questions; if none of them has an answer the model is not called, on any rank.
     """
 
     def __init__(self, reasoner: LatentReasoner, encoder: Encoder, asked: Asked, examples: Sequence[Example]):
@@ -40,18 +38,16 @@ class Likelihoods:
     def measure(self, passes: Passes, examples: Sequence[Example]) -> list[list[float]]:
         """For each question of a batch, in the order of its `answers`, their log-probabilities (natural)."""
         texts = [self._tokens(example) for example in examples]
+        if not self.most_answers:
+            return [[] for _ in examples]
         longest = max((len(ids) for of_example in texts for ids in of_example), default=1)
-        columns = []
-        for place in range(self.most_answers):
-            input_ids = torch.zeros(len(examples), longest, dtype=torch.long)
-            labels = torch.full_like(input_ids, IGNORE_INDEX)
-            for row, of_example in enumerate(texts):
-                for ids in of_example[place : place + 1]:
-                    input_ids[row, : len(ids)] = torch.tensor(ids)
-                    labels[row, self.n_given : len(ids)] = torch.tensor(ids[self.n_given :])
-            device = passes.embeds.device
-            columns.append(log_likelihoods(self.reasoner.model, passes, input_ids.to(device), labels.to(device)))
-        measured: Tensor = torch.stack(columns, dim=1) if columns else passes.embeds.new_zeros(len(examples), 0)
+        input_ids = torch.zeros(len(examples), self.most_answers, longest, dtype=torch.long)
+        labels = torch.full_like(input_ids, IGNORE_INDEX)
+        for row, of_example in enumerate(texts):
+            for place, ids in enumerate(of_example):
+                input_ids[row, place, : len(ids)] = torch.tensor(ids)
+                labels[row, place, self.n_given : len(ids)] = torch.tensor(ids[self.n_given :])
+        measured = log_likelihoods(self.reasoner.model, passes, input_ids, labels)
         return [row[: len(of_example)] for row, of_example in zip(measured.tolist(), texts, strict=True)]
 
     def _tokens(self, example: Example) -> list[list[int]]:

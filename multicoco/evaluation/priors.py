@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import sha256
 
 from multicoco.config.evaluation import Inputs
 from multicoco.data.example import Example
 from multicoco.errors import UserError
-from multicoco.interventions import choose_donors
+from multicoco.evaluation.other_inputs import other_inputs
 
 
 def asked_with(inputs: Inputs, examples: Sequence[Example], seed: int) -> Sequence[Example]:
@@ -38,10 +37,8 @@ def asked_with(inputs: Inputs, examples: Sequence[Example], seed: int) -> Sequen
 
 
 def _with_others_images(examples: Sequence[Example], seed: int) -> list[Example]:
-    ids = [example.id for example in examples]
-    shown = [sha256(repr(example.images).encode()).hexdigest() if example.images else None for example in examples]
     changed = []
-    for example, donor in zip(examples, choose_donors(seed, ids, [True] * len(ids), shown), strict=True):
+    for example, donor in zip(examples, other_inputs(seed, examples), strict=True):
         if example.images and donor is None:
             raise UserError(
                 f"eval_config.inputs is other_image, and there is no other image for question {example.id!r:.60}: "

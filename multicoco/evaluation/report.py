@@ -23,7 +23,7 @@ def write_summary(evaluations: dict[str, Path], trained: list[Path], out: Path) 
         What was written: "modes" (mode -> accuracy, n, ci95, ...), "chance", "train_seconds".
 
     Raises:
-        UserError: a run's evaluation or metrics are missing or damaged.
+        UserError: a run's evaluation or metrics are missing or damaged, or the file cannot be written.
     """
     summaries = {mode: _read_evaluation(run / "evaluation" / f"{mode}.json") for mode, run in evaluations.items()}
     summary = {
@@ -31,7 +31,7 @@ def write_summary(evaluations: dict[str, Path], trained: list[Path], out: Path) 
         "chance": next(iter(summaries.values()))["chance"],
         "train_seconds": sum(_train_seconds(run) for run in trained),
     }
-    write_json(out, summary)
+    write_named(out, summary)
     return summary
 
 
@@ -82,7 +82,7 @@ def read_json_object(text: str, source: str) -> dict[str, Any]:
     """The object in a text that comes from a file of a run, or a UserError that names it."""
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{source}: not valid JSON ({error}): restore it, or run again under another name") from error
     if not isinstance(content, dict):
         raise UserError(f"{source}: must be a JSON object, found {content!r:.60}: is it a file of a run?")
@@ -95,3 +95,13 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): run the training or evaluation first") from error
+
+
+def write_named(out: Path, value: Any) -> None:
+    """JSON into a file that the user has named, or a UserError that says why it cannot be."""
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: name a file in it")
+    try:
+        write_json(out, value)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error}): name another file") from error

@@ -9,13 +9,14 @@ only what a recompute may see again: explicit columns, and handles that are writ
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from multicoco.latent.kinds import attention_window
 from multicoco.latent.products import autocast_dtype
@@ -28,7 +29,7 @@ class StaticKVCache:
     """One `LayerCache` per attention layer, allocated when the layer first runs.
 
     Args:
-        key_mask: (B, L) bool, False at padding; L is the length of the whole sequence.
+        key_mask: (B, L) bool, False at padding; L is how many columns there are.
         kernel: which implementation of `cached_attention`.
         pool: where the buffers come from and go back to.
         on_host: `key_mask` on the CPU, where it is there.
@@ -47,11 +48,11 @@ class StaticKVCache:
         """Without padding; waits for the device if the mask is not on the host."""
         return int((self.valid if self.on_host is None else self.on_host).sum(-1).max())
 
-    def layer(self, index: int, like: Tensor, window: int | None) -> LayerCache:
-        """Args: window: of the layer, see `kinds.attention_window`."""
+    def layer(self, index: int, like: Tensor, window: int | None, cap: float | None) -> LayerCache:
+        """Args: window: of the layer, see `kinds.attention_window`; cap: of its scores, see `LayerCache`."""
         if index not in self.layers:
             reaches_all = window is None or self.longest_row <= window
-            self.layers[index] = LayerCache(like, self._mask(None if reaches_all else window), self.pool)
+            self.layers[index] = LayerCache(like, self._mask(None if reaches_all else window), self.pool, cap)
         return self.layers[index]
 
     def _mask(self, window: int | None) -> KeyMask:
@@ -75,8 +76,18 @@ class StaticKVCache:
         return DynamicCache([(c.keys[:, :, :length], c.values[:, :, :length]) for _, c in sorted(self.layers.items())])
 
 
+class Attends(Protocol):
+    """What a decoder's layers attend with, instead of transformers' attention."""
+
+    def attend(
+        self, layer_index: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, cap: float | None
+    ) -> Tensor:
+        """q (B, H, S, D), k and v (B, H_kv, S, D) -> (B, H, S, D)."""
+        ...
+
+
 class Segment:
-    """Columns [start, end) of the sequence, run as one pass over the decoder.
+    """Columns [start, end) of the cache, run as one pass over the decoder.
 
     Args:
         previous: the segment before, None for the first.
@@ -88,10 +99,12 @@ class Segment:
         self.previous = previous
         self.handles: dict[int, Tensor] = {}
 
-    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(
+        self, layer_index: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, cap: float | None
+    ) -> Tensor:
         """q (B, H, S, D), k and v (B, H_kv, S, D) -> (B, H, S, D)."""
         handle = self.previous.handles[layer_index] if self.previous else first_handle(q.device)
-        layer = self.cache.layer(layer_index, like=k, window=window)
+        layer = self.cache.layer(layer_index, like=k, window=window, cap=cap)
         out, handle = cached_attention(q, k, v, handle, layer, self.start, scale, self.cache.kernel)
         self.handles.setdefault(layer_index, handle)  # a recompute must not replace the graph's own handle
         return out
@@ -104,20 +117,35 @@ def _attention_forward(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    segment: Segment | None = None,
+    softcap: float | None = None,
+    segment: Attends | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     if segment is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        attend = sdpa_attention_forward if softcap is None else _capped_attention_forward
+        return attend(module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, **kwargs)
     config = cast(PreTrainedConfig, module.config)
-    if dropped := [key for key in ("s_aux", "softcap") if kwargs.get(key) is not None]:
-        raise ValueError(f"latent passes do not reproduce {' and '.join(dropped)} of {config.model_type}")
+    if kwargs.get("s_aux") is not None:
+        raise ValueError(f"latent passes do not reproduce s_aux of {config.model_type}")
     index = cast(int, module.layer_idx)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dtype := autocast_dtype(query.device):  # which casts the inputs of PyTorch's own attention
         query, key, value = (x.to(dtype) for x in (query, key, value))
-    out = segment.attend(index, query, key, value, scale, attention_window(config, index))
+    out = segment.attend(index, query, key, value, scale, attention_window(config, index), softcap)
     return out.transpose(1, 2).contiguous(), None  # [B, S, H, D]
+
+
+def _capped_attention_forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Where PyTorch's attention has no cap on scores, Gemma 2's own: with masks as `sdpa_mask` makes them, True at keys
+    or, where they are merely causal, None."""
+    if attention_mask is None:
+        columns = torch.arange(key.shape[2], device=key.device)
+        attention_mask = columns <= columns[-query.shape[2] :, None]
+    least = torch.finfo(query.dtype if query.dtype.itemsize < 4 else torch.float32).min  # its softmax is in fp32
+    added = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(~attention_mask, least)
+    return eager_attention_forward(module, query, key, value, added, **kwargs)
 
 
 AttentionInterface.register(ATTENTION_NAME, _attention_forward)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
+from multicoco.latent.head import logits_of
 from multicoco.latent.passes import Passes
 
 
@@ -31,6 +32,7 @@ class GreedyAnswers:
         self, model: PreTrainedModel, max_new_tokens: int, end_token_ids: Sequence[int], not_first: Sequence[int] = ()
     ):
         self.model = model
+        self.logits = logits_of(model)
         self.max_new_tokens = max_new_tokens
         self.ends, self.not_first = torch.tensor(end_token_ids), torch.tensor(not_first, dtype=torch.long)
         self.said: dict[int, list[int]] = {}  # of each row, in their order in the batch, by what it is called
@@ -78,7 +80,7 @@ class GreedyAnswers:
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state
-        logits = self.model.get_output_embeddings()(hidden[:, -1])
+        logits = self.logits(hidden[:, -1])
         begins = torch.tensor([not tokens for tokens in self.said.values()], device=logits.device)
         hindered = torch.zeros_like(logits[0], dtype=torch.bool).index_fill(0, self.not_first.to(logits.device), True)
         tokens = logits.masked_fill(begins[:, None] & hindered, -torch.inf).argmax(-1)

@@ -7,12 +7,14 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-# settings that change attention or logits outside of what the passes run, and the value at which they do nothing
+from multicoco.latent.head import rescaling_keys
+
+# settings that change attention or logits outside of what the passes run, and the value at which they do nothing; of
+# logits, some kinds are known (`latent.head`)
 _NOT_REPRODUCED: dict[str, Any] = {
     "alibi": False,
     "attention_chunk_size": None,
     "attention_dropout": 0.0,
-    "attn_logit_softcapping": None,
     "final_logit_softcapping": None,
     "kv_lora_rank": None,  # multi-head latent attention: keys and values of different sizes
     "lm_head_multiplier": 1.0,
@@ -35,8 +37,8 @@ def check_supported(model_config: PreTrainedConfig) -> None:
         raise ValueError(
             f"latent passes need attention in every layer, full or in a window, {name} has {', '.join(others)}"
         )
-    for key, neutral in _NOT_REPRODUCED.items():
-        if getattr(text, key, None) not in (None, neutral):
+    for key in _NOT_REPRODUCED.keys() - rescaling_keys(model_config):
+        if getattr(text, key, None) not in (None, _NOT_REPRODUCED[key]):
             raise ValueError(f"latent passes do not reproduce {key} {getattr(text, key)} of {name}")
 
 

@@ -2,10 +2,11 @@
 
 A thought is the last hidden state of the column before it, which has left the model's last norm: it is what the head is
 given at any other column. So the head reads it as it is, without another norm (the logit lens of nostalgebraist, 2020,
-which looks into earlier layers, has to apply that norm first). Nothing stands behind the head: models that scale or cap
-their logits are refused (`latent.kinds`), and `latent.self_check` compares the head alone with the whole model.
+which looks into earlier layers, has to apply that norm first). What stands behind the head, a factor or a cap, belongs
+to it (`latent.head`), and `latent.self_check` compares both with the whole model.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +31,8 @@ class Reading:
 
 
 @torch.no_grad()
-def read_words(head: nn.Module, thoughts: Tensor, words: Tensor, top_k: int) -> Reading:
-    """Reads thoughts (B, K, D); words (B, K, G) are ids whose ranks are wanted.
+def read_words(head: Callable[[Tensor], Tensor], thoughts: Tensor, words: Tensor, top_k: int) -> Reading:
+    """Reads thoughts (B, K, D) by a head, (B, 1, D) -> (B, 1, V); words (B, K, G) are ids whose ranks are wanted.
 
     Calls the head once for each of the K, whatever stands there, as ZeRO-3 needs; (B, V) logits at a time.
     """

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from multicoco.latent.passes import Passes
     from multicoco.latent.reasoner import LatentReasoner
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an objective asks of the passes over a batch (B, T).
+
+    Attributes:
+        given: (B, K, D), what the thoughts of each row are fed, in their order, if that is known before any pass; then
+            one pass does.
+        tapped: (B, N), columns of each row of which the hidden states of every layer are wanted.
+    """
+
+    given: Tensor | None = None
+    tapped: Tensor | None = None
+
+
+NOTHING = Asked()
 
 
 @dataclass(frozen=True)
@@ -25,7 +42,7 @@ class Supervised:
     passes: Passes
     labels: Tensor
     divisor: Tensor | float | None
-    supervision: dict[str, Tensor]
+    supervision: dict[str, Any]
     labels_on_host: Tensor | None = None
 
 
@@ -37,14 +54,9 @@ class Objective(nn.Module):
     what its parts are divided by, in the order of `Method.counts`. Modules must be called alike whatever a batch holds.
     """
 
-    def given(self, reasoner: LatentReasoner, supervision: dict[str, Tensor]) -> Tensor | None:
-        """(B, K, D): what the thoughts of each row are fed, in their order, if that is known before any pass; then one
-        pass does."""
-        return None
-
-    def tapped(self, supervision: dict[str, Tensor]) -> Tensor | None:
-        """(B,): a column of each row of which the hidden states of every layer are wanted."""
-        return None
+    def asked(self, reasoner: LatentReasoner, supervision: dict[str, Any]) -> Asked:
+        """Of the passes."""
+        return NOTHING
 
     def weights_of_others(self) -> dict[nn.Module, nn.Module]:
         """Its modules that compute with the parameters of others: by the former, the latter. ZeRO-3 must know them."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from multicoco.latent.cache import Segment, StaticKVCache, no_mask, rotary_tables
 from multicoco.latent.places import Places
 from multicoco.latent.schedule import Pass
-from multicoco.latent.thoughts import Replacement, ThoughtSource, constant_before_last
+from multicoco.latent.thoughts import Projected, Replacement, ThoughtSource, constant_before_last
 from multicoco.latent.weight_gradients import stacked_columns
 from multicoco.models.families import Embedded
 
@@ -24,17 +24,19 @@ class Passes:
     Attributes:
         hidden: (B, T, D) last hidden states, of a column that was run again those of the last time.
         embeds: (B, T, D) what was fed, likewise.
+        made_of: of the columns that were given thoughts, the hidden states (B, ., D) that these were made of, likewise.
         places: of the thoughts.
         cache: keys and values.
         visible: (B, T) the columns that may be attended to by what follows.
         position_ids: (B, T), or with further axes in front.
         further: as of `models.families.Embedded`.
-        layers: (B, M, D) the hidden states of the M layers in a column of each row, if they were asked for; the last
-            layer's after the model's last norm.
+        layers: (B, N, M, D) the hidden states of the M layers in N columns of each row, if they were asked for; the
+            last layer's after the model's last norm.
     """
 
     hidden: Tensor
     embeds: Tensor
+    made_of: "Columns"
     places: Places
     cache: StaticKVCache
     visible: Tensor
@@ -54,6 +56,18 @@ class Passes:
         """The K thoughts of each row, (K, D), on the CPU."""
         thoughts, is_latent = self.thoughts.cpu(), self.places.is_latent[:, self.places.columns].cpu()
         return [row[own] for row, own in zip(thoughts, is_latent, strict=True)]
+
+    def unprojected(self, source: ThoughtSource) -> Tensor:
+        """(B, T, D): `embeds`, but where the source of the thoughts projects them what it projected, which the model's
+        head can read; what was fed in its place does not matter there."""
+        if not isinstance(source, Projected):
+            return self.embeds
+        embeds = self.embeds.clone()
+        for c in self.places.columns:
+            k = self.places.k[:, c : c + 1]
+            thoughts = source.source(self.made_of.read(c, c + 1), k)
+            embeds[:, c : c + 1] = torch.where((k >= 0)[..., None], thoughts, embeds[:, c : c + 1])
+        return embeds
 
     def length_before_last(self) -> int:
         """Of the columns whose cache is gone on from: the last one is run again, with what follows it.
@@ -94,7 +108,7 @@ class Thinking:
 
 
 class Columns:
-    """Tensors (B, S, D) side by side; what is written from a column on takes the place of what was there."""
+    """Tensors (B, S, D) by their columns; what is written from a column on takes the place of what was there."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[int, Tensor]] = []  # by first column
@@ -125,28 +139,30 @@ def run(
     cache: StaticKVCache,
     hidden_from: Mapping[int, Tensor],
     tapped: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Columns, Tensor | None]:
     """Runs a batch (B, T).
 
     Args:
         embedded: without the thoughts that `thinking` puts in.
         cache: an empty one.
         hidden_from: by column at which a pass begins, (B, T) bool of what is no key any more from there on.
-        tapped: as of `Objective`.
+        tapped: as of `Asked`.
 
-    Returns: `hidden`, `embeds` and `layers` of `Passes`.
+    Returns: `hidden`, `embeds`, `made_of` and `layers` of `Passes`.
     """
-    hidden, fed, layers, segment = Columns(), Columns(), None, None
+    hidden, fed, made_of, layers, segment = Columns(), Columns(), Columns(), None, None
     mask = no_mask(embedded.embeds)
     with stacked_columns(), rotary_tables(decoder, embedded.embeds, position_ids) as choose_columns:
-        for start, end, fills in passes:
+        for one in passes:
+            start, end, fills = one.start, one.end, one.fills
             embeds = embedded.embeds[:, start:end]
             if fills:
                 before = hidden.read(start - 1, start - 1 + fills)
+                made_of.write(start, before)
                 embeds = torch.cat([thinking.put(embeds[:, :fills], before, start), embeds[:, fills:]], dim=1)
             if start in hidden_from:
                 cache.hide(hidden_from[start])
-            segment = Segment(cache, start, previous=segment)
+            segment = Segment(cache, one.column, previous=segment)
             choose_columns(start, end)
             out = decoder(
                 inputs_embeds=embeds,
@@ -161,19 +177,19 @@ def run(
             fed.write(start, embeds)
             if tapped is not None:
                 layers = tap(layers, out.hidden_states[1:], tapped - start)
-    return hidden.whole(), fed.whole(), layers
+    return hidden.whole(), fed.whole(), made_of, layers
 
 
 def tap(before: Tensor | None, layers: Sequence[Tensor], columns: Tensor) -> Tensor:
-    """(B, M, D): of each row, the hidden states that M layers have given in a column of one of the passes so far.
+    """(B, N, M, D): of each row, the hidden states that M layers have given in columns of the passes so far.
 
     Args:
         before: what the passes before have given.
         layers: (B, S, D) each, of this pass.
-        columns: (B,), of the pass; past its ends for rows whose column is in another one.
+        columns: (B, N), of the pass; past its ends for those that are in another one.
     """
     length = layers[0].shape[1]
-    index = columns.clamp(0, length - 1)[:, None, None].expand(-1, 1, layers[0].shape[2])
-    here = torch.cat([layer.gather(1, index) for layer in layers], dim=1)
-    is_here = ((columns >= 0) & (columns < length))[:, None, None]
+    index = columns.clamp(0, length - 1)[..., None].expand(-1, -1, layers[0].shape[2])
+    here = torch.stack([layer.gather(1, index) for layer in layers], dim=2)
+    is_here = ((columns >= 0) & (columns < length))[..., None, None]
     return torch.where(is_here, here, torch.zeros_like(here) if before is None else before)

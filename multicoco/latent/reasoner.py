@@ -10,21 +10,23 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from multicoco.curriculum import IGNORE_INDEX
-from multicoco.data.features import FEATURES
+from multicoco.curriculum import IGNORE_INDEX, Fork
+from multicoco.data.features import FEATURES, SEEN
 from multicoco.latent.cache import ATTENTION_NAME, StaticKVCache
 from multicoco.latent.controls import GaussianThoughts
+from multicoco.latent.forks import key_columns, positions
 from multicoco.latent.generate import generate_after
+from multicoco.latent.head import logits_of, rescaling_of
 from multicoco.latent.interventions import UNTOUCHED, Intervened
 from multicoco.latent.kinds import check_supported
 from multicoco.latent.loss import LabelledCrossEntropy
-from multicoco.latent.objective import Objective, Supervised
+from multicoco.latent.objective import NOTHING, Asked, Objective, Supervised
 from multicoco.latent.passes import Passes, Thinking, run
 from multicoco.latent.places import coordinates, find
-from multicoco.latent.schedule import SEQUENTIAL, OnePass, PassSchedule
+from multicoco.latent.schedule import SEQUENTIAL, Branched, OnePass, PassSchedule
 from multicoco.latent.thoughts import ThoughtSource, hidden_state, put
 from multicoco.latent.weight_gradients import stack_weight_gradients
-from multicoco.models.families import Embedded, Embedding, family_of
+from multicoco.models.families import Embedded, Embedding, Keeping, family_of
 from multicoco_kernels import KERNELS, BufferPool
 
 
@@ -92,8 +94,8 @@ class LatentReasoner(nn.Module):
         self.pass_schedule = pass_schedule
         self.objective = objective
         self.cache_buffers = BufferPool()
-        self.embedding = Embedding()
-        self.cross_entropy = LabelledCrossEntropy()
+        self.embedding, self.keeping = Embedding(), Keeping()
+        self.cross_entropy = LabelledCrossEntropy(rescaling_of(model.config))
         self.decoder.set_attn_implementation(ATTENTION_NAME)
         if self.decoder.config._attn_implementation != ATTENTION_NAME:
             raise ValueError(f"{model.config.model_type} does not let its attention be replaced")
@@ -116,7 +118,7 @@ class LatentReasoner(nn.Module):
         loss_divisor: Tensor | float | None = None,
         return_logits: bool = False,
         seeds: Tensor | None = None,
-        supervision: dict[str, Tensor] | None = None,
+        supervision: dict[str, Any] | None = None,
         on_host: Mapping[str, Tensor] | None = None,
         **inputs: Tensor,
     ) -> LatentOutput:
@@ -141,6 +143,9 @@ class LatentReasoner(nn.Module):
             ValueError: more latent columns than n_passes allows, or a latent token without a token before it.
         """
         objective = self.objective if supervision else None
+        fork: Fork | None = (supervision or {}).get("fork")
+        if fork is not None and objective is None:
+            raise ValueError("the rows have branches, and there is no objective that says what they are for")
         passes = self.run_passes(
             input_ids,
             attention_mask,
@@ -148,8 +153,8 @@ class LatentReasoner(nn.Module):
             n_passes=n_passes,
             seeds=seeds,
             intervened=UNTOUCHED,
-            given=objective.given(self, supervision) if objective and supervision else None,
-            tapped=objective.tapped(supervision) if objective and supervision else None,
+            asked=objective.asked(self, supervision) if objective and supervision else NOTHING,
+            fork=fork,
             on_host=on_host,
             **inputs,
         )
@@ -158,7 +163,7 @@ class LatentReasoner(nn.Module):
             loss = objective(self, Supervised(passes, labels, loss_divisor, supervision, labels_on_host))
         elif labels is not None:
             loss = self.language_loss(passes.hidden, labels, loss_divisor, labels_on_host)
-        logits = self.model.get_output_embeddings()(passes.hidden) if return_logits else None
+        logits = logits_of(self.model)(passes.hidden) if return_logits else None
         return LatentOutput(loss=loss, thoughts=passes.thoughts, logits=logits)
 
     @torch.no_grad()
@@ -180,7 +185,7 @@ class LatentReasoner(nn.Module):
         Returns:
             (B * num_return_sequences, N) ids of the new tokens only.
         """
-        names = inputs_and_options.keys() & {*self.family.input_names, FEATURES}
+        names = inputs_and_options.keys() & {*self.family.input_names, FEATURES, SEEN}
         inputs = {name: inputs_and_options.pop(name) for name in names}
         passes = self.run_passes(input_ids, attention_mask, n_passes=n_passes, seeds=seeds, **inputs)
         return generate_after(self.model, passes, generation_config, **inputs_and_options)
@@ -194,43 +199,48 @@ class LatentReasoner(nn.Module):
         n_passes: int | None = None,
         seeds: Tensor | None = None,
         intervened: Intervened = UNTOUCHED,
-        given: Tensor | None = None,
-        tapped: Tensor | None = None,
+        asked: Asked = NOTHING,
+        fork: Fork | None = None,
         on_host: Mapping[str, Tensor] | None = None,
         **inputs: Tensor,
     ) -> Passes:
         """The passes alone, from which `latent.generate` goes on.
 
-        Args: as for `forward`; `intervened` is what is done to the thoughts; `given` and `tapped` as of `Objective`.
+        Args: as for `forward`; `intervened` is what is done to the thoughts, `asked` what an objective asks
+            for, `fork` where the rows divide.
 
         Raises: as `forward`; ValueError also for thoughts to be hidden where a gradient is wanted, where the columns
             end with one, or where they are made in parallel and end in different columns.
         """
         if intervened.hides and torch.is_grad_enabled():
             raise ValueError("thoughts are hidden at evaluation only: call it under torch.no_grad()")
-        if unknown := inputs.keys() - {*self.family.input_names, FEATURES}:
+        if unknown := inputs.keys() - {*self.family.input_names, FEATURES, SEEN}:
             raise TypeError(f"{self.model.config.model_type} takes no {', '.join(sorted(unknown))}")
         host = on_host or {"input_ids": input_ids, "attention_mask": attention_mask}
         tokens, mask = host["input_ids"], host["attention_mask"]
         places = find(tokens, mask, self.latent_token_id, intervened.hides, input_ids.device)
-        schedule = self.pass_schedule if given is None else OnePass()
+        schedule = self.pass_schedule if asked.given is None else OnePass()
+        if fork is not None:
+            schedule = Branched(schedule, fork)
         order = schedule.passes(places.columns, list(places.hidden_from), input_ids.shape[1], n_passes)
         if position_ids is None:
-            position_ids = self.family.position_ids(input_ids, attention_mask, inputs)
+            position_ids = positions(self.family, input_ids, attention_mask, inputs, fork)
         embedded = Embedded(*self.embedding(self.family, self.model, input_ids, inputs))
         if self.fixed_thoughts is not None:
             embedded = replace(embedded, embeds=self.fixed_thoughts(embedded.embeds, input_ids, seeds))
-        if given is not None:
-            embedded = replace(embedded, embeds=put(embedded.embeds, places.is_latent, given))
-        known = on_host["attention_mask"].bool() if on_host else None
-        cache = StaticKVCache(attention_mask.bool(), self.kernel, self.cache_buffers, known)
+        if asked.given is not None:
+            embedded = replace(embedded, embeds=put(embedded.embeds, places.is_latent, asked.given))
+        keys = key_columns(attention_mask.bool(), fork)
+        known = key_columns(on_host["attention_mask"].bool(), fork) if on_host else None
+        cache = StaticKVCache(keys, self.kernel, self.cache_buffers, known)
         thinking = Thinking(places.k, self.thought_source, self.gradient_passes, intervened.replace)
-        hidden, embeds, layers = run(
-            self.decoder, embedded, position_ids, order, thinking, cache, places.hidden_from, tapped
+        hidden, embeds, made_of, layers = run(
+            self.decoder, embedded, position_ids, order, thinking, cache, places.hidden_from, asked.tapped
         )
         return Passes(
             hidden=hidden,
             embeds=embeds,
+            made_of=made_of,
             places=places,
             cache=cache,
             visible=attention_mask.masked_fill(places.is_latent, 0) if intervened.hides else attention_mask,

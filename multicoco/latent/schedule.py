@@ -10,18 +10,33 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
+from multicoco.curriculum import Fork
+
 
 class Pass(NamedTuple):
     """Columns [start, end), run together; those that have been run before are run again.
 
     Attributes:
         fills: how many of its first columns are given thoughts before, in rows that have one there. If thoughts wait
-            for passes at all, at least one of all passes but the first: what makes them is called alike in any batch.
+            for passes at all, at least one of all passes but the first and a branch's: what makes them is called alike
+            in any batch.
+        at: where in the cache these columns begin, if not at `start`: they write over what is there.
     """
 
     start: int
     end: int
     fills: int = 0
+    at: int | None = None
+
+    @property
+    def column(self) -> int:
+        """Where in the cache it begins."""
+        return self.start if self.at is None else self.at
+
+    @property
+    def stop(self) -> int:
+        """Where it ends there."""
+        return self.column + self.end - self.start
 
 
 class PassSchedule(Protocol):
@@ -105,6 +120,27 @@ class OnePass:
 
     def n_passes(self, n_thoughts: int) -> int:
         return 1
+
+
+@dataclass(frozen=True)
+class Branched:
+    """Another schedule's passes, and one more, of the rows' branches."""
+
+    schedule: PassSchedule
+    fork: Fork
+
+    def passes(self, latent: Sequence[int], cuts: Sequence[int], length: int, n_passes: int | None) -> list[Pass]:
+        """Raises: ValueError also for a branch with thoughts, after nothing, or shorter than what it writes over."""
+        column, branch = self.fork.column, self.fork.branch
+        if not 0 < column <= branch or length - branch < max(1, branch - column):
+            raise ValueError(f"columns [{branch}, {length}) cannot write over [{column}, {branch}): pad them")
+        if any(one >= branch for one in latent):
+            raise ValueError(f"a branch has no thoughts: column {latent[-1]} is latent, branches begin at {branch}")
+        trunk = self.schedule.passes(latent, cuts, branch, None if n_passes is None else n_passes - 1)
+        return [*trunk, Pass(branch, length, at=column)]
+
+    def n_passes(self, n_thoughts: int) -> int:
+        return self.schedule.n_passes(n_thoughts) + 1
 
 
 def _spare(n_passes: int | None, needed: int, columns: Iterable[int], taken: set[int]) -> set[int]:

@@ -111,7 +111,8 @@ def self_check(reasoner: LatentReasoner, examples: Sequence[dict[str, Tensor]]) 
 def own_logits(model: PreTrainedModel, row: Tensor, inputs: dict[str, Tensor], compared: Tensor) -> Tensor:
     """One example (T,) through the model's own forward -> (n, V) logits of the n columns that are compared."""
     decoder, mask = model.get_decoder(), torch.ones_like(row[None])
-    decoder.set_attn_implementation("eager" if len(row) <= _EAGER_COLUMNS else "sdpa")
+    fits = len(row) <= _EAGER_COLUMNS or not decoder._supports_sdpa  # which has no cap on scores
+    decoder.set_attn_implementation("eager" if fits else "sdpa")
     try:
         with head_only_at(model, compared[None]):
             further = family_of(model.config).own_inputs(row[None], inputs)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multicoco.curriculum import IGNORE_INDEX
+from multicoco.latent.head import AS_THEY_ARE, Rescaling, rescaling_of
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.objective import Objective, Supervised
 from multicoco.models.layers import keep_first_layers
@@ -26,52 +27,43 @@ class StepDecoder(Objective):
 
     Args:
         n_read: thoughts of a step that are read: its last ones.
-        copied_from: the model whose language model the decoder is a copy of; None: it is the model that is trained.
-        frozen: whether a copy stays as it is.
-        n_layers: of a copy, which has the first so many; None: all.
-
-    Raises:
-        ValueError: the model has fewer.
+        decoder: what reads and writes: a language model without its head; None: the one that is trained.
+        head: of its own; None: that of the model that is trained.
+        rescaling: of its own head's logits.
     """
 
     def __init__(
         self,
         weight: float,
         n_read: int,
-        copied_from: PreTrainedModel | None,
-        frozen: bool = False,
-        n_layers: int | None = None,
+        decoder: PreTrainedModel | None = None,
+        head: nn.Module | None = None,
+        rescaling: Rescaling = AS_THEY_ARE,
     ):
         super().__init__()
         self.weight = weight
         self.n_read = n_read
-        self.decoder: PreTrainedModel | None = None
-        if copied_from is not None:
-            own = copied_from.get_decoder(), copied_from.get_output_embeddings()
-            self.decoder, self.head = copy.deepcopy(own)  # together: they may share a weight
-            if n_layers is not None:
-                keep_first_layers(self.decoder, n_layers)
-            for part in (self.decoder, self.head):
-                part.requires_grad_(not frozen)
-            self.cross_entropy = LabelledCrossEntropy()
+        self.decoder = decoder
+        self.head = head
+        self.cross_entropy = LabelledCrossEntropy(rescaling)
 
     def weights_of_others(self) -> dict[nn.Module, nn.Module]:
-        return {} if self.decoder is None else {self.cross_entropy: self.head}
+        return {} if self.head is None else {self.cross_entropy: self.head}
 
     def forward(self, reasoner: LatentReasoner, batch: Supervised) -> Tensor:
         thoughts, steps = self._read_and_write(batch)  # [W, R, D], [W, S]
         is_token = steps != IGNORE_INDEX
-        decoder, head, cross_entropy = self._reader(reasoner)
-        embed: Any = decoder.get_input_embeddings()
+        decoder, embed, head, cross_entropy = self._reader(reasoner)
         hidden = decoder(
             inputs_embeds=torch.cat([thoughts, embed(steps.clamp(min=0))], dim=1),
             attention_mask=torch.cat([is_token.new_ones(thoughts.shape[:2]), is_token], dim=1).long(),
             use_cache=False,
         ).last_hidden_state
         is_token[-1, 0] = True  # of the row that writes nothing: the head is called as on other ranks, for a loss of 0
-        written: Tensor = cross_entropy(hidden[:, self.n_read - 1 : -1][is_token], head, steps[is_token])
+        summed = cross_entropy(hidden[:, self.n_read - 1 : -1][is_token], head, steps[is_token])
+        written: Tensor = summed / batch.supervision["divisors"][0]
         language = reasoner.language_loss(batch.passes.hidden, batch.labels, batch.divisor, batch.labels_on_host)
-        return language + self.weight * written / batch.supervision["divisors"][0]
+        return language + self.weight * written
 
     def _read_and_write(self, batch: Supervised) -> tuple[Tensor, Tensor]:
         """What is read, (W, R, D), and what is to be written, (W, S), of all steps, and of a last row that writes
@@ -89,7 +81,27 @@ class StepDecoder(Objective):
             torch.cat([steps[writes], nothing]),
         )
 
-    def _reader(self, reasoner: LatentReasoner) -> tuple[PreTrainedModel, Any, LabelledCrossEntropy]:
-        if self.decoder is None:
-            return reasoner.decoder, reasoner.model.get_output_embeddings(), reasoner.cross_entropy
-        return self.decoder, self.head, self.cross_entropy
+    def _reader(self, reasoner: LatentReasoner) -> tuple[PreTrainedModel, Any, Any, LabelledCrossEntropy]:
+        """Decoder, embeddings, head and what computes with it."""
+        decoder, model = self.decoder or reasoner.decoder, reasoner.model
+        if self.head is None:
+            return decoder, model.get_input_embeddings(), model.get_output_embeddings(), reasoner.cross_entropy
+        return decoder, decoder.get_input_embeddings(), self.head, self.cross_entropy
+
+
+def copied(model: PreTrainedModel, frozen: bool, n_layers: int | None) -> tuple[PreTrainedModel, nn.Module, Rescaling]:
+    """A copy of the language model, of its head, and what is done to the logits.
+
+    Args:
+        frozen: whether it stays as it is.
+        n_layers: it has the first so many; None: all.
+
+    Raises:
+        ValueError: the model has fewer.
+    """
+    decoder, head = copy.deepcopy((model.get_decoder(), model.get_output_embeddings()))  # they may share a weight
+    if n_layers is not None:
+        keep_first_layers(decoder, n_layers)
+    for part in (decoder, head):
+        part.requires_grad_(not frozen)
+    return decoder, head, rescaling_of(model.config)

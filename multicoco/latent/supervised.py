@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from multicoco.curriculum import IGNORE_INDEX
-from multicoco.latent.objective import Objective, Supervised
+from multicoco.latent.objective import Asked, Objective, Supervised
 
 if TYPE_CHECKING:
     from multicoco.latent.reasoner import LatentReasoner
@@ -25,13 +25,12 @@ class MeanEmbeddings(Objective):
         super().__init__()
         self.weight = weight
 
-    def given(self, reasoner: LatentReasoner, supervision: dict[str, Tensor]) -> Tensor:
+    def asked(self, reasoner: LatentReasoner, supervision: dict[str, Any]) -> Asked:
         stretches = supervision["stretches"]  # [B, K, S]
         embed: Any = reasoner.model.get_input_embeddings()
         is_token = (stretches != IGNORE_INDEX)[..., None]
         summed = embed(stretches.clamp(min=0)).masked_fill(~is_token, 0).sum(-2)
-        mean: Tensor = summed / is_token.sum(-2).clamp(min=1)
-        return mean
+        return Asked(given=summed / is_token.sum(-2).clamp(min=1))
 
     def forward(self, reasoner: LatentReasoner, batch: Supervised) -> Tensor:
         passes, (rows, columns) = batch.passes, batch.passes.places.rows_and_columns
@@ -40,6 +39,6 @@ class MeanEmbeddings(Objective):
         thought = reasoner.thought_source(passes.hidden[rows, columns - 1], passes.places.k[rows, columns]).to(wide)
         error = (thought - target).square().sum(-1) / target.square().sum(-1).clamp(min=torch.finfo(wide).tiny)
         counted = batch.supervision["counted"][rows]
-        of_thoughts = error.masked_fill(~counted, 0).sum() / batch.supervision["divisors"][0]
+        of_thoughts: Tensor = error.masked_fill(~counted, 0).sum() / batch.supervision["divisors"][0]
         language = reasoner.language_loss(passes.hidden, batch.labels, batch.divisor, batch.labels_on_host)
         return language + self.weight * of_thoughts

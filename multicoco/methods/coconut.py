@@ -106,6 +106,11 @@ class CoconutKeys(MethodKeys):
             yield "coconut.stage_lr is set but reset_optimizer is false: without a restart there is one learning rate"
         if self.stage_lr is not None and isinstance(config.lr, dict):
             yield "coconut.stage_lr is set but lr has a rate for each part: leave one of the two out"
+        if is_own and self.thoughts == "borrowed" and config.streaming and trains:
+            yield (
+                "coconut.thoughts is borrowed but streaming is true: a thought may be borrowed from any record, and a "
+                "stream has but a few at a time; set streaming to false"
+            )
         if is_own and self.thoughts != "hidden" and not method(config).schedule.c_thought:
             why = f"{named}, which has none" if self.c_thought else "coconut.c_thought is 0"
             yield f"coconut.thoughts is {self.thoughts} but {why}: leave it at hidden"

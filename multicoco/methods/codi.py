@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from multicoco.config.section import MethodKeys
-from multicoco.curriculum import IGNORE_INDEX, ExampleTokens, StageSchedule, Supervision, layout
+from multicoco.curriculum import IGNORE_INDEX, Branch, ExampleTokens, StageSchedule, Supervision, layout
 from multicoco.methods.coconut import Coconut
 from multicoco.methods.method import Extent, method_class
 
@@ -51,7 +51,7 @@ class CODIKeys(MethodKeys):
 
 
 class CODI(Coconut):
-    """Coconut's rows in its last stage, each with a teacher's beside it: question, all written steps, answer."""
+    """Coconut's rows in its last stage, with teachers as branches: after the question, all written steps, answer."""
 
     own_section = "codi"
     OwnKeys: ClassVar[type[MethodKeys]] = CODIKeys
@@ -62,16 +62,21 @@ class CODI(Coconut):
         return replace(schedule, first_stage=schedule.max_latent_stage + 1)
 
     def supervision(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> Supervision:
-        teacher = layout(tokens, n_replaced=0, latent_block=())
-        return Supervision(teacher=teacher, answer=len(tokens.answer) - tokens.answer_prefix)
+        question, (ids, labels) = len(tokens.prompt), layout(tokens, n_replaced=0, latent_block=())
+        teacher = Branch(question, ids[question:], labels[question:])
+        return Supervision(branch=teacher, answer=len(tokens.answer) - tokens.answer_prefix)
 
-    def rows(self, stage: int) -> int:
-        return 2
+    def passes(self, stage: int) -> int:
+        return super().passes(stage) + 1  # the teachers'
+
+    def further_rows(
+        self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str
+    ) -> dict[str, tuple[list[int], list[int]]]:
+        return {"as its teacher": layout(tokens, n_replaced=0, latent_block=())}
 
     def extent(self, tokens: ExampleTokens, stage: int) -> Extent:
-        context, n_thoughts, written = super().extent(tokens, stage)
-        taught = len(tokens.prompt) + sum(map(len, tokens.steps)) + len(tokens.answer)
-        return Extent(context, n_thoughts, max(written, taught - context - n_thoughts))
+        taught = sum(map(len, tokens.steps)) + len(tokens.answer)
+        return super().extent(tokens, stage)._replace(shared=len(tokens.prompt), branch=taught)
 
     def objective(self, model: PreTrainedModel) -> Objective:
         from multicoco.latent.distillation import SelfDistillation
@@ -82,6 +87,6 @@ class CODI(Coconut):
 
     def counts(self, batch: dict[str, Any]) -> list[int]:
         """Labelled tokens of students and of teachers, and examples."""
-        n = len(batch["labels"]) // 2
-        student, teacher = (int((labels[:, 1:] != IGNORE_INDEX).sum()) for labels in batch["labels"].split(n))
+        is_labelled, fork = batch["labels"] != IGNORE_INDEX, batch["supervision"]["fork"]
+        student, teacher = (int(way.sum()) for way in (is_labelled[:, 1 : fork.branch], is_labelled[:, fork.branch :]))
         return [student, teacher, int(batch["supervision"]["counted"].sum())]

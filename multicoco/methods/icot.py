@@ -53,6 +53,7 @@ class ICoT(Method):
 
     section: ClassVar[str] = "icot"
     Keys = ICoTKeys
+    restarts_schedule: ClassVar[bool] = False  # removals come every few steps: a warm-up each would be all there is
 
     @property
     def keys(self) -> ICoTKeys:

@@ -25,11 +25,19 @@ if TYPE_CHECKING:
 
 
 class Extent(NamedTuple):
-    """Columns of a row: before the first thought, of thoughts that take a pass each, and after, with the loss."""
+    """Columns of a row: before the first thought, of thoughts that take a pass each, and after, with the loss; and, if
+    it has a branch, what this shares of the context, and its own."""
 
     context: int
     thoughts: int
     written: int
+    shared: int = 0
+    branch: int = 0
+
+    @property
+    def length(self) -> int:
+        """Positions that the longer of the two ways takes."""
+        return max(self.context + self.thoughts + self.written, self.shared + self.branch)
 
 
 class Part(NamedTuple):
@@ -41,10 +49,12 @@ class Part(NamedTuple):
 
 
 class ModelCopy(NamedTuple):
-    """What training holds of the language model besides: its first layers, or all (None), with embeddings and head."""
+    """What training holds of the language model besides: its first layers, or all (None), with embeddings and head; or,
+    with a rank, adapters of all of its linear layers alone."""
 
     is_trained: bool
     layers: int | None
+    rank: int | None = None
 
 
 class Method:
@@ -59,6 +69,7 @@ class Method:
         section, Keys: name and keys of its section of the run config; several methods may share one.
         own_section, OwnKeys: of a second one, of a method that shares the first.
         has_thoughts: whether the latent tokens must be in the vocabulary.
+        restarts_schedule: whether the learning rate's schedule starts again with the optimizer, at each stage.
         needs_steps: whether it learns from written steps, so that data without any are refused.
         asked: what the prompt asks the model for.
         schedule: from epochs to stages.
@@ -69,6 +80,7 @@ class Method:
     own_section: ClassVar[str | None] = None
     OwnKeys: ClassVar[type[MethodKeys] | None] = None
     has_thoughts: ClassVar[bool] = False
+    restarts_schedule: ClassVar[bool] = True
     needs_steps: ClassVar[bool] = False
     asked: ClassVar[Asked] = "reasoning"
 
@@ -139,8 +151,14 @@ class Method:
         """What its loss asks of a `train_row` beside the labels."""
         return None
 
+    def further_rows(
+        self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str
+    ) -> dict[str, tuple[list[int], list[int]]]:
+        """What else than its `train_row` is written of an example in training, by what it is: input_ids and labels."""
+        return {}
+
     def rows(self, stage: int) -> int:
-        """Rows that an example takes in a training batch: its own, and its donor's or its teacher's."""
+        """Rows that an example takes in a training batch: its own, and its donor's."""
         return 2 if self.borrows and self.passes(stage) > 1 else 1
 
     def passes(self, stage: int) -> int:

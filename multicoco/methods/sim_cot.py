@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 
 class SimCoTKeys(MethodKeys):
     weight: float = Field(1.0, gt=0, description="of the decoder's loss beside the language model's")
-    decoder: Literal["copy", "self"] = Field(
+    decoder: Literal["copy", "self", "adapters"] = Field(
         "copy",
-        description="what reads the thoughts: a copy of the language model, or itself, which takes no further memory",
+        description="what reads the thoughts: a copy of the language model; itself, which takes no further memory; or "
+        "itself with adapters of the decoder's own (LoRA)",
     )
     decoder_layers: PositiveInt | None = Field(
         None, description="of the language model's layers a copy has the first so many; null: all"
+    )
+    decoder_rank: PositiveInt | None = Field(None, description="rank of the decoder's adapters; null where it has none")
+    decoder_alpha: float = Field(
+        16.0, gt=0, description="the output of these is scaled by decoder_alpha / decoder_rank"
     )
     freeze_decoder: bool = Field(False, description="a copy stays as it is")
     reads: Literal["all", "last"] = Field(
@@ -45,17 +50,24 @@ class SimCoTKeys(MethodKeys):
                 f"method is sim_cot but coconut.thoughts is {keys.thoughts}: a step cannot be read from what is not of "
                 "its example, set it to hidden"
             )
-        if self.freeze_decoder and self.decoder == "self":
-            yield "sim_cot.freeze_decoder is true but sim_cot.decoder is self, which is trained: set it to copy"
-        if self.decoder_layers is not None and self.decoder == "self":
+        if self.freeze_decoder and self.decoder != "copy":
+            yield f"sim_cot.freeze_decoder is true but sim_cot.decoder is {self.decoder}, which trains: set it to copy"
+        if self.decoder_layers is not None and self.decoder != "copy":
             yield (
-                f"sim_cot.decoder_layers is {self.decoder_layers} but sim_cot.decoder is self, which is all of it: "
-                "set it to copy"
+                f"sim_cot.decoder_layers is {self.decoder_layers} but sim_cot.decoder is {self.decoder}, which is all "
+                "of it: set it to copy"
+            )
+        if self.decoder_rank is None and self.decoder == "adapters":
+            yield "sim_cot.decoder is adapters but sim_cot.decoder_rank is null: set the rank"
+        if self.decoder_rank is not None and self.decoder != "adapters":
+            yield (
+                f"sim_cot.decoder_rank is {self.decoder_rank} but sim_cot.decoder is {self.decoder}, which has none: "
+                "leave it at null, or set sim_cot.decoder to adapters"
             )
         if config.lora.rank and self.decoder == "copy" and config.mode != "eval_only":
             yield (
                 f"lora.rank is {config.lora.rank} but sim_cot.decoder is copy: adapters are of one model, set it to "
-                "self, or lora.rank to null"
+                "adapters or self, or lora.rank to null"
             )
 
 
@@ -81,19 +93,39 @@ class SimCoT(Coconut):
         return Supervision([part for step in steps for part in (*nothing, step)])
 
     def objective(self, model: PreTrainedModel) -> Objective:
-        from multicoco.latent.step_decoder import StepDecoder
+        from multicoco.latent.step_decoder import StepDecoder, copied
+        from multicoco.models.lora import adapted_twin
 
         keys = self.own_keys
         n_read = self.schedule.c_thought if keys.reads == "all" else 1
-        copied = model if keys.decoder == "copy" else None
-        return StepDecoder(keys.weight, n_read, copied, keys.freeze_decoder, keys.decoder_layers)
+        if keys.decoder == "copy":
+            return StepDecoder(keys.weight, n_read, *copied(model, keys.freeze_decoder, keys.decoder_layers))
+        if keys.decoder_rank is not None:
+            return StepDecoder(keys.weight, n_read, adapted_twin(model, keys.decoder_rank, keys.decoder_alpha))
+        return StepDecoder(keys.weight, n_read)
 
     @property
     def model_copy(self) -> ModelCopy | None:
         keys = self.own_keys
-        return None if keys.decoder == "self" else ModelCopy(not keys.freeze_decoder, keys.decoder_layers)
+        if keys.decoder == "self":
+            return None
+        return ModelCopy(not keys.freeze_decoder, keys.decoder_layers, keys.decoder_rank)
 
     def counts(self, batch: dict[str, Any]) -> list[int]:
         """Tokens that the decoder writes."""
         supervision = batch["supervision"]
         return [int((supervision["stretches"][supervision["counted"]] != IGNORE_INDEX).sum())]
+
+    def further_rows(
+        self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str
+    ) -> dict[str, tuple[list[int], list[int]]]:
+        """What the decoder writes of each latent step, after the thoughts that it reads."""
+        c_thought = self.schedule.c_thought
+        n_read = c_thought if self.own_keys.reads == "all" else 1
+        read, nothing = [self._tokens.latent] * n_read, [IGNORE_INDEX] * n_read
+        steps = self.supervision(tokens, stage, epoch, example_id).stretches[c_thought - 1 :: c_thought]
+        return {
+            f"as the decoder reads latent step {place}": ([*read, *step], [*nothing, *step])
+            for place, step in enumerate(steps, start=1)
+            if step
+        }

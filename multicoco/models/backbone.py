@@ -30,7 +30,7 @@ class Backbone:
     Attributes:
         image_processor: None for a text-only model.
         latent_tokens: None until `add_latent_tokens`.
-        kept_files: of the origin, by name; a saved model gets them unchanged.
+        kept_files: of the origin, by name; a saved model gets them unchanged, but for the image processor in them.
         base: folder or hub id of the model as it was loaded; None where plain transformers does not load it so.
         ignored_generation: what the model's own generation_config.json sets and a run does not use.
     """
@@ -63,6 +63,8 @@ class Backbone:
             self.image_processor.save_pretrained(path)
         for name, content in self.kept_files.items():
             (path / name).write_bytes(content)
+        if self.image_processor is not None:
+            _put_image_processor(path)
 
     def save_adapters(self, path: Path, state_dict: dict[str, torch.Tensor]) -> None:
         """As `save_lora`, if the model has adapters and a base."""
@@ -130,6 +132,15 @@ def one_message(source: str) -> Iterator[None]:
             f"model {source!r} cannot be loaded: {lines[0]} "
             f"({here}give a Hugging Face directory with config.json, weights and tokenizer, or a hub id)"
         ) from error
+
+
+def _put_image_processor(path: Path) -> None:
+    """That of a saved folder, also where transformers 5 keeps one beside other parts, which it prefers."""
+    all_of_them = path / "processor_config.json"
+    parts = json.loads(all_of_them.read_text()) if all_of_them.exists() else {}
+    if "image_processor" in parts:
+        parts["image_processor"] = json.loads((path / "preprocessor_config.json").read_text())
+        all_of_them.write_text(json.dumps(parts, indent=2) + "\n")
 
 
 def _template_of_processor(source: str) -> str | None:

@@ -69,6 +69,34 @@ def add_lora(
         parameter.requires_grad_(True)
 
 
+def adapted_twin(model: PreTrainedModel, rank: int, alpha: float) -> PreTrainedModel:
+    """The language model, without its head, once more: of the same parameters, which train as they did, with adapters
+    of its own beside all linear layers, in the place of those that the model has.
+
+    It is a module of its own, so that it has its adapters whenever it is run, for a recompute of activations too.
+
+    Args:
+        rank, alpha: as of `add_lora`.
+
+    Raises:
+        ValueError: it has no linear layers.
+    """
+    decoder = model.get_decoder()
+    trained = {parameter: parameter.requires_grad for parameter in decoder.parameters()}
+    twin: PreTrainedModel = copy.deepcopy(decoder, {id(parameter): parameter for parameter in trained})
+    for name, layer in [*twin.named_modules()]:
+        if isinstance(layer, LoraLayer):
+            twin.set_submodule(name, layer.get_base_layer())
+    linear = [name for name, module in twin.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError("its language model has no linear layers that adapters could stand beside")
+    config = LoraConfig(r=rank, lora_alpha=cast(Any, alpha), target_modules=linear)
+    inject_adapter_in_model(config, twin, _ADAPTER)
+    for parameter, trains in trained.items():  # peft takes everything but its adapters out of training
+        parameter.requires_grad_(trains)
+    return twin
+
+
 def add_token_rows(model: PreTrainedModel, tokens: Sequence[int]) -> None:
     """Makes rows of the embeddings and of the head parameters of their own, beside tables that train as before, so that
     they can have a learning rate of their own: the tables' rows are put aside, and get no gradient.

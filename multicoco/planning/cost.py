@@ -121,7 +121,8 @@ def _passes(model: ModelGeometry, work: Workload, setting: Setting, cluster: Clu
         operations = part.copies * (2 * columns * part.parameters + 4 * columns * attended * width)
         weights = part.copies * part.parameters * model.width
         # gradients of the inputs, and of the weights where they are trained
-        factor = (1 + (part.trainable > 0 and weight_gradients) + recomputed) if trace.backward_kernels else 0
+        trained = part.trainable / part.parameters if weight_gradients and part.parameters else 0
+        factor = (1 + trained + recomputed) if trace.backward_kernels else 0
         there = seconds(operations, weights, part, trace.forward_kernels, "forward")
         if not factor:
             return there, 0
@@ -133,16 +134,16 @@ def _passes(model: ModelGeometry, work: Workload, setting: Setting, cluster: Clu
         trace, patches = model.trace.vision(tiles, setting.checkpointing), tile.patches
         there, back = layers(model.vision_layer, tiles * patches, patches, tile.width, trace, True)
         forward, backward, hiding = there, back, back
-    for number, (start, end, _) in enumerate(work.passes):
-        columns = end - start
-        trace = model.trace.decoder(rows, columns, setting.checkpointing)
-        attended = start + columns / 2
+    for number, one in enumerate(work.passes):
+        columns = one.end - one.start
+        trace = model.trace.decoder(rows, columns, setting.checkpointing, one.column)
+        attended = one.column + columns / 2
         weight_gradients = columns > 1 or number < 2  # those of all latent columns are made at once
         width = model.text.hidden_size
         there, back = layers(model.decoder_layer, rows * columns, attended, width, trace, weight_gradients)
         forward, backward = forward + there, backward + back
         hiding += back if number == 0 else 0
-    head = 2 * setting.micro_batch * work.written * model.text.vocab_size * model.text.hidden_size / flops
+    head = 2 * setting.micro_batch * work.labelled * model.text.vocab_size * model.text.hidden_size / flops
     return forward + head, backward + 3 * head, hiding
 
 

@@ -1,19 +1,24 @@
 """A model's parts and how many parameters each has, from its config alone; and what a training example is made of."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from multicoco.config.schema import Lora
+from multicoco.curriculum import Fork
 from multicoco.errors import UserError
-from multicoco.latent.schedule import SEQUENTIAL, Pass, PassSchedule
+from multicoco.latent.schedule import SEQUENTIAL, Branched, Pass, PassSchedule
 from multicoco.methods.method import ModelCopy
 from multicoco.models.families import check_form, family_of
 from multicoco.models.layers import find_layers
-from multicoco.planning.trace import Tracer, meta_model
+from multicoco.models.lora import adapted_twin
+from multicoco.planning.trace import Tracer, cache_shape, meta_model
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Part:
 
     Attributes:
         parameters, trainable: how many.
-        largest: of its tensors, in numbers.
+        largest: of its tensors that are trained, in numbers.
         copies: layers of this kind.
     """
 
@@ -42,7 +47,8 @@ class Workload:
         latents: latent tokens.
         written: columns that carry a loss.
         rows: that an example takes in a batch; the first of them carries the loss.
-        schedule: of the passes.
+        schedule: of the passes, but for that of the branches.
+        shared, branch: as of `methods.method.Extent`; the branch carries a loss too.
     """
 
     tiles: int
@@ -51,14 +57,32 @@ class Workload:
     written: int
     rows: int = 1
     schedule: PassSchedule = SEQUENTIAL
+    shared: int = 0
+    branch: int = 0
 
     @property
     def length(self) -> int:
+        """Columns of a row, without its branch."""
         return self.prompt + self.latents + self.written
+
+    @property
+    def columns(self) -> int:
+        """With its branch, which is padded to what it writes over."""
+        return self.length + (max(self.branch, self.length - self.shared) if self.branch else 0)
+
+    @property
+    def labelled(self) -> int:
+        return self.written + self.branch
 
     @cached_property
     def passes(self) -> list[Pass]:
-        return self.schedule.passes(range(self.prompt, self.prompt + self.latents), (), self.length, None)
+        schedule = Branched(self.schedule, Fork(self.shared, self.length)) if self.branch else self.schedule
+        return schedule.passes(range(self.prompt, self.prompt + self.latents), (), self.columns, None)
+
+    @property
+    def cached(self) -> int:
+        """Columns of the cache."""
+        return max(one.stop for one in self.passes)
 
     @property
     def segments(self) -> list[int]:
@@ -67,8 +91,8 @@ class Workload:
 
     @property
     def written_over(self) -> int:
-        """Columns that a pass runs again, of all passes together."""
-        return sum(self.segments) - self.length
+        """Columns that a pass finds in the cache where it writes, of all passes together."""
+        return sum(before.stop - one.column for before, one in pairwise(self.passes))
 
 
 class ModelGeometry:
@@ -77,10 +101,11 @@ class ModelGeometry:
     Args:
         config: transformers' config of a model of any family.
         dtype: of the parameters.
-        freezing: as in the run config's `freeze`.
-        copy: of the language model with its embeddings and head, held besides; its weights and what training keeps of
-            them are counted, its activations are not.
-        keeps_features: images are encoded before the run (`features: cache`), and no step calls the vision tower.
+        freezing, lora: as in the run config.
+        copy: of the language model, or adapters for it, held besides; its weights and what training keeps of them are
+            counted, its activations are not.
+        kept_parts: keys of `freeze` of the parts that no step calls, because what they make of images is kept
+            (`features: cache`): none, the vision tower, or the projector too.
 
     Raises:
         UserError: the model is of another kind, or has not the parts that `freezing` names.
@@ -92,23 +117,25 @@ class ModelGeometry:
         dtype: torch.dtype,
         freezing: dict[str, bool],
         copy: ModelCopy | None = None,
-        keeps_features: bool = False,
+        kept_parts: Collection[str] = (),
+        lora: Lora | None = None,
     ):
         self.config = config
         self.text = config.get_text_config()
         self.dtype = dtype
-        self.trace = Tracer(config, dtype, freezing)
-        model = meta_model(config, dtype, freezing)
+        self.trace = Tracer(config, dtype, freezing, lora)
+        model = meta_model(config, dtype, freezing, lora)
         decoder = model.get_decoder()
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-        self.is_tied = head.weight is embedding.weight
+        of_embedding = {id(parameter) for parameter in embedding.parameters()}
+        self.is_tied = any(id(parameter) in of_embedding for parameter in head.parameters())
         self.embedding = _part(embedding)
         self.head = Part(0, 0, 0) if self.is_tied else _part(head)
         self.decoder_layer = _part(self._layers(decoder)[0], self.text.num_hidden_layers)
         family = family_of(config)
         self.tile = family.tile
-        self.encoded = None if keeps_features else self.tile  # what of images a step encodes
-        self.feature_layers = family.feature_layers
+        self.encoded = None if kept_parts else self.tile  # what of images a step encodes
+        self.projects_kept = self.tile is not None and bool(kept_parts) and "projector" not in kept_parts
         if family.sees_images and self.tile is None:
             raise UserError(
                 f"a {config.model_type} model cannot be planned for: of no family of its own (docs/models.md), it does "
@@ -118,18 +145,32 @@ class ModelGeometry:
         if layers := family.vision_layers(model):
             self.vision_layer, self.projector = _part(layers[0], len(layers)), _part(family.part(model, "projector"))
         self.parameters = sum(p.numel() for p in model.parameters())
-        unused = [p for name in family.parts for p in family.part(model, name).parameters()] if keeps_features else []
+        unused = [p for name in kept_parts if name in family.parts for p in family.part(model, name).parameters()]
         self.called_parameters = self.parameters - sum(p.numel() for p in unused)  # in a step
+        self.kept_bytes = 0  # of what is kept of one tile
+        if kept_parts and self.tile is not None:
+            tile = family.blank_tiles(1, torch.empty((), dtype=dtype, device="meta"))
+            with torch.no_grad():
+                kept = family.kept(model, tile, projected=not self.projects_kept)
+            self.kept_bytes = sum(tensor.nbytes for tensor in kept.values())
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.decoder_parameters = sum(p.numel() for p in decoder.parameters()) - self.embedding.parameters
         self.largest = max(p.numel() for p in model.parameters() if p.requires_grad)
         if copy is not None:
-            left_out = 0 if copy.layers is None else self.decoder_layer.copies - copy.layers
-            copied = self.embedding.parameters + self.decoder_parameters + self.head.parameters
-            copied -= left_out * self.decoder_layer.parameters
+            copied = self._copied(copy, model)
             self.parameters += copied
             self.called_parameters += copied
             self.trainable += copied if copy.is_trained else 0
+
+    def _copied(self, copy: ModelCopy, model: PreTrainedModel) -> int:
+        """Numbers."""
+        if copy.rank is not None:
+            own = {id(parameter) for parameter in model.parameters()}
+            adapters: int = sum(p.numel() for p in adapted_twin(model, copy.rank, 1).parameters() if id(p) not in own)
+            return adapters
+        left_out = 0 if copy.layers is None else self.decoder_layer.copies - copy.layers
+        whole: int = self.embedding.parameters + self.decoder_parameters + self.head.parameters
+        return whole - left_out * self.decoder_layer.parameters
 
     def _layers(self, decoder: nn.Module) -> nn.ModuleList:
         try:
@@ -145,10 +186,8 @@ class ModelGeometry:
     @property
     def cache_numbers(self) -> int:
         """Numbers in the keys, or the values, of one column of all layers."""
-        head_dim = getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads
-        heads = getattr(self.text, "num_key_value_heads", None) or self.text.num_attention_heads
-        numbers: int = self.decoder_layer.copies * heads * head_dim
-        return numbers
+        heads, head_dim = cache_shape(self.text)
+        return self.decoder_layer.copies * heads * head_dim
 
     @property
     def tile_tokens(self) -> int:
@@ -157,14 +196,8 @@ class ModelGeometry:
 
     @property
     def tile_bytes(self) -> int:
-        """Of one tile as a batch has it: its pixels, as the image processor gives them, or its features."""
-        return 4 * math.prod(self.encoded.shape) if self.encoded else self.feature_bytes
-
-    @property
-    def feature_bytes(self) -> int:
-        """Of what is kept of one tile."""
-        numbers: int = self.tile_tokens * self.feature_layers * self.text.hidden_size
-        return numbers * self.width
+        """Of one tile as a batch has it: its pixels, as the image processor gives them, or what is kept of it."""
+        return 4 * math.prod(self.encoded.shape) if self.encoded else self.kept_bytes
 
 
 def _part(module: nn.Module, copies: int = 1) -> Part:
@@ -172,7 +205,7 @@ def _part(module: nn.Module, copies: int = 1) -> Part:
     return Part(
         sum(size for size, _ in sizes),
         sum(size for size, requires_grad in sizes if requires_grad),
-        max(size for size, _ in sizes),
+        max((size for size, requires_grad in sizes if requires_grad), default=0),
         copies,
     )
 

@@ -119,8 +119,8 @@ def peak_memory(model: ModelGeometry, work: Workload, setting: Setting) -> Memor
 def pass_activations(model: ModelGeometry, work: Workload, setting: Setting) -> list[int]:
     """Bytes that each pass over the language model leaves for backward, on a rank."""
     layers = [
-        model.trace.decoder(setting.micro_batch * work.rows, columns, setting.checkpointing)
-        for columns in work.segments
+        model.trace.decoder(setting.micro_batch * work.rows, one.end - one.start, setting.checkpointing, one.column)
+        for one in work.passes
     ]
     return [model.decoder_layer.copies * layer.saved for layer in layers]
 
@@ -165,9 +165,9 @@ def _hold_inputs(walk: _Walk, model: ModelGeometry, work: Workload, setting: Set
     rows = setting.micro_batch * work.rows
     if work.tiles:
         walk.hold("inputs", rows * work.tiles * model.tile_bytes)
-    walk.hold("inputs", rows * work.length * 3 * 8)  # ids, mask, labels
+    walk.hold("inputs", rows * work.columns * 3 * 8)  # ids, mask, labels
     # keys and values in the model's precision, their gradients in fp32; kept from step to step
-    walk.hold("KV cache", rows * work.length * model.cache_numbers * 2 * (model.width + 4))
+    walk.hold("KV cache", rows * work.cached * model.cache_numbers * 2 * (model.width + 4))
 
 
 def _written_over(model: ModelGeometry, work: Workload, setting: Setting) -> int:
@@ -269,9 +269,14 @@ def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting
             walk.need("vision activations", vision.saved + vision.forward)
             walk.hold("vision activations", vision.saved)
         gather.first_use(model.projector)
-    walk.hold("activations", rows * work.length * hidden)  # input embeddings
-    for number, columns in enumerate(work.segments):
-        layer = model.trace.decoder(rows, columns, setting.checkpointing)
+    elif model.projects_kept:
+        projector = model.trace.projector(max(1, rows * work.tiles))
+        gather.first_use(model.projector)
+        walk.need("vision activations", projector.saved + projector.forward)
+        walk.hold("vision activations", projector.saved)
+    walk.hold("activations", rows * work.columns * hidden)  # input embeddings
+    for number, one in enumerate(work.passes):
+        layer = model.trace.decoder(rows, one.end - one.start, setting.checkpointing, one.column)
         for _ in range(model.decoder_layer.copies):
             if number == 0:
                 gather.first_use(model.decoder_layer)
@@ -280,27 +285,29 @@ def _forward(walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting
     # keys and values that a pass has written over, until its backward puts them back
     walk.hold("KV cache", _written_over(model, work, setting))
     gather.first_use(model.head)
-    walk.hold("activations", rows * work.length * hidden)  # last hidden states
-    walk.hold("activations", setting.micro_batch * work.written * hidden)  # the labelled ones
-    walk.need("logits", model.trace.loss(setting.micro_batch * work.written).forward)
+    walk.hold("activations", rows * work.columns * hidden)  # last hidden states
+    walk.hold("activations", setting.micro_batch * work.labelled * hidden)  # the labelled ones
+    loss = model.trace.loss(setting.micro_batch * work.labelled)
+    walk.need("logits", loss.saved + loss.forward)  # saved: with LoRA, the head with its trained rows in it
 
 
 def _backward(
     walk: _Walk, model: ModelGeometry, work: Workload, setting: Setting, gather: _Gathering, reduction: _Reduction
 ) -> None:
     rows, width = setting.micro_batch * work.rows, model.width
-    walk.need("logits", model.trace.loss(setting.micro_batch * work.written).backward)
+    loss = model.trace.loss(setting.micro_batch * work.labelled)
+    walk.need("logits", loss.saved + loss.backward)
     reduction.finish(model.head)
     if model.is_tied:  # waits for the embedding's
         walk.hold("unfinished gradients", width * model.embedding.trainable)
     gather.last_use(model.head)
-    segments = work.segments
-    for number, columns in reversed(list(enumerate(segments))):
-        layer = model.trace.decoder(rows, columns, setting.checkpointing)
-        is_first, is_last = number == 0, number == len(segments) - 1
+    passes = work.passes
+    for number, one in reversed(list(enumerate(passes))):
+        layer = model.trace.decoder(rows, one.end - one.start, setting.checkpointing, one.column)
+        is_first, is_last = number == 0, number == len(passes) - 1
         for _ in range(model.decoder_layer.copies):
             # the sum with what later passes gave is made beside the two
-            adding = 0 if is_last else width * model.decoder_layer.largest * bool(model.decoder_layer.trainable)
+            adding = 0 if is_last else width * model.decoder_layer.largest
             walk.need("activations", layer.backward + adding)
             # autograd hands a gradient on when the last of its passes, the first segment, has given its part
             if is_last and not is_first:
@@ -326,6 +333,10 @@ def _backward(
             walk.release("vision activations", vision.saved)
             reduction.finish(model.vision_layer)
             gather.last_use(model.vision_layer)
+    elif model.projects_kept:
+        walk.need("vision activations", model.trace.projector(max(1, rows * work.tiles)).backward)
+        reduction.finish(model.projector)
+        gather.last_use(model.projector)
     walk.release("KV cache", _written_over(model, work, setting))
     for kind in ("activations", "vision activations", "gathered parameters", "unfinished gradients"):
         walk.release(kind)

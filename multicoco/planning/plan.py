@@ -93,23 +93,19 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
         tiles, assumed: as in `stage_workloads`.
 
     Raises:
-        UserError: the config does not train or has LoRA, its model's config cannot be read, nothing fits, or a file is
+        UserError: the config does not train, its model's config cannot be read, nothing fits, or a file is
             in the way.
     """
     if config.mode == "eval_only":
         raise UserError("mode is eval_only: only training is planned")
-    if config.lora.rank:
-        raise UserError(
-            f"lora.rank is {config.lora.rank}: adapters are not planned for; --set lora.rank=null plans for training "
-            "all weights, which takes more"
-        )
     files = (path, explanation_path(path)) if path else None
     model = ModelGeometry(
         read_model_config(config.model_id, config.trust_remote_code),
         model_dtype(config),
         config.freeze.model_dump(),
         method_class(config.trained_method)(config).model_copy,
-        keeps_features=config.features is not None,
+        kept_parts=() if config.features is None else ("vision_tower", *["projector"] * config.freeze.projector),
+        lora=config.lora,
     )
     workloads, source = stage_workloads(config, model, tiles, assumed)
     found = candidates(config, model, workloads, cluster)
@@ -143,14 +139,16 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
 
 def _describe(work: Workload) -> str:
     image = f" with {work.tiles} image tiles" if work.tiles else ""
-    return f"{work.prompt} columns{image}, {work.latents} latent, {work.written} written"
+    branch = f", {work.branch} in its branch" if work.branch else ""
+    return f"{work.prompt} columns{image}, {work.latents} latent, {work.written} written{branch}"
 
 
 def _describe_features(config: RunConfig, model: ModelGeometry, work: Workload) -> str:
-    image = work.tiles * model.feature_bytes
+    image = work.tiles * model.kept_bytes
     read = config.batch_size * config.gradient_accumulation_steps * work.rows * image
+    what = "what the vision tower makes is kept" if model.projects_kept else "features kept"
     return (
-        f"features kept: {image / MIB:.1f} MiB of an image on disk, {1000 * image / GIB:.1f} GiB of 1,000 such images; "
+        f"{what}: {image / MIB:.1f} MiB of an image on disk, {1000 * image / GIB:.1f} GiB of 1,000 such images; "
         f"a GPU is given {read / MIB:.0f} MiB of them a step, and the vision tower is not called"
     )
 

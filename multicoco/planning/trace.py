@@ -18,13 +18,18 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+from multicoco.config.schema import Lora
 from multicoco.latent.cache import no_mask
+from multicoco.latent.head import rescaling_of
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.models.checkpointing import checkpoint_activations
 from multicoco.models.families import family_of
 from multicoco.models.freezing import freeze
+from multicoco.models.lora import add_lora
+from multicoco_kernels import BufferPool, KeyMask, LayerCache, reference
 
 _ATTENTION_NAME = "multicoco_planned"
+N_LATENT_TOKENS = 3  # <|latent|>, and those before and after the thoughts
 
 
 @dataclass(frozen=True)
@@ -97,16 +102,39 @@ class _PlannedAttention(torch.autograd.Function):
         return torch.empty_like(q), q.new_empty(ctx.kv_shape), q.new_empty(ctx.kv_shape), None
 
 
+class _ReferenceAttention(torch.autograd.Function):
+    """The segment at the end of a cache by the reference kernel, which makes all of its scores."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, cache: LayerCache) -> Tensor:
+        ctx.cache, ctx.start = cache, cache.keys.shape[2] - q.shape[2]
+        out, lse = reference.forward(q, cache, ctx.start, 1.0)
+        ctx.save_for_backward(q, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, out, lse = ctx.saved_tensors
+        grad_q = reference.backward(grad_out, q, out, lse, ctx.cache, ctx.start, 1.0)
+        grad_k, grad_v = (x[:, :, ctx.start :].to(q.dtype, copy=True) for x in ctx.cache.gradients()[:2])
+        return grad_q, grad_k, grad_v, None
+
+
 def _attention_forward(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    segment: Any = None,
+    softcap: float | None = None,
+    segment: LayerCache | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    out: Tensor = _PlannedAttention.apply(query, key, value, segment is not None)
+    out: Tensor
+    if segment is None or softcap is None:
+        out = _PlannedAttention.apply(query, key, value, segment is not None)
+    else:
+        out = _ReferenceAttention.apply(query, key, value, segment)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -114,8 +142,13 @@ AttentionInterface.register(_ATTENTION_NAME, _attention_forward)
 AttentionMaskInterface.register(_ATTENTION_NAME, sdpa_mask)
 
 
-def meta_model(config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool]) -> PreTrainedModel:
+def meta_model(
+    config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool], lora: Lora | None = None
+) -> PreTrainedModel:
     """The model of a config without weights, with what of it is trained.
+
+    Args:
+        freezing, lora: as in the run config.
 
     Raises:
         UserError: a model of no family, or without the parts that `freezing` names.
@@ -124,30 +157,37 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str,
     with torch.device("meta"):
         model: PreTrainedModel = auto_model.from_config(config, dtype=dtype)
     model.tie_weights()
+    if lora is not None and lora.rank:
+        add_lora(model, **lora.model_dump(), new_tokens=range(N_LATENT_TOKENS))
     freeze(model, **freezing)
     model.train()
     return model
 
 
 class Tracer:
-    """Traces of a model's decoder layers, vision layers and loss, at any size.
+    """Traces of a model's decoder layers, vision layers, projector and loss, at any size.
 
     Args:
-        freezing: as in the run config's `freeze`.
+        freezing, lora: as in the run config.
     """
 
-    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool]):
+    def __init__(
+        self, config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool], lora: Lora | None = None
+    ):
         self.config = config
         self.family = family_of(config)
         self.dtype = dtype
-        self.freezing = freezing
-        self.decoder = lru_cache(maxsize=None)(self._decoder)
+        self.freezing, self.lora = freezing, lora
+        self._decoders = lru_cache(maxsize=None)(self._decoder)
         self.vision = lru_cache(maxsize=None)(self._vision)
+        self.projector = lru_cache(maxsize=None)(self._projector)
         self.loss = lru_cache(maxsize=None)(self._loss)
         self._models = lru_cache(maxsize=None)(self._model)
 
-    def _model(self, layers: int, checkpointing: bool) -> PreTrainedModel:
-        model = meta_model(self.family.with_layers(layers), self.dtype, self.freezing)
+    def _model(self, layers: int | None, checkpointing: bool) -> PreTrainedModel:
+        """With so many layers; None: with its own."""
+        config = self.config if layers is None else self.family.with_layers(layers)
+        model = meta_model(config, self.dtype, self.freezing, self.lora)
         model.set_attn_implementation(_ATTENTION_NAME)
         if checkpointing:
             checkpoint_activations(model)
@@ -156,8 +196,21 @@ class Tracer:
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)
         return model
 
-    def _decoder(self, rows: int, columns: int, checkpointing: bool) -> Trace:
-        """One decoder layer on a segment of (rows, columns)."""
+    def decoder(self, rows: int, columns: int, checkpointing: bool, start: int = 0) -> Trace:
+        """One decoder layer on a segment of (rows, columns) behind `start` others.
+
+        Those count only where scores are capped: no other kernel makes them all.
+        """
+        cap = getattr(self.config.get_text_config(), "attn_logit_softcapping", None)
+        return self._decoders(rows, columns, checkpointing, 0 if cap is None else start)
+
+    def _decoder(self, rows: int, columns: int, checkpointing: bool, start: int) -> Trace:
+        heads, head_dim = cache_shape(self.config.get_text_config())
+        like = torch.empty(rows, heads, 1, head_dim, dtype=self.dtype, device="meta")
+        valid = torch.empty(rows, start + columns, dtype=torch.bool, device="meta")
+        cache = LayerCache(like, KeyMask(valid), BufferPool())
+        cache.gradients()  # they are there before the step
+        cache.mask.visible(start, start + columns)  # all layers share it
 
         def run(layers: int) -> Trace:
             model = self._models(layers, checkpointing)
@@ -173,7 +226,7 @@ class Tracer:
                         attention_mask=mask,
                         position_ids=positions,
                         use_cache=False,
-                        segment=True,
+                        segment=cache,
                     ).last_hidden_state
                 )
             )
@@ -190,6 +243,14 @@ class Tracer:
 
         return _per_layer(run)
 
+    def _projector(self, tiles: int) -> Trace:
+        """The projector on what the vision tower has made of so many tiles."""
+        model = self._models(None, False)
+        inputs = self.family.blank_tiles(tiles, torch.empty((), dtype=self.dtype, device="meta"))
+        with torch.no_grad():
+            kept = self.family.kept(model, inputs, projected=False)
+        return _trace(lambda: torch.cat([x.flatten() for x in self.family.project(model, kept)]))
+
     def _loss(self, positions: int) -> Trace:
         """Head and cross-entropy on so many labelled positions."""
         model = self._models(1, False)
@@ -197,7 +258,14 @@ class Tracer:
         width = self.config.get_text_config().hidden_size
         hidden = torch.empty(positions, width, dtype=self.dtype, device="meta", requires_grad=True)
         targets = torch.empty(positions, dtype=torch.long, device="meta")
-        return _trace(lambda: LabelledCrossEntropy()(hidden, head, targets))
+        return _trace(lambda: LabelledCrossEntropy(rescaling_of(self.config))(hidden, head, targets))
+
+
+def cache_shape(text: PreTrainedConfig) -> tuple[int, int]:
+    """Of a language model: heads of keys and values, and the numbers of a head."""
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return heads, head_dim
 
 
 def _drop_gradient(parameter: nn.Parameter) -> None:

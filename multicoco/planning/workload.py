@@ -8,8 +8,11 @@ from transformers import AutoTokenizer
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens
+from multicoco.data.example import Example
 from multicoco.data.prompt import PromptBuilder
 from multicoco.data.sources import load_of_run
+from multicoco.engine.keeping import folder_of
+from multicoco.engine.streaming import open_stream
 from multicoco.errors import UserError
 from multicoco.methods import Method, method_class
 from multicoco.methods.method import Extent
@@ -57,17 +60,26 @@ def stage_workloads(
 
 def _workload(method: Method, stage: int, examples: Sequence[ExampleTokens], tiles: int) -> Workload:
     """The batch is padded to the longest of each, so that the latent columns line up."""
-    contexts, thoughts, written = (
-        max(part) for part in zip(*(_allowed(method.extent(tokens, stage), method) for tokens in examples), strict=True)
-    )
-    return Workload(tiles, contexts, thoughts, written, method.rows(stage), method.pass_schedule)
+    extents = [_allowed(method.extent(tokens, stage), method) for tokens in examples]
+    context, thoughts, written, shared, branch = (max(part) for part in zip(*extents, strict=True))
+    rows, schedule = method.rows(stage), method.pass_schedule
+    return Workload(tiles, context, thoughts, written, rows, schedule, shared, branch)
 
 
 def _allowed(extent: Extent, method: Method) -> Extent:
     """A longer example is not trained on: in its place one of `max_length`, with the same reasoning and a shorter
     prompt, as its images may be smaller than assumed here."""
-    excess = max(0, sum(extent) - (method.config.max_length or sum(extent)))
-    return extent._replace(context=max(1, extent.context - excess))
+    excess = max(0, extent.length - (method.config.max_length or extent.length))
+    left_out = min(excess, (extent.shared or extent.context) - 1)
+    shared = max(0, extent.shared - left_out)
+    return extent._replace(context=extent.context - left_out, shared=shared)
+
+
+def _first(config: RunConfig, path: str) -> list[Example]:
+    """Good ones, their images unseen."""
+    if config.streaming:
+        return open_stream(config, folder_of(config)).first(MEASURED_EXAMPLES, verify_images=False).examples
+    return load_of_run(config, path, MEASURED_EXAMPLES, on_bad_record="skip", verify_images=False)
 
 
 def _measure(config: RunConfig, model: ModelGeometry, tiles: int, method: Method) -> list[ExampleTokens]:
@@ -76,7 +88,7 @@ def _measure(config: RunConfig, model: ModelGeometry, tiles: int, method: Method
         return []
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model_id, trust_remote_code=config.trust_remote_code)
-        examples = load_of_run(config, config.train_path, MEASURED_EXAMPLES, on_bad_record="skip", verify_images=False)
+        examples = _first(config, config.train_path)
         family = family_of(model.config)
         prompt = PromptBuilder(
             tokenizer,

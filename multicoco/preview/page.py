@@ -5,11 +5,16 @@ from collections.abc import Generator, Iterator, Sequence
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import IGNORE_INDEX
+from multicoco.data.example import Example
+from multicoco.data.loader import check_donors
 from multicoco.data.order import grouped, padding_share, shuffled
-from multicoco.data.sources import read_of_run
+from multicoco.data.sources import read_of_run, require_answers, require_steps
 from multicoco.data.sources.load import Loaded
+from multicoco.data.sources.location import locate
+from multicoco.engine.keeping import folder_of
 from multicoco.engine.lengths import longest_allowed, longest_row
-from multicoco.engine.sizes import ExampleSizes
+from multicoco.engine.sizes import ExampleSizes, lengths_of
+from multicoco.engine.streaming import open_stream
 from multicoco.errors import UserError
 from multicoco.evaluation.priors import asked_with
 from multicoco.evaluation.report import aligned
@@ -26,27 +31,32 @@ def preview(config: RunConfig, n_measured: int, colours: bool) -> Iterator[str]:
     """Lines on the training and the validation records: counts, lengths, and rows as the model sees them.
 
     Args:
-        n_measured: of how many examples the tokens are counted.
+        n_measured: of how many examples the tokens are counted; of a stream no others are read.
 
     Raises:
-        UserError: data or model cannot be read; or, at the end, a record is bad or too long and the run would stop at
-            it.
+        UserError: data or model cannot be read; or, at the end, the run would stop: at a record that is bad or too
+            long, or because there is nothing to learn from.
     """
     setup = set_up(config)
     bad = too_long = 0
+    learned_from: Sequence[Example] = ()
     for key, path, limit in (
         ("train_path", config.train_path if setup.trained else None, config.max_train_samples),
         ("val_path", config.val_path, config.max_val_samples),
     ):
         if path is None:
             continue
-        loaded = read_of_run(config, path, limit)
+        if config.streaming and key == "train_path":
+            loaded, limit = open_stream(config, folder_of(config)).first(n_measured), n_measured
+        else:
+            loaded = read_of_run(config, path, limit)
         bad += len(loaded.problems)
         yield f"{key} {path}"
         yield from _counts(loaded, limit)
         if not loaded.examples:
             continue
         if key == "train_path" and setup.trained:
+            learned_from = loaded.examples
             measured = measure(evenly(n_measured, loaded.examples), setup, setup.trained)
             too_long = yield from _training(config, setup, setup.trained, measured, loaded, colours)
         else:
@@ -54,12 +64,24 @@ def preview(config: RunConfig, n_measured: int, colours: bool) -> Iterator[str]:
             for name, method in setup.asked.items():
                 yield from _questions(config, setup, name, method, measure(some, setup, method), colours)
         yield ""
+    if setup.trained and learned_from:
+        _check_purpose(config, setup.trained, learned_from)
     if bad and config.on_bad_record == "error":
         raise UserError(f"{bad} bad records, at which the run stops: fix them, or set on_bad_record: skip")
     if too_long and config.too_long == "error":
         raise UserError(
             f"{too_long} examples are too long, at which the run stops: shorten them, or set too_long: skip"
         )
+
+
+def _check_purpose(config: RunConfig, method: Method, examples: Sequence[Example]) -> None:
+    """As training does at its start."""
+    location = locate(config.data_dir, str(config.train_path))
+    require_answers([example for example in examples if example.answer is None], len(examples), location)
+    if method.needs_steps:
+        require_steps(examples, location, config.trained_method)
+    if method.borrows:
+        check_donors(len(examples), "train_path")
 
 
 def _counts(loaded: Loaded, limit: int | None) -> Iterator[str]:
@@ -95,12 +117,12 @@ def _training(
     """Returns: how many examples are too long."""
     yield from _lengths(measured, len(loaded.examples))
     most = longest_allowed(config, setup.positions)
-    epochs = _epochs_of_stages(config, method, len(loaded.examples))
+    epochs = _epochs_of_stages(config, method, loaded.records if config.streaming else len(loaded.examples))
     shown = evenly_spaced(list(epochs), _MOST_STAGES)
     table = [["stage", "epochs", "passes", "longest row", "with loss, mean", "too long"]]
     for stage in shown:
         rows = [method.train_row(one.tokens, stage, epochs[stage][0], one.example.id) for one in measured]
-        lengths = [sum(method.extent(one.tokens, stage)) for one in measured]
+        lengths = [method.extent(one.tokens, stage).length for one in measured]
         learned = sum(label != IGNORE_INDEX for _, labels in rows for label in labels) / len(rows)
         too_long = sum(most is not None and length > most for length in lengths)
         span = f"{epochs[stage][0]}-{epochs[stage][-1]}"
@@ -116,16 +138,16 @@ def _training(
         yield f"{too_long} of {len(measured)} examples are too long in some stage, {what}"
     one = typical(measured)
     for stage in shown:
-        ids, labels = _usual_row(method, one, stage, epochs[stage][0])
-        yield f"stage {stage}, record {one.example.id!r}, {len(ids)} tokens:"
-        yield from show_row(ids, labels, setup.latent, setup.reader.tokenizer, colours)
+        drawn = one.tokens, stage, epochs[stage][0], _usual_id(method, one, stage, epochs[stage][0])
+        for what, (ids, labels) in {"": method.train_row(*drawn), **method.further_rows(*drawn)}.items():
+            yield f"stage {stage}, record {one.example.id!r}, {what}{', ' if what else ''}{len(ids)} tokens:"
+            yield from show_row(ids, labels, setup.latent, setup.reader.tokenizer, colours)
     return too_long
 
 
 def _paddings(config: RunConfig, method: Method, measured: Sequence[Measured], stages: Sequence[int]) -> Iterator[str]:
     """Of an epoch in random order, and grouped by length."""
-    parts = [(len(one.tokens.prompt), [*map(len, one.tokens.steps)], len(one.tokens.answer)) for one in measured]
-    sizes = ExampleSizes(*zip(*parts, strict=True))
+    sizes = ExampleSizes.of(lengths_of(one.tokens) for one in measured)
     seed, global_batch = f"{config.seed}/0", config.batch_size * config.gradient_accumulation_steps
     table = [["stage", "group_by_length: false", "group_by_length: true"]]
     for stage in stages:
@@ -136,10 +158,12 @@ def _paddings(config: RunConfig, method: Method, measured: Sequence[Measured], s
     yield from (f"  {line}".rstrip() for line in aligned(table))
 
 
-def _usual_row(method: Method, one: Measured, stage: int, epoch: int) -> tuple[Sequence[int], Sequence[int]]:
-    """As most records are laid out, whatever this one's id draws for it (`coconut.uniform_prob`)."""
-    rows = (method.train_row(one.tokens, stage, epoch, example_id) for example_id in (one.example.id, *"abcdefgh"))
-    return Counter((tuple(ids), tuple(labels)) for ids, labels in rows).most_common(1)[0][0]
+def _usual_id(method: Method, one: Measured, stage: int, epoch: int) -> str:
+    """By which it is laid out as most records are, whatever its own draws for it (`coconut.uniform_prob`)."""
+    names: list[str] = [one.example.id, *"abcdefgh"]
+    rows = {name: method.train_row(one.tokens, stage, epoch, name) for name in names}
+    numbers = Counter((tuple(ids), tuple(labels)) for ids, labels in rows.values())
+    return max(rows, key=lambda name: numbers[tuple(rows[name][0]), tuple(rows[name][1])])  # the first of equals
 
 
 def _epochs_of_stages(config: RunConfig, method: Method, n_examples: int) -> dict[int, list[int]]:

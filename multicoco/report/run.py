@@ -35,6 +35,7 @@ class RunPart:
     stages: Grid | None
     hardest: str
     evaluations: Grid | None
+    official: Grid | None
     checkpoints: Grid | None
     config: str
 
@@ -55,6 +56,7 @@ def run_part(run: RunFolder) -> RunPart:
         stages=_stages(by_stage),
         hardest=_hardest(by_stage),
         evaluations=_evaluations(run),
+        official=_official(run),
         checkpoints=_checkpoints(run),
         config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "",
     )
@@ -206,6 +208,21 @@ def _evaluations(run: RunFolder) -> Grid | None:
             ]
         )
     return Grid(_EVALUATION_HEADER, rows) if rows else None
+
+
+def _official(run: RunFolder) -> Grid | None:
+    """What data sets' own evaluations make of the answers (`evaluation.metrics`), a column for each evaluation."""
+    found = {
+        mode: {key: value for key, value in summary.items() if "/" in key and f"{key}_n" in summary}
+        for mode, summary in run.summaries.items()
+    }
+    modes = [mode for mode, scores in found.items() if scores]
+    rows = []
+    for key in dict.fromkeys(key for mode in modes for key in found[mode]):
+        summaries = [run.summaries[mode] for mode in modes if key in found[mode]]
+        counts = dict.fromkeys(number(summary[f"{key}_n"], ",.0f") for summary in summaries)
+        rows.append([key, ", ".join(counts), *(number(found[mode].get(key), ".3f") for mode in modes)])
+    return Grid(["score", "n", *modes], rows) if rows else None
 
 
 def _checkpoints(run: RunFolder) -> Grid | None:

@@ -8,10 +8,9 @@ from pathlib import Path
 from multicoco.errors import UserError
 from multicoco.evaluation.guessing import chance
 from multicoco.evaluation.metrics import wilson_interval
-from multicoco.evaluation.report import aligned
+from multicoco.evaluation.report import aligned, write_named
 from multicoco.study.samples import read_evaluations, shared_questions
 from multicoco.study.statistics import compare_paired, holm
-from multicoco.tracking import write_json
 
 _FLIPS_SHOWN = 12  # of each direction; the JSON file has all
 
@@ -75,16 +74,17 @@ def compare(names: Sequence[str], reference: str | None = None, only_shared: boo
     """
     evaluations = [evaluation for name in names for evaluation in read_evaluations(name)]
     labels = [evaluation.name for evaluation in evaluations]
-    if twice := {label for label in labels if labels.count(label) > 1}:
-        raise UserError(f"{', '.join(sorted(twice))}: named twice")
+    files = [evaluation.file.resolve() for evaluation in evaluations]  # a run may be named in several ways
+    if twice := [label for label, file in zip(labels, files, strict=True) if files.count(file) > 1]:
+        raise UserError(f"{', '.join(dict.fromkeys(twice))}: named twice")
     if len(labels) < 2:
         raise UserError(f"{labels[0]} is the only evaluation: name another run to compare it with")
     indices = list(combinations(range(len(labels)), 2))
     if reference is not None:
-        [chosen, *more] = [evaluation.name for evaluation in read_evaluations(reference)]
-        if more or chosen not in labels:
+        [chosen, *more] = [evaluation.file.resolve() for evaluation in read_evaluations(reference)]
+        if more or chosen not in files:
             raise UserError(f"--reference {reference} must be one of {', '.join(labels)}")
-        other = labels.index(chosen)
+        other = files.index(chosen)
         indices = [(place, other) for place in range(len(labels)) if place != other]
     shared = shared_questions(evaluations, only_shared)
     results = [compare_paired(shared.correct[[a]], shared.correct[[b]]) for a, b in indices]
@@ -105,8 +105,12 @@ def compare(names: Sequence[str], reference: str | None = None, only_shared: boo
 
 
 def write_comparison(comparison: Comparison, out: Path) -> None:
-    """As JSON, with the names of `Comparison`, `Row` and `Pair`."""
-    write_json(out, asdict(comparison))
+    """As JSON, with the names of `Comparison`, `Row` and `Pair`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    write_named(out, asdict(comparison))
 
 
 def format_comparison(comparison: Comparison) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 from multicoco.config import RunConfig
 from multicoco.data.sources import load_of_run
 from multicoco.doctor.hostfile import read_hostfile
+from multicoco.engine.keeping import folder_of
+from multicoco.engine.streaming import open_stream
 from multicoco.evaluation.report import aligned
 from multicoco.study.done import is_done, seconds
 from multicoco.study.spec import Job, Study
@@ -101,5 +103,8 @@ def ranks_of(launcher: Sequence[str]) -> int | None:
 
 def _steps(config: RunConfig, ranks: int) -> int:
     """Optimizer steps of a training."""
-    examples = load_of_run(config, str(config.train_path), config.max_train_samples, verify_images=False)
-    return config.num_epochs * -(-len(examples) // (config.batch_size * config.gradient_accumulation_steps * ranks))
+    if config.streaming:
+        n_examples = len(open_stream(config, folder_of(config)))
+    else:
+        n_examples = len(load_of_run(config, str(config.train_path), config.max_train_samples, verify_images=False))
+    return config.num_epochs * -(-n_examples // (config.batch_size * config.gradient_accumulation_steps * ranks))

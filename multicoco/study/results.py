@@ -213,7 +213,8 @@ def _evidence(study: Study, found: Gathered, unread: Collection[str]) -> Evidenc
     interventions = {
         name: answers for (test, arm, name), answers in found.answers.items() if (test, arm) == (within, hidden)
     }
-    return Evidence(by_role(within), interventions, {test: by_role(test) for test in beyond})
+    guessing = {run.test: run.chance for run in found.runs if run.chance is not None}
+    return Evidence(by_role(within), interventions, {test: by_role(test) for test in beyond}, guessing)
 
 
 def _run_lines(study: Study, found: Gathered) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,14 @@ from multicoco.study.statistics import Table
 Key = tuple[str, int]  # a question's id, and how many before it in the file had the same
 
 _ASKED = ("question", "choices", "gold")
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    "id": lambda value: isinstance(value, str | int),
+    "question": lambda value: isinstance(value, str),
+    "choices": lambda value: isinstance(value, list) and all(isinstance(choice, str) for choice in value),
+    "gold": lambda value: value is None or (isinstance(value, str | int) and not isinstance(value, bool)),
+    "correct": lambda value: value is None or isinstance(value, bool),
+}
+"""What a line of a samples file has, if it is whole; gold is a text or the place of a choice."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +112,13 @@ def _read_evaluation(run: Path, mode: str, modes: Sequence[str]) -> Evaluation:
         for file in (run / "samples").glob(f"*_{mode}.jsonl")
         if not file.name.startswith(".") and not file.stem.endswith(tuple(longer))
     ]
+    accuracy = summary.get("accuracy")
+    if accuracy is not None and not (type(accuracy) in (int, float) and 0 <= accuracy <= 1):
+        raise UserError(f"{path}: not an evaluation, accuracy is {json.dumps(accuracy):.40}: evaluate again")
     for file in sorted(candidates, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True):
         samples = dict(_read_samples(file))
         right = sum(sample["correct"] for sample in samples.values())
-        if len(samples) == summary.get("n") and right == round((summary.get("accuracy") or 0) * len(samples)):
+        if len(samples) == summary.get("n") and right == round((accuracy or 0) * len(samples)):
             return Evaluation(f"{run}:{mode}", summary, file, samples)
     found = ", ".join(sorted(file.name for file in candidates)) or "none"
     raise UserError(
@@ -121,11 +132,19 @@ def _read_samples(file: Path) -> Iterator[tuple[Key, dict[str, Any]]]:
     lines = read_text(file).rstrip("\n").split("\n")  # not splitlines: an answer may hold U+2028
     for number, line in enumerate(lines if any(lines) else [], start=1):
         sample = read_json_object(line, f"{file}:{number}")
-        missing = [key for key in ("id", "correct", *_ASKED) if key not in sample]
-        if missing or sample["correct"] not in (True, False, None):
-            wrong = f"{', '.join(missing)} missing" if missing else f"correct is {json.dumps(sample['correct']):.40}"
-            raise UserError(f"{file}:{number}: not a line of a samples file, {wrong}: evaluate again")
-        name = str(sample["id"])
+        if problem := _problem(sample):
+            raise UserError(f"{file}:{number}: not a line of a samples file, {problem}: evaluate again")
+        name = str(sample["id"]).encode("utf-8", "replace").decode()  # it is printed, and may hold half a character
         if sample["correct"] is not None:
-            yield (name, seen[name]), sample
+            yield (name, seen[name]), {**sample, "id": name}
         seen[name] += 1
+
+
+def _problem(sample: Mapping[str, Any]) -> str | None:
+    if missing := [key for key in _FORMS if key not in sample]:
+        return f"{', '.join(missing)} missing"
+    wrong = [key for key, is_whole in _FORMS.items() if not is_whole(sample[key])]
+    gold, choices = sample["gold"], sample["choices"]
+    if not wrong and isinstance(gold, int) and not 0 <= gold < len(choices):
+        wrong = ["gold"]
+    return f"{wrong[0]} is {json.dumps(sample[wrong[0]]):.40}" if wrong else None

@@ -4,8 +4,10 @@
 
 - the model with hidden thoughts beats the same model trained without thoughts, with pauses, and with borrowed thoughts;
 - its thoughts replaced by their mean, by noise or by another question's, or made from another input, hurt it;
-- out of distribution it is not worse than with pauses;
+- out of distribution it is not worse than with pauses, and above guessing, where there is something to be worse at;
 - at least three seeds.
+
+A sentence that claims something needs three seeds too.
 
 One answerer is better than another if the interval of the paired difference lies above 0, the p-value by Holm over all
 differences that are looked at is below 0.05, the difference is above 0 in every seed, and the interval reaches beyond
@@ -20,6 +22,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from multicoco.evaluation.metrics import wilson_interval
 from multicoco.evaluation.report import aligned
 from multicoco.study.compare import DIFFERENCE_HEADER, format_difference
 from multicoco.study.statistics import Paired, compare_paired, holm
@@ -42,6 +45,7 @@ TO_HURT = {
     "other_input": "is hurt by thoughts from another input (other_input)",
 }
 
+_NOT_WORSE = "hidden is not worse than pause on {}"
 _POSITIONS, _CURRICULUM = "pause against no_thoughts", "no_thoughts against direct"
 
 Answers = Mapping[int, NDArray[np.bool_]]
@@ -56,11 +60,13 @@ class Evidence:
         arms: by their names in this module, on the questions in distribution.
         interventions: of the hidden arm's models, by name, on the same questions.
         elsewhere: test set out of distribution -> arms.
+        guessing: of those test sets, the accuracy of guessing; where questions have no options, and none is given, 0.
     """
 
     arms: Mapping[str, Answers]
     interventions: Mapping[str, Answers] = field(default_factory=dict)
     elsewhere: Mapping[str, Mapping[str, Answers]] = field(default_factory=dict)
+    guessing: Mapping[str, float] = field(default_factory=dict)
 
 
 class Relation(StrEnum):
@@ -131,10 +137,10 @@ def judge(evidence: Evidence, margin: float = MARGIN) -> Verdict:
     measured = _measure(asked, margin)
     conditions = [
         *(_better(f"hidden {says}", measured.get(name)) for name, says in (TO_BEAT | TO_HURT).items()),
-        *(_not_worse(place, measured.get(_on(place)), margin) for place in evidence.elsewhere),
+        *(_not_worse(place, evidence, measured.get(_on(place)), margin) for place in evidence.elsewhere),
     ]
     if not evidence.elsewhere:
-        conditions.append(_not_worse("any test set out of distribution", None, margin))
+        conditions.append(Condition(_NOT_WORSE.format("any test set out of distribution"), Outcome.NOT_MEASURED))
     conditions.append(_enough_seeds(conditions))
     finding = all(condition.outcome is Outcome.HELD for condition in conditions)
     named = {COT: "hidden against cot", DIRECT: "hidden against direct"}
@@ -180,21 +186,37 @@ def _better(says: str, measured: Measured | None) -> Condition:
     return Condition(says, outcomes.get(measured.relation, Outcome.FAILED), measured)
 
 
-def _not_worse(place: str, measured: Measured | None, margin: float) -> Condition:
-    """Held if a loss of the margin or more is ruled out, and any loss is not shown."""
-    says = f"hidden is not worse than pause on {place}"
+def _not_worse(place: str, evidence: Evidence, measured: Measured | None, margin: float) -> Condition:
+    """Held if a loss of the margin or more is ruled out and any loss is not shown, of hidden thoughts that are above
+    guessing: where both arms fail none is worse, which shows nothing."""
+    says = _NOT_WORSE.format(place)
     if measured is None:
         return Condition(says, Outcome.NOT_MEASURED)
+    guessing = evidence.guessing.get(place, 0.0)
+    is_above = _above(evidence.elsewhere[place][HIDDEN], guessing)
+    says += f" (guessing gives {guessing:.3f}{'' if is_above else ', and hidden is not above it with every seed'})"
     low, high = measured.paired.interval
     if high < 0:
         return Condition(says, Outcome.FAILED, measured)
-    return Condition(says, Outcome.HELD if low > -margin else Outcome.UNDECIDED, measured)
+    return Condition(says, Outcome.HELD if is_above and low > -margin else Outcome.UNDECIDED, measured)
+
+
+def _above(answers: Answers, guessing: float) -> bool:
+    """Whether Wilson's interval of every seed's accuracy is."""
+    return all(wilson_interval(int(right.sum()), right.size)[0] > guessing for right in answers.values())
 
 
 def _enough_seeds(conditions: list[Condition]) -> Condition:
     counts = [len(condition.measured.paired.by_seed) for condition in conditions if condition.measured is not None]
     says = f"at least {FEWEST_SEEDS} seeds in each of these (fewest: {min(counts, default=0)})"
     return Condition(says, Outcome.HELD if counts and min(counts) >= FEWEST_SEEDS else Outcome.FAILED)
+
+
+def _claim(measured: Measured | None) -> Relation:
+    """What a sentence may say of it: with fewer than three seeds, nothing."""
+    if measured is None or len(measured.paired.by_seed) < FEWEST_SEEDS:
+        return Relation.OPEN
+    return measured.relation
 
 
 def _about_cot(measured: Measured | None) -> str:
@@ -208,7 +230,7 @@ def _about_cot(measured: Measured | None) -> str:
         Relation.OPEN: "Whether hidden thoughts or written reasoning (cot, for as many steps) is better is undecided",
         Relation.BETTER: "Hidden thoughts are better than written reasoning (cot) for as many steps",
     }
-    return f"{said[measured.relation]} ({_figures(measured)})."
+    return f"{said[_claim(measured)]} ({_figures(measured)})."
 
 
 def _about_the_finding(conditions: list[Condition]) -> str:
@@ -225,14 +247,10 @@ def _what_else_helps(measured: Mapping[str, Measured]) -> list[str]:
     readings = []
 
     def does_as_well(name: str) -> bool:
-        return name in measured and measured[name].relation in (Relation.TIED, Relation.WORSE)
+        return _claim(measured.get(name)) in (Relation.TIED, Relation.WORSE)
 
     def helps(name: str) -> bool:
-        return (
-            name in measured
-            and measured[name].relation is Relation.BETTER
-            and len(measured[name].paired.by_seed) >= FEWEST_SEEDS
-        )
+        return _claim(measured.get(name)) is Relation.BETTER
 
     if does_as_well(PAUSE):
         as_well = f"pause does as well as hidden thoughts ({_figures(measured[PAUSE])})."

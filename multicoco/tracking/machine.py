@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from multicoco import __version__
+from multicoco.hardware import processor
 
 _PACKAGES = ("torch", "deepspeed", "transformers")
 
@@ -33,10 +34,7 @@ def environment() -> dict[str, Any]:
 def _hardware() -> dict[str, Any]:
     import torch  # who only reads what runs have left needs none
 
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    found = {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count()}
+    found = {"cpu": processor(), "cores": os.cpu_count()}
     return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 

@@ -1,6 +1,6 @@
 """The training data, step by step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -10,11 +10,17 @@ from multicoco.curriculum import ExampleTokens, Supervision
 from multicoco.data.collate import Collator
 from multicoco.data.example import Example
 from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader
-from multicoco.data.order import Sizes
+from multicoco.data.order import LaneOrder, Order, grouped
+from multicoco.data.stream import StreamedExamples
 from multicoco.engine.assembly import Assembly
+from multicoco.engine.lengths import refuse_too_long
 from multicoco.engine.ranks import rank, world_size
+from multicoco.engine.records import lengths_file
 from multicoco.engine.sizes import ExampleSizes, measure_sizes
 from multicoco.methods import Method, Part
+from multicoco.models.checks import position_limit
+
+Check = Callable[[ExampleTokens], None]  # may raise
 
 
 class TrainingBatches:
@@ -38,18 +44,21 @@ class TrainingBatches:
         self.steps_per_epoch = -(-len(examples) // self.global_batch)
         self.sizes: ExampleSizes | None = None  # until they are asked for
 
+    @property
+    def stages(self) -> list[int]:
+        """All that the run can come to."""
+        epochs = self.config.num_epochs
+        scheduled = {part.stage for epoch in range(epochs) for part in self.method.parts(epoch, self.steps_per_epoch)}
+        return sorted(scheduled | self.method.schedule.reachable(epochs))
+
     def steps(self, part: Part, epoch: int, done: int) -> Iterator[list[dict[str, Any]]]:
-        """The micro-batches of each step of a part of an epoch, without the epoch's that are done. Collective."""
-        config, backbone, method, stage = self.config, self.assembly.backbone, self.method, part.stage
-        dataset = ReasoningDataset(
-            self.examples,
-            self.assembly.encoder,
-            method.asked,
-            partial(_train_row, method=method, stage=stage, epoch=epoch),
-            draws=f"{config.seed}/{epoch}",
-            arrange_donor=method.donor_row if method.borrows and method.rows(stage) > 1 else None,
-            supervise=partial(_supervision, method=method, stage=stage, epoch=epoch),
-        )
+        """The micro-batches of each step of a part of an epoch, without the epoch's that are done. Collective.
+
+        Raises:
+            UserError: an example cannot be read; of a stream, it is bad or too long, and not to be left out.
+        """
+        config, backbone = self.config, self.assembly.backbone
+        dataset = self._dataset(part.stage, epoch)
         batches = RankBatches(
             len(dataset),
             config.batch_size,
@@ -59,26 +68,55 @@ class TrainingBatches:
             seed=f"{config.seed}/{epoch}",
             done=max(done, part.first),
             until=part.end,
-            sizes=self._sizes_in(epoch),
+            order=self._order(epoch),
         )
         collator = Collator(
             backbone.tokenizer.pad_token_id,
             self.assembly.reasoner.latent_token_id,
             backbone.family.batch,
-            min_length=method.passes(stage),
+            min_length=self.method.passes(part.stage),
         )
         loader = iter(make_loader(dataset, batches, collator, config.num_workers))
         while micro_batches := list(islice(loader, config.gradient_accumulation_steps)):
             yield micro_batches
 
-    def _sizes_in(self, epoch: int) -> Sizes | None:
-        """In the epoch's first stage: all of its parts have the order of one."""
-        if not self.config.group_by_length:
+    def _dataset(self, stage: int, epoch: int) -> ReasoningDataset:
+        config, method, examples = self.config, self.method, self.examples
+        check: Check = _fits
+        of_a_stream = {}
+        if isinstance(examples, StreamedExamples):
+            positions = position_limit(self.assembly.backbone.model)
+            check = partial(refuse_too_long, config, positions, method, self.stages)
+            of_a_stream = {"instead": examples.instead}
+        return ReasoningDataset(
+            examples,
+            self.assembly.encoder,
+            method.asked,
+            partial(_train_row, method=method, stage=stage, epoch=epoch, check=check),
+            draws=f"{config.seed}/{epoch}",
+            arrange_donor=method.donor_row if method.borrows and method.rows(stage) > 1 else None,
+            supervise=partial(_supervision, method=method, stage=stage, epoch=epoch),
+            **of_a_stream,
+        )
+
+    def _order(self, epoch: int) -> Order | LaneOrder | None:
+        """None: the usual one. Grouped by the lengths in the epoch's first stage: all of its parts have one order."""
+        config, examples, seed = self.config, self.examples, f"{self.config.seed}/{epoch}"
+        if isinstance(examples, StreamedExamples):
+            lanes = LaneOrder(examples.pieces, seed, self.global_batch, config.stream_lanes, config.shuffle_buffer)
+            own = range(rank(), self.global_batch // config.batch_size, world_size())
+            rows = [piece * config.batch_size + row for piece in own for row in range(config.batch_size)]
+            examples.room = lanes.pieces_at_once(rows)
+            return lanes
+        if not config.group_by_length:
             return None
         if self.sizes is None:
-            encoder, asked, workers = self.assembly.encoder, self.method.asked, self.config.num_workers
-            self.sizes = measure_sizes(self.examples, encoder, asked, workers)
-        return self.sizes.at(self.method, self.method.parts(epoch, self.steps_per_epoch)[0].stage)
+            encoder, asked = self.assembly.encoder, self.method.asked
+            about = encoder.prompt.date, asked, len(self.assembly.backbone.tokenizer)
+            remembered = lengths_file(config, examples, "parts", *about)
+            self.sizes = measure_sizes(examples, encoder, asked, config.num_workers, remembered)
+        sizes = self.sizes.at(self.method, self.method.parts(epoch, self.steps_per_epoch)[0].stage)
+        return grouped(sizes, seed, self.global_batch)
 
     def ids(self, batch: dict[str, Any]) -> list[str]:
         """Of the examples that count in a batch, each once."""
@@ -86,9 +124,14 @@ class TrainingBatches:
         return [self.examples[i].id for i in dict.fromkeys(counted)]
 
 
+def _fits(tokens: ExampleTokens) -> None:
+    """What has been measured before training does."""
+
+
 def _train_row(
-    example: Example, tokens: ExampleTokens, method: Method, stage: int, epoch: int
+    example: Example, tokens: ExampleTokens, method: Method, stage: int, epoch: int, check: Check
 ) -> tuple[list[int], list[int]]:
+    check(tokens)
     return method.train_row(tokens, stage, epoch, example.id)
 
 

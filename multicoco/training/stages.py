@@ -30,11 +30,16 @@ class Stages:
         self.steps_per_epoch = steps_per_epoch
         self.checkpoints = checkpoints
 
+    @property
+    def restarts_schedule(self) -> bool:
+        """Whether each stage has a schedule of its own, and not the run one."""
+        return self.config.reset_optimizer and self.method.restarts_schedule
+
     def of_epoch(self, epoch: int) -> Sequence[Part]:
         return self.method.parts(epoch, self.steps_per_epoch)
 
     def enter(self, stage: int, at: Position) -> None:
-        """At a transition the optimizer and the schedule start again; without `reset_optimizer` they go on."""
+        """At a transition the optimizer and, as the method says, the schedule start again; or both go on."""
         if stage == at.stage:
             return
         is_first = at.stage is None
@@ -43,7 +48,7 @@ class Stages:
             forget_trace(self.engine)
         if self.config.reset_optimizer and not is_first:
             reset_optimizer_state(self.engine)
-        if self.config.reset_optimizer or is_first:
+        if self.restarts_schedule or is_first:
             self.start_schedule(stage)
 
     def note_accuracy(self, accuracy: float | None, at: Position) -> None:
@@ -64,6 +69,6 @@ class Stages:
     def start_schedule(self, stage: int) -> None:
         """From its first step; it spans the stage or, without restarts, the whole run."""
         parts = [part for epoch in range(self.config.num_epochs) for part in self.of_epoch(epoch)]
-        spanned = [part for part in parts if part.stage == stage] if self.config.reset_optimizer else parts
+        spanned = [part for part in parts if part.stage == stage] if self.restarts_schedule else parts
         total_steps = sum(part.end - part.first for part in spanned)
         start_schedule(self.engine, self.config, self.method.learning_rate(stage), total_steps)

@@ -80,7 +80,9 @@ class Start:
 
     def _hash_data(self) -> dict[str, str]:
         paths = {"train_path": self.config.train_path, "val_path": self.config.val_path}
-        return {key: data_hash(locate(self.config.data_dir, path)) for key, path in paths.items() if path}
+        located = {key: locate(self.config.data_dir, path) for key, path in paths.items() if path}
+        streamed = {"train_path"} if self.config.streaming else set()
+        return {key: data_hash(location, key in streamed) for key, location in located.items()}
 
     def find(
         self, engine: DeepSpeedEngine, stages: Stages, data: dict[str, str], global_batch: int

@@ -56,7 +56,7 @@ def train_step(
         inputs = dict(batch["on_device"])
         if "supervision" in inputs:
             inputs["supervision"] = inputs["supervision"] | {"divisors": counts[2:].clamp(min=1) / pieces}
-        output = engine(**inputs, n_passes=n_passes, loss_divisor=counts[0] / pieces)
+        output = engine(**inputs, n_passes=n_passes, loss_divisor=counts[0].clamp(min=1) / pieces)
         loss = method.loss(output)
         engine.backward(loss)
         engine.step()

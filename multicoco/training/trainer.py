@@ -22,7 +22,7 @@ from multicoco.engine.preemption import Preempted
 from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
 from multicoco.engine.rates import learning_rates
-from multicoco.engine.records import lengths_file, load_records, load_training_records, without_answer
+from multicoco.engine.records import at_hand, lengths_file, load_records, load_training_records, without_answer
 from multicoco.engine.resume import lock_run_folder
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import embedding_rows
@@ -69,23 +69,25 @@ class Trainer:
         start = Start(config, checkpoints, allow_change)
         earlier = start.check_folder()
         examples = load_training_records(config)
-        location, unanswered = locate(config.data_dir, str(config.train_path)), without_answer(examples)
-        agree(lambda: require_answers(unanswered, len(examples), location), only_rank_0=True)
+        looked_at = at_hand(config, examples)
+        location, unanswered = locate(config.data_dir, str(config.train_path)), without_answer(looked_at)
+        agree(lambda: require_answers(unanswered, len(looked_at), location), only_rank_0=True)
         self.questions = load_records(config, config.val_path, config.max_val_samples)
 
         set_seed(config.seed)
         weights = weights_of(config)
         date = prompt_date(config, earlier, weights.state)
         n_rows = embedding_rows(checkpoints.root / earlier.name) if earlier else None
-        assembly = assemble(config, weights, date, examples, group.device, n_rows)
+        assembly = assemble(config, weights, date, looked_at, group.device, n_rows)
         self.method = method_class(config.trained_method)(config, assembly.backbone.latent_tokens)
         self.batches = TrainingBatches(config, examples, assembly, self.method)
-        positions, stages = position_limit(assembly.backbone.model), sorted(self._stages)
-        remembered = lengths_file(config, examples, date, stages, len(assembly.backbone.tokenizer))
-        fitting = those_that_fit(config, positions, examples, assembly.encoder, self.method, stages, remembered)
-        self.batches.keep(fitting)
+        positions, stages = position_limit(assembly.backbone.model), self.batches.stages
+        remembered = lengths_file(config, looked_at, date, stages, len(assembly.backbone.tokenizer))
+        fitting = those_that_fit(config, positions, looked_at, assembly.encoder, self.method, stages, remembered)
+        if not config.streaming:  # by which the others are measured when they come
+            self.batches.keep(fitting)
         agree(lambda: self._check_purpose(fitting, assembly, positions), only_rank_0=True)
-        shape = model_shape(assembly.reasoner, max(map(self.method.passes, self._stages)))
+        shape = model_shape(assembly.reasoner, max(map(self.method.passes, stages)))
         ds_config = agree(lambda: resolve_ds_config(Path(config.deepspeed), config, group.size, shape))
         self.engine = build_engine(assembly.reasoner, config, ds_config)
         self.run_lock = agree(lambda: lock_run_folder(config.run_dir) if group.rank == 0 else None)
@@ -96,7 +98,7 @@ class Trainer:
         self.at, wandb_id = start.find(self.engine, self.stages, data, self.batches.global_batch)
         next_step = self.at.step + self.at.evaluated  # a missing evaluation of the last one is made up for
         self.tracker = agree(lambda: Tracker(config.run_dir, config, wandb_id, group.rank == 0, next_step))
-        if left_out := len(examples) - len(fitting):
+        if left_out := not config.streaming and len(looked_at) - len(fitting):
             self.tracker.log({"data/examples": len(fitting), "data/too_long": left_out}, self.at.step)
         origin = TrainerState(
             epoch=0,
@@ -112,7 +114,7 @@ class Trainer:
             versions=self.tracker.environment,
         )
         if assembly.features:  # of the weights that the engine has now
-            assembly.features.keep(examples)
+            assembly.features.keep(looked_at)
         self.saver = Saver(config, checkpoints, self.engine, assembly.backbone, self.tracker, origin, self.at)
         self.look_around = Lookout(self.saver, group.device)
         self.transfer = Transfer(group.device, assembly.backbone.family.host_inputs)
@@ -122,12 +124,6 @@ class Trainer:
         )
         sharded = self.engine.zero_optimization_stage() == 3
         self.evaluator = Evaluator(config, assembly, self.questions, self.tracker, sharded, self.look_around)
-
-    @property
-    def _stages(self) -> set[int]:
-        steps, epochs = self.batches.steps_per_epoch, self.config.num_epochs
-        scheduled = {part.stage for epoch in range(epochs) for part in self.method.parts(epoch, steps)}
-        return scheduled | self.method.schedule.reachable(epochs)
 
     def _check_purpose(self, examples: Sequence[Example], assembly: Assembly, positions: int | None) -> None:
         """What would make the run pointless, or break it in its middle, is said before it starts."""
@@ -143,10 +139,12 @@ class Trainer:
             )
         methods = evaluation_methods(config, assembly.backbone.latent_tokens)
         for check in (check_interventions, check_lens):
-            check(config, methods, max(self._stages), self.questions, assembly.encoder)
+            check(config, methods, max(self.batches.stages), self.questions, assembly.encoder)
         if positions is not None and self.questions:
             room = (config.generation.max_new_tokens, extended_to(config))
-            check_prompt_lengths(positions, self.questions, assembly.encoder, methods.values(), self._stages, *room)
+            check_prompt_lengths(
+                positions, self.questions, assembly.encoder, methods.values(), self.batches.stages, *room
+            )
 
     def run(self) -> None:
         """Trains.

@@ -51,7 +51,9 @@ class Transfer:
         for key, tensor in batch["inputs"].items():
             arguments[key] = tensor if key in self.stay else self._moved(tensor)
         if supervision := batch["supervision"]:
-            arguments["supervision"] = {key: self._moved(tensor) for key, tensor in supervision.items()}
+            arguments["supervision"] = {
+                key: self._moved(value) if isinstance(value, Tensor) else value for key, value in supervision.items()
+            }
         return arguments | {"seeds": batch["seeds"], "on_host": on_host}
 
     def _moved(self, tensor: Tensor) -> Tensor:

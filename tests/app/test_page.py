@@ -103,8 +103,8 @@ def test_an_upload_that_is_no_picture_is_said_and_not_asked_without(deeds, examp
     assert deeds.take_upload(None) == ([], "", "")
 
 
-def test_a_model_without_thoughts_is_asked_in_its_modes(home, examples, one_thread):
-    deeds = Deeds(multicoco.load(home / "model"), examples)
+def test_a_model_without_thoughts_is_asked_in_its_modes(trained_home, examples, one_thread):
+    deeds = Deeds(multicoco.load(trained_home / "model"), examples)
     problem, answers, thoughts, _, panel, *_ = asked(deeds, examples[0])
     assert re.findall(r"<h3>(\w+)</h3>", answers) == ["vanilla", "cot"]
     assert not problem and not thoughts and not panel["visible"]

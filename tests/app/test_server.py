@@ -40,7 +40,7 @@ def test_what_is_no_checkpoint_is_named_and_nothing_is_left(monkeypatch, capsys,
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_the_command_says_where_it_is_and_who_else_can_ask(home, monkeypatch, capsys, host):
+def test_the_command_says_where_it_is_and_who_else_can_ask(trained_home, monkeypatch, capsys, host):
     waited = []
 
     class Page:
@@ -51,7 +51,7 @@ def test_the_command_says_where_it_is_and_who_else_can_ask(home, monkeypatch, ca
     monkeypatch.setattr(server, "open_page", lambda asker, *rest: given.append(rest) or (Page(), "http://there/"))
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     options = [] if host == "127.0.0.1" else ["--host", host, "--port", "80"]
-    assert main(["app", str(home / "runs" / "run"), *options]) == 0
+    assert main(["app", str(trained_home / "runs" / "run"), *options]) == 0
     [(examples, *where)] = given
     assert len(examples) == 6 and where == ([host, 7860] if not options else [host, 80]) and waited
     said = capsys.readouterr()

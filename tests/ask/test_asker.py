@@ -41,7 +41,7 @@ def test_a_picture_may_be_a_file_its_content_or_opened(asker, example):
     assert len({(answer.text, *answer.chances.values()) for answer in answers}) == 1
 
 
-def test_thoughts_are_read_and_intervened_on(asker, example, home, monkeypatch):
+def test_thoughts_are_read_and_intervened_on(asker, example, trained_home, monkeypatch):
     other = next(p for p in example.image.parent.iterdir() if p != example.image)
     specs = ["zero", "mean", "transplant", "other_input(blank)", "other_input(reverse)", "cut(1)", "only(2, mean)"]
     own, others = f"transplant={example.image}", f"transplant={other}"
@@ -124,18 +124,18 @@ def test_without_the_runs_data_its_mean_is_not_to_be_had(asker, example, monkeyp
         asker.ask(example.image, "What?", intervene=["mean"])
 
 
-def test_a_model_without_a_run_is_asked_without_thoughts(home, example, one_thread):
-    asker = multicoco.load(home / "model")
+def test_a_model_without_a_run_is_asked_without_thoughts(trained_home, example, one_thread):
+    asker = multicoco.load(trained_home / "model")
     assert asker.modes == ["vanilla", "cot"]
     assert asker.ask(example.image, example.question, example.choices).mode == "cot"
     with pytest.raises(UserError, match="nowhere"):
-        multicoco.load(home / "nowhere")
+        multicoco.load(trained_home / "nowhere")
 
 
 @pytest.mark.distributed
-def test_the_command_answers_standard_input_without_deepspeed(home, example):
+def test_the_command_answers_standard_input_without_deepspeed(trained_home, example):
     code = "import sys; sys.modules['deepspeed'] = None; from multicoco.cli import main; sys.exit(main())"
-    checkpoint = home / "runs" / "run" / "checkpoints" / "epoch_0003" / "model"
+    checkpoint = trained_home / "runs" / "run" / "checkpoints" / "epoch_0003" / "model"
     options = ["--image", str(example.image), "--json", "--mode", "all", "--intervene", "only(2, mean),zero"]
     command = [sys.executable, "-c", code, "ask", str(checkpoint), *options]
     lines = f"{example.question}\n\n{json.dumps({'question': 'Which?', 'choices': list(example.choices)})}\n"

@@ -33,9 +33,9 @@ def weights_by_hand(decoder, embeds: Tensor) -> tuple[list[Tensor], Tensor]:
 
 
 @torch.no_grad()
-def test_attention_is_that_of_the_whole_sequence_computed_by_hand(asker, example, home):
+def test_attention_is_that_of_the_whole_sequence_computed_by_hand(asker, example, trained_home):
     seen = asker.attention(example.image, example.question, example.choices)
-    folder = home / "runs" / "run" / "checkpoints" / "epoch_0003" / "model"
+    folder = trained_home / "runs" / "run" / "checkpoints" / "epoch_0003" / "model"
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     tokens, inputs = asker.assembly.encoder(example, "reasoning")
     latent = asker.assembly.backbone.latent_tokens

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicoco.curriculum import IGNORE_INDEX, Supervision
+from multicoco.curriculum import IGNORE_INDEX, Branch, Supervision
 from multicoco.data.collate import Collator, Row
 from multicoco.models.families.internvl import InternVL
 
@@ -60,23 +60,42 @@ def test_as_many_latent_columns_as_the_longest_chain(batch):
 
 
 def test_supervision_follows_its_rows():
-    def row(ids: list[int], counted: bool, supervision: Supervision) -> Row:
-        teacher = Row(*supervision.teacher, 0, counted)
-        return Row(ids, ids, 0, counted, supervision=supervision, teacher=teacher)
-
-    taught = [
-        row([1, LATENT, LATENT, 2, 3], True, Supervision([[7, 8, 9], [7]], ([1, 7, 8, 9, 2, 3], [0] * 6), answer=1)),
-        row([4, 5, LATENT, 2, 3], False, Supervision([[6]], ([4, 5, 6, 2, 3], [0] * 5), answer=2)),
-    ]
-    out = Collator(PAD, LATENT, lambda inputs: {})(taught)
-    found = out["supervision"]
     none = IGNORE_INDEX
+    supervised = [
+        Row([1, LATENT, LATENT, 2, 3], [0] * 5, 0, supervision=Supervision([[7, 8, 9], [7]], answer=1)),
+        Row([4, 5, LATENT, 2, 3], [0] * 5, 0, counted=False, supervision=Supervision([[6]], answer=2)),
+    ]
+    out = Collator(PAD, LATENT, lambda inputs: {})(supervised)
+    found = out["supervision"]
     assert found["stretches"].tolist() == [[[7, 8, 9], [7, none, none]], [[6, none, none], [none] * 3]]
     assert found["counted"].tolist() == [True, False]
-    assert out["input_ids"][2:].tolist() == [[1, 7, 8, 9, 2, 3], [4, 5, 6, 2, 3, PAD]]
-    announced = out["input_ids"].gather(1, found["announced"][:, None])[:, 0]
-    assert announced.tolist() == [2, LATENT, 2, 6]
-    assert [bool((row != none).any()) for row in out["labels"]] == [True, False, True, False]
+    assert out["input_ids"].gather(1, found["announced"]).tolist() == [[2], [LATENT]]
+    assert [bool((row != none).any()) for row in out["labels"]] == [True, False]
+
+
+@st.composite
+def divided(draw):
+    row, branch = draw(rows()), draw(words)
+    at = min(draw(st.integers(1, 4)), len(row.input_ids) - 1)
+    row.supervision = Supervision(branch=Branch(at, branch, branch), answer=draw(st.integers(0, 2)))
+    return row
+
+
+@given(batch=st.lists(divided().filter(lambda row: row.branch.after > 0), min_size=1, max_size=4))
+def test_branches_are_lined_up_and_stand_behind_all_rows(batch):
+    out = Collator(PAD, LATENT, BATCH)(batch)
+    fork, ids, mask = out["supervision"]["fork"], out["input_ids"], out["attention_mask"].bool()
+    assert ids.shape[1] - fork.branch >= fork.branch - fork.column > 0
+    for i, row in enumerate(batch):
+        trunk, branch = slice(0, fork.branch), slice(fork.branch, None)
+        assert ids[i, trunk][mask[i, trunk]].tolist() == row.input_ids
+        assert ids[i, branch][mask[i, branch]].tolist() == row.branch.input_ids
+        assert mask[i, : fork.column].sum() == row.branch.after and mask[i, fork.column]
+        labels = row.branch.labels if row.counted else [IGNORE_INDEX] * len(row.branch.labels)
+        assert out["labels"][i, branch][mask[i, branch]].tolist() == labels
+        before = row.supervision.answer + 1  # from the end of each way
+        ends = [int(mask[i, trunk].nonzero()[-1]) + 1, fork.branch + len(row.branch.input_ids)]
+        assert out["supervision"]["announced"][i].tolist() == [end - before for end in ends]
 
 
 def test_rows_without_supervision_have_none():

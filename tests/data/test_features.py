@@ -1,14 +1,16 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multicoco.data.features import FEATURES, FeatureStore, images_key
+from multicoco.data.features import FEATURES, KEY, FeatureStore, images_key
+from multicoco.data.verified import digest_of
 from multicoco.errors import UserError
 
-KEYS = [images_key([bytes([i])]) for i in range(9)]
+KEYS = [images_key([digest_of(bytes([i]))]) for i in range(9)]
 
 
 def kept(i: int) -> dict[str, torch.Tensor]:
@@ -30,7 +32,9 @@ def test_what_any_job_has_written_is_found_by_all_and_as_it_was(tmp_path_factory
     for store in stores:
         store.look()
         there = {i for places in jobs for i in places}
-        assert store.missing([*KEYS, *KEYS]) == [key for i, key in enumerate(KEYS) if i not in there]
+        assert store.missing(np.array(KEYS, KEY)).astype(str).tolist() == [
+            k for i, k in enumerate(KEYS) if i not in there
+        ]
         for i in there:
             found = store.read(KEYS[i])
             assert all(torch.equal(found[name], tensor) for name, tensor in kept(i).items())
@@ -40,7 +44,7 @@ def test_what_any_job_has_written_is_found_by_all_and_as_it_was(tmp_path_factory
 def test_images_of_an_example_are_known_by_their_content_together(tmp_path):
     store = FeatureStore(tmp_path, [FEATURES, "grid"])
     write(store, [1, 2])
-    pair = images_key([bytes([1]), bytes([2])])
+    pair = images_key([digest_of(bytes([1])), digest_of(bytes([2]))])
     store.write({pair: kept(5)}, {pair: [3, 4]})
     (tmp_path / "a.png").write_bytes(bytes([2]))
     store.look()
@@ -68,7 +72,7 @@ def test_a_damaged_file_is_as_none_and_one_that_goes_is_named(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:50])
     (tmp_path / "empty.safetensors").write_bytes(b"")
     store.look()
-    assert store.missing(KEYS[:2]) == [KEYS[1]]
+    assert store.missing(np.array(KEYS[:2], KEY)).astype(str).tolist() == [KEYS[1]]
     path.unlink()
     with pytest.raises(UserError, match="has gone or is damaged"):
         store.read(KEYS[0])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from multicoco.curriculum import ExampleTokens, Supervision, layout
+from multicoco.curriculum import Branch, ExampleTokens, Supervision, layout
 from multicoco.data.collate import Collator
 from multicoco.data.example import Example
 from multicoco.data.loader import Encoder, RankBatches, ReasoningDataset, check_donors, make_loader
@@ -173,16 +173,14 @@ def test_seeds_of_rows_depend_on_epoch_and_example_alone():
     assert all(0 <= seed < 2**63 for seed in seeds[0])
 
 
-def test_a_teacher_has_its_examples_images_and_counts_as_it_does():
+def test_a_row_brings_what_its_own_tokens_are_supervised_by():
     examples = [Example(str(i), "q", (), (), (), "a", None) for i in range(2)]
     dataset = ReasoningDataset(
         examples,
-        lambda example, asked: (ExampleTokens([int(example.id)]), {"pixel_values": torch.ones(1)}),
+        lambda example, asked: (ExampleTokens([int(example.id)]), {}),
         "reasoning",
         lambda example, tokens: (tokens.prompt, tokens.prompt),
-        supervise=lambda example, tokens: Supervision(teacher=([int(example.id), 9], [-100, 9])),
+        supervise=lambda example, tokens: Supervision([[*tokens.prompt, int(example.id)]], Branch(1, [9], [9])),
     )
     for pick in ((1, True), (0, False)):
-        row = dataset[pick]
-        assert (row.teacher.input_ids, row.teacher.labels) == ([pick[0], 9], [-100, 9])
-        assert (row.teacher.index, row.teacher.counted, row.teacher.inputs) == (*pick, row.inputs)
+        assert dataset[pick].supervision.stretches == [[pick[0]] * 2] and dataset[pick].branch.input_ids == [9]

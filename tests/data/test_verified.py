@@ -9,7 +9,7 @@ from PIL import Image
 from multicoco.data import verified as verified_module
 from multicoco.data.sources.location import Location
 from multicoco.data.sources.tables import StoredInTable
-from multicoco.data.verified import VerifiedImages
+from multicoco.data.verified import VerifiedImages, digest_of
 from multicoco.errors import UserError
 
 
@@ -59,6 +59,43 @@ def test_another_image_of_the_same_size_and_name_is_decoded(tmp_path, picture, d
     picture.unlink()
     with pytest.raises(UserError, match=r"a\.png"):
         start(tmp_path, picture)
+
+
+def test_a_file_is_read_for_its_digest_until_its_size_or_date_changes(tmp_path, picture, monkeypatch):
+    read, read_bytes = [], type(picture).read_bytes
+    monkeypatch.setattr(type(picture), "read_bytes", lambda path: read.append(path) or read_bytes(path))
+
+    def digest() -> bytes:
+        verified = VerifiedImages(tmp_path / "images.npy")
+        found = verified.digest(picture)
+        assert verified.digest(picture) == found  # without being told
+        verified.save([verified.taken()])
+        return found
+
+    content = [picture.read_bytes(), picture.read_bytes() + b"more", picture.read_bytes()[:-1] + b"x"]
+    read.clear()
+    for times, of in enumerate(content, start=1):
+        picture.write_bytes(of)
+        os.utime(picture, ns=(times, times))
+        assert [digest(), digest()] == [digest_of(of)] * 2 and len(read) == times
+    os.utime(picture, ns=(9, 9))
+    assert digest() == digest_of(content[-1]) and len(read) == 4
+    monkeypatch.chdir(tmp_path.parent)  # the same file by another name
+    same = picture.relative_to(tmp_path.parent)
+    assert VerifiedImages(tmp_path / "images.npy").digest(same) == digest_of(content[-1])
+    assert len(read) == 4
+    picture.unlink()
+    with pytest.raises(UserError, match=r"a\.png: cannot be read"):
+        digest()
+
+
+def test_what_is_learnt_is_known_and_what_is_verified_has_a_digest(tmp_path, picture, monkeypatch):
+    first, second = VerifiedImages(tmp_path / "images.npy"), VerifiedImages(tmp_path / "images.npy")
+    first.verify(picture)
+    second.learn([first.taken()])
+    monkeypatch.setattr(type(picture), "read_bytes", None)
+    assert second.digest(picture) == digest_of(picture.open("rb").read()) and not (tmp_path / "images.npy").exists()
+    assert second.digest(b"none") == digest_of(b"none") and not len(second.taken())
 
 
 def test_runs_that_write_at_once_add_to_each_other(tmp_path, decoded):

@@ -1,6 +1,7 @@
 """Features that are kept against features that are computed: the same bits, whatever is in a batch."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from multicoco.data.collate import Collator
 from multicoco.data.example import Example
 from multicoco.data.features import FEATURES
 from multicoco.data.loader import Encoder, ReasoningDataset
+from multicoco.data.verified import VerifiedImages
 from multicoco.engine.assembly import encoder_of
 from multicoco.engine.features import Features
 from multicoco.engine.features_ahead import keep_ahead
@@ -29,11 +31,11 @@ from multicoco.models.vocabulary import add_latent_tokens
 from multicoco.registry import load
 from multicoco.tasks.scenes import render_scenes
 
-FAMILIES = [name for name in TINY if load("families", name).keeps_features]
+FAMILIES = [name for name in TINY if TINY[name].sees_images and load("families", name).keeps_features]
 
 
 def config_of(folder: Path, **keys) -> RunConfig:
-    frozen = {"vision_tower": True, "projector": True}
+    frozen = {"vision_tower": True, "projector": not keys.pop("trains_projector", False)}
     given = {"mode": "cot_train", "name": "run", "train_path": "t.json", "features": "cache", "num_workers": 0}
     return RunConfig(**given | {"model_id": str(folder / "model"), "output_dir": str(folder), "freeze": frozen} | keys)
 
@@ -64,17 +66,16 @@ class Setting:
         self.encoder: Encoder = encoder_of(self.config, backbone, "2026-11-25")
         self.features = Features(self.config, backbone, self.reasoner, self.encoder)
 
-    def loss(self, examples: list[Example], places: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """And the gradient of the embeddings."""
+    def loss(self, examples: list[Example], places: list[int]) -> list[torch.Tensor]:
+        """And the gradients of the embeddings and of the projector, as far as it trains."""
         dataset = ReasoningDataset(examples, self.encoder, "reasoning", lambda _, tokens: layout(tokens, 0, ()))
         collate = Collator(self.backbone.tokenizer.pad_token_id, None, self.backbone.family.batch)
         batch = collate([dataset[place, True] for place in places])
         tensors = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-        embeddings = self.backbone.model.get_input_embeddings().weight
-        embeddings.grad = None
+        projector = self.backbone.family.part(self.backbone.model, "projector").parameters()
+        looked_at = [self.backbone.model.get_input_embeddings().weight, *(p for p in projector if p.requires_grad)]
         loss = self.reasoner(**tensors, **batch["inputs"]).loss
-        loss.backward()
-        return loss.detach(), embeddings.grad.clone()
+        return [loss.detach(), *torch.autograd.grad(loss, looked_at)]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -87,24 +88,33 @@ def tiny(request, tmp_path_factory) -> tuple[Path, Backbone]:
     return folder, backbone
 
 
-def test_loss_and_gradient_are_the_same_bits_whatever_is_in_a_batch(tiny, tmp_path, one_thread, monkeypatch):
+@pytest.mark.parametrize("trains_projector", [False, True])
+def test_loss_and_gradients_are_the_same_bits_whatever_is_in_a_batch(
+    tiny, trains_projector, tmp_path, one_thread, monkeypatch
+):
     folder, backbone = tiny
+    projector = backbone.family.part(backbone.model, "projector").requires_grad_(trains_projector)
     examples = pictures(tmp_path)
     batches = [[0, 1, 2], [2, 5], [5], [6, 3, 0, 5], [4]]
-    plain = Setting(folder, backbone, output_dir=str(tmp_path))
-    wanted = [plain.loss(examples, places) for places in batches]
-    kept = Setting(folder, backbone, output_dir=str(tmp_path))
+    keys = {"output_dir": str(tmp_path), "trains_projector": trains_projector}
+    kept = Setting(folder, backbone, **keys)
     kept.features.keep(examples[:3])
     kept.features.keep(examples)
-    again = Setting(folder, backbone, output_dir=str(tmp_path))
+    if trains_projector:  # what is kept is none of its weights'
+        with torch.no_grad():
+            for parameter in projector.parameters():
+                parameter += 0.01 * torch.randn_like(parameter)
+    plain = Setting(folder, backbone, **keys)
+    wanted = [plain.loss(examples, places) for places in batches]
+    again = Setting(folder, backbone, **keys)
     called = []
     monkeypatch.setattr(type(backbone.family), "all_features", lambda *_: called.append(1))
     again.features.keep(examples)  # all is there
     for setting in (kept, again):
-        for places, (loss, gradient) in zip(batches, wanted, strict=True):
-            found_loss, found_gradient = setting.loss(examples, places)
-            assert torch.equal(found_loss, loss) and torch.equal(found_gradient, gradient)
-    assert not called
+        for places, of_plain in zip(batches, wanted, strict=True):
+            found = setting.loss(examples, places)
+            assert all(torch.equal(one, other) for one, other in zip(found, of_plain, strict=True))
+    assert not called and (len(wanted[0]) > 2) == trains_projector
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +156,41 @@ def test_a_changed_file_weight_or_tile_limit_is_a_miss_and_new_words_are_none(in
     half = load_backbone(str(internvl / "model"), torch.bfloat16, max_image_tiles=4)
     assert computed(Setting(internvl, half, **keys), examples) == 6
     assert half.model.dtype == torch.bfloat16 and len(list((tmp_path / "features").iterdir())) == 4
+
+
+def test_a_second_start_reads_no_image_and_no_step_does(internvl, tmp_path, monkeypatch):
+    examples = pictures(tmp_path)
+    backbone = load_backbone(str(internvl / "model"), max_image_tiles=4)
+    keys = {"output_dir": str(tmp_path)}
+    read, opened, read_bytes = [], Image.open, Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+    monkeypatch.setattr(Image, "open", lambda file, **how: read.append(str(file)) or opened(file, **how))
+
+    def start() -> set[str]:
+        read.clear()
+        setting = Setting(internvl, backbone, **keys)
+        setting.features.keep(examples)
+        for example in examples:
+            setting.encoder.images(example)
+        return set(read)
+
+    assert start() >= {f"{i}.png" for i in range(5)}
+    assert not start()
+    os.utime(tmp_path / "2.png", ns=(1, 1))
+    assert start() == {"2.png"} and not start()
+    Image.new("RGB", (90, 60), "red").save(tmp_path / "3.png")
+    assert "3.png" in start() and not start()
+
+
+def test_an_image_that_cannot_be_decoded_is_not_taken_for_one_that_was(internvl, tmp_path):
+    backbone = load_backbone(str(internvl / "model"), max_image_tiles=4)
+    path = tmp_path / "bad.png"
+    path.write_bytes(b"no image")
+    setting = Setting(internvl, backbone, output_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"bad\.png"):
+        setting.features.keep([Example("0", "red", (path,), (), ("blue",), "red", None)])
+    with pytest.raises(UserError, match=r"bad\.png"):
+        VerifiedImages(setting.features.verified.path).verify(path)
 
 
 def test_where_no_more_can_be_written_images_are_encoded_as_ever(internvl, tmp_path, monkeypatch, capsys):
@@ -196,20 +241,24 @@ COUNTED = "import sys, pathlib; sys.path += {path}; import gathers; gathers.coun
 
 
 @pytest.mark.distributed
-def test_a_run_on_two_ranks_that_is_interrupted_is_the_run_without_and_leaves_the_tower_alone(run_server, tmp_path):
-    """Under ZeRO-3, the weights of the vision tower and of the projector are gathered no more."""
+@pytest.mark.parametrize(("family", "trains_projector"), [("internvl", False), ("llava_onevision", True)])
+def test_a_run_on_two_ranks_even_an_interrupted_one_is_the_run_without_and_leaves_the_tower_alone(
+    run_server, tmp_path, family, trains_projector
+):
+    """Under ZeRO-3, the weights of what is not called are gathered no more."""
     home = make_home(
         tmp_path,
         13,
         2,
-        """mode: coconut_train
+        f"""mode: coconut_train
 num_epochs: 2
 eval_every_epochs: 2
 batch_size: 2
-freeze: {vision_tower: true, projector: true}
-generation: {max_new_tokens: 3}
-coconut: {enabled: true, max_latent_stage: 1, first_stage: 1}
+freeze: {{vision_tower: true, projector: {str(not trains_projector).lower()}}}
+generation: {{max_new_tokens: 3}}
+coconut: {{enabled: true, max_latent_stage: 1, first_stage: 1}}
 """,
+        family,
     )
     path = home / "scenes" / "aokvqa_v1p0_train.json"
     records = json.loads(path.read_text())
@@ -226,7 +275,7 @@ coconut: {enabled: true, max_latent_stage: 1, first_stage: 1}
     counts = {}
     for name, settings in (("plain", ()), ("kept", ("features=cache",))):
         counting = COUNTED.format(path=[str(Path(__file__).parent), *sys.path], out=home / f"{name}.counts")
-        if settings:
+        if settings and trains_projector:
             run(name, 143, signalled_at(2), *settings)
         run(name, 0, counting, *settings)
         counts[name] = json.loads((home / f"{name}.counts").read_text())
@@ -236,7 +285,8 @@ coconut: {enabled: true, max_latent_stage: 1, first_stage: 1}
     samples = {name: sorted((home / "runs" / name / "samples").iterdir())[-1].read_text() for name in counts}
     assert samples["kept"] == samples["plain"]
     model = load_backbone(str(home / "model"))
-    seen = [p.numel() for name in model.family.parts for p in model.family.part(model.model, name).parameters()]
+    parts = [part for part in model.family.parts if part != "projector" or not trains_projector]
+    seen = [p.numel() for name in parts for p in model.family.part(model.model, name).parameters()]
     share = 1 - sum(seen) / sum(p.numel() for p in model.model.parameters())
     last = {name: counted["steps"][-1]["bytes"] / counted["model_bytes"] for name, counted in counts.items()}
     assert last["plain"] > 0.99 and last["kept"] < share + 0.1 < 0.8

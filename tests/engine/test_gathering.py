@@ -75,3 +75,10 @@ def test_so_it_is_when_thoughts_are_made_in_parallel(run_server, home):
     settings = ("coconut.jacobi_iterations=2", "coconut.uniform_prob=0.3", "coconut.first_stage=3", "num_epochs=1")
     counts = count(run_server, home, "parallel", {"stage3_max_live_parameters": 10**9}, *settings)
     assert min(steady_steps(counts)) >= 1 and max(steady_steps(counts)) <= LIMIT
+
+
+@pytest.mark.distributed
+def test_so_it_is_when_rows_have_branches(run_server, home):
+    settings = ("mode=train", "method=codi", "coconut.first_stage=null", "coconut.projection=linear", "num_epochs=1")
+    counts = count(run_server, home, "branches", {"stage3_max_live_parameters": 10**9}, *settings)
+    assert min(steady_steps(counts)) >= 1 and max(steady_steps(counts)) <= LIMIT

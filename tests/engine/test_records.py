@@ -1,16 +1,19 @@
 """Large sets are kept, small ones held: either way a run is trained on the same examples, and told the same."""
 
 import json
+import pickle
 import shutil
 
+import numpy as np
 import pytest
 from homes import make_home
 
 from multicoco.config import load_config
-from multicoco.data.kept import KeptExamples
+from multicoco.data.kept import Kept, KeptExamples, KeptMixture, picked
 from multicoco.data.sources import load_of_run
-from multicoco.engine import records
-from multicoco.engine.records import folder_of, load_training_records, without_answer
+from multicoco.engine import keeping, records
+from multicoco.engine.keeping import folder_of
+from multicoco.engine.records import lengths_file, load_records, load_training_records, without_answer
 from multicoco.errors import UserError
 
 
@@ -21,9 +24,9 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def home(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "KEPT_FROM", 10)
-    monkeypatch.setattr(records, "_ROUND", 7)
-    monkeypatch.setattr(records, "_BLOCK", 2)
+    monkeypatch.setattr(keeping, "KEPT_FROM", 10)
+    monkeypatch.setattr(keeping, "_ROUND", 7)
+    monkeypatch.setattr(keeping, "_BLOCK", 2)
     return shutil.copytree(made, tmp_path / "home")
 
 
@@ -39,7 +42,7 @@ def told(load) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("limit", ["null", "5", "12", "100"])
+@pytest.mark.parametrize("limit", ["null", "10", "12", "100"])
 def test_kept_examples_are_those_that_are_read(home, limit):
     config = config_of(home, f"max_train_samples={limit}")
     expected = load_of_run(config, config.train_path, config.max_train_samples)
@@ -53,7 +56,7 @@ def test_a_second_start_reads_and_decodes_nothing(home, monkeypatch):
     config = config_of(home)
     first = [*load_training_records(config)]
     for name in ("keep", "open_records", "parse_records"):
-        monkeypatch.setattr(records, name, None)
+        monkeypatch.setattr(keeping, name, None)
     monkeypatch.setattr("multicoco.data.verified.load_image", None)
     assert [*load_training_records(config)] == first
 
@@ -70,7 +73,7 @@ def test_other_records_or_another_way_to_read_them_are_read_anew(home, how):
     assert [*load_training_records(config)] == load_of_run(config, config.train_path, None)
 
 
-@pytest.mark.parametrize("limit", ["null", "9"])
+@pytest.mark.parametrize("limit", ["null", "11"])
 def test_bad_records_and_images_are_told_and_left_out_as_ever(home, limit):
     file = home / "scenes" / "aokvqa_v1p0_train.json"
     content = json.loads(file.read_text())
@@ -108,9 +111,91 @@ def test_those_without_an_answer_are_found_by_all_ranks_together(home, monkeypat
     assert [e.id for e in found[-1]] == ["q3", "q4", "q17"] and len(own) == n_ranks
 
 
-def test_mixtures_and_small_sets_are_held(home, monkeypatch):
-    (home / "scenes" / "mixed.yaml").write_text("- {path: aokvqa_v1p0_train.json, weight: 2}\n")
-    assert isinstance(load_training_records(config_of(home, "train_path=mixed.yaml")), list)
-    monkeypatch.setattr(records, "KEPT_FROM", 25)
-    assert isinstance(load_training_records(config_of(home)), list)
-    assert not folder_of(config_of(home)).exists()
+MIXTURE = """\
+- {path: aokvqa_v1p0_train.json, weight: 2.5}
+- {path: few.json, weight: 0.5, direct_answers: true}
+- {path: lines.jsonl, steps_from: lines}
+"""
+
+
+def mix(home) -> None:
+    """A mixture of which some ids are in all of its sets."""
+    scenes = home / "scenes"
+    (scenes / "mixed.yaml").write_text(MIXTURE)
+    content = json.loads((scenes / "aokvqa_v1p0_train.json").read_text())
+    (scenes / "few.json").write_text(json.dumps(content[:7]))
+    (scenes / "lines.jsonl").write_text("".join(json.dumps(record) + "\n" for record in content[3:6]))
+
+
+@pytest.mark.parametrize("limit", [None, 20, 500])
+def test_a_large_mixture_is_kept_and_the_same_as_one_that_is_held(home, monkeypatch, limit):
+    mix(home)
+    config = config_of(home, "train_path=mixed.yaml", f"max_train_samples={'null' if limit is None else limit}")
+    expected = load_of_run(config, "mixed.yaml", limit)
+    found = load_training_records(config)
+    assert isinstance(found, KeptMixture) and [*found] == expected and len({e.id for e in found}) == len(expected)
+    if limit != 20:
+        assert any("*2" in e.id for e in found) and any("#2" in e.id for e in found)
+    for name in ("keep", "open_records", "parse_records", "numbers_of"):
+        monkeypatch.setattr(keeping, name, None)
+    monkeypatch.setattr("multicoco.data.verified.load_image", None)
+    again = load_training_records(config)
+    assert [*again] == expected and again[-1] == expected[-1] and again[2:4] == expected[2:4]
+    places = np.array([3, 17, 0])
+    assert [*picked(again, places)] == [expected[place] for place in places]
+    assert [*pickle.loads(pickle.dumps(again))] == expected
+    with pytest.raises(IndexError):
+        again[len(expected)]
+
+
+def test_bad_records_of_a_mixture_are_told_and_left_out_as_ever(home):
+    mix(home)
+    [few, lines] = home / "scenes" / "few.json", home / "scenes" / "lines.jsonl"
+    few.write_text(few.read_text().replace('"question"', '"asked"', 2))
+    for loads in (load_training_records, lambda config: load_of_run(config, "mixed.yaml", None)):
+        message = told(lambda loads=loads: loads(config_of(home, "train_path=mixed.yaml")))
+        assert f"{few}: 2 bad of 7 records" in message and str(lines) not in message
+    config = config_of(home, "train_path=mixed.yaml", "on_bad_record=skip")
+    assert [*load_training_records(config)] == load_of_run(config, "mixed.yaml", None)
+
+
+def test_questions_asked_openly_are_kept_so(home):
+    config = config_of(home, "direct_answers=true")
+    found = load_training_records(config)
+    assert isinstance(found, KeptExamples) and [*found] == load_of_run(config, config.train_path, None)
+    assert not any(e.choices for e in found) and any(e.choices for e in load_training_records(config_of(home)))
+    file = home / "scenes" / "aokvqa_v1p0_train.json"
+    content = json.loads(file.read_text())
+    content[5]["direct_answers"] = []
+    file.write_text(json.dumps(content))
+    mine, theirs = (
+        told(lambda load=load: load(config))
+        for load in (load_training_records, lambda config: load_of_run(config, config.train_path, None))
+    )
+    assert mine == theirs and "has no direct answers" in mine
+
+
+def test_small_sets_and_the_first_of_large_ones_are_held(home, monkeypatch):
+    config = config_of(home)
+    assert isinstance(load_records(config, config.train_path, 9), list)
+    monkeypatch.setattr(keeping, "KEPT_FROM", 25)
+    assert isinstance(load_training_records(config), list)
+    assert not folder_of(config).exists()
+    mix(home)
+    assert isinstance(load_training_records(config_of(home, "train_path=mixed.yaml")), KeptMixture)  # all together
+
+
+def test_validation_records_are_kept_too(home):
+    config = config_of(home, "val_path=aokvqa_v1p0_train.json")
+    assert isinstance(load_records(config, config.val_path, None), KeptExamples)
+
+
+def test_lengths_are_remembered_of_the_same_examples_alone(home):
+    mix(home)
+    config, mixed = config_of(home), config_of(home, "train_path=mixed.yaml")
+    all_of, mixture = load_training_records(config), load_training_records(mixed)
+    assert isinstance(all_of, Kept) and isinstance(mixture, Kept)
+    some = [all_of.picked(np.arange(1, 5)), all_of.picked(np.arange(4)), mixture.picked(np.arange(4)), mixture]
+    files = [lengths_file(config, examples, "a") for examples in [all_of, *some]]
+    assert len({*files}) == 5 and lengths_file(config, all_of, "a") == files[0] != lengths_file(config, all_of, "b")
+    assert lengths_file(config, [*all_of], "a") is None

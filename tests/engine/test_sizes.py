@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from multicoco.config import RunConfig
@@ -8,7 +10,7 @@ from multicoco.curriculum import LatentTokens
 from multicoco.data.collate import Collator, Row
 from multicoco.data.example import Example
 from multicoco.engine.assembly import encoder_of
-from multicoco.engine.sizes import measure_sizes
+from multicoco.engine.sizes import ExampleSizes, measure_sizes
 from multicoco.errors import UserError
 from multicoco.methods import method_class
 from multicoco.models.reader import load_reader
@@ -17,7 +19,7 @@ from multicoco.models.tiny import TINY
 KEYS = {"num_epochs": 4, "name": "run", "model_id": "none", "train_path": "t.json"}
 
 
-@pytest.fixture(scope="module", params=[name for name in TINY if name != "text"])
+@pytest.fixture(scope="module", params=[name for name in TINY if TINY[name].sees_images])
 def reader(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     TINY[request.param](["red blue one two"], folder, 0, hidden_size=32, text_layers=1)
@@ -61,3 +63,23 @@ def test_an_image_that_cannot_be_read_is_named(reader, tmp_path):
     config = RunConfig(mode="cot_train", **KEYS)
     with pytest.raises(UserError, match=r"bad\.png: cannot be read"):
         measure_sizes(examples, encoder_of(config, reader, "2026-11-25"), "reasoning")
+
+
+@given(st.lists(st.lists(st.integers(0, 99), min_size=2, max_size=5), max_size=9), st.integers(1, 4))
+def test_shares_are_dealt_as_ranks_measure_them(examples, n_ranks):
+    together = ExampleSizes.dealt([ExampleSizes.of(examples[rank::n_ranks]) for rank in range(n_ranks)])
+    assert [[len(e.prompt), *map(len, e.steps), len(e.answer)] for e in together] == examples
+
+
+def test_lengths_are_measured_once(tmp_path):
+    TINY["text"](["red blue one two"], tmp_path / "model", 0, hidden_size=32, text_layers=1)
+    config = RunConfig(mode="cot_train", **KEYS)
+    encoder = encoder_of(config, load_reader(str(tmp_path / "model")), "2026-11-25")
+    examples = [Example(str(i), "red " * i, (), (), ("one",) * i, "blue", None) for i in range(4)]
+    method, file = method_class("cot")(config), tmp_path / "lengths"
+    measured = measure_sizes(examples, encoder, method.asked, remembered=file).at(method, 0)
+    assert (measure_sizes(examples, None, method.asked, remembered=file).at(method, 0) == measured).all()
+    file.write_bytes(file.read_bytes()[:-4])  # not whole: measured again
+    assert (measure_sizes(examples, encoder, method.asked, remembered=file).at(method, 0) == measured).all()
+    assert measured[:, 0].tolist() == sorted(measured[:, 0].tolist())
+    assert len(measure_sizes(examples[1:], encoder, method.asked, remembered=file).n_parts) == 3

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD, SIGHTED, internvl
+from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD, RESCALED, SIGHTED, internvl, rescaled
 from transformers import PreTrainedModel
 
 from multicoco.config import RunConfig
@@ -55,7 +55,7 @@ SHARDED = {"stage3_param_persistence_threshold": 0}  # at DeepSpeed's own, nothi
 class Case:
     """Steps 0 .. reset_after - 1 are one stage, the others the next. In the step `poisoned` rank 1's loss is not a
     number. Of the ds_config, zero is the section of this name, fp16 this one but for `enabled`, other the rest. Of
-    families other than InternVL, the rows of rank 1 have no images in every other step."""
+    families other than InternVL that see, the rows of rank 1 have no images in every other step."""
 
     zero: dict = field(default_factory=dict)
     other: dict = field(default_factory=dict, kw_only=True)
@@ -136,6 +136,8 @@ CASES = {
     "zero2_llava_onevision": Case({"stage": 2}, checkpointing=True, family="llava_onevision"),
     "zero3_llava_onevision": Case({"stage": 3, **SHARDED}, family="llava_onevision"),
     "zero3_smolvlm": Case({"stage": 3, **SHARDED}, family="smolvlm"),
+    "zero2_gemma2": Case({"stage": 2}, steps=4, reset_after=2, family="gemma2"),
+    "zero3_gemma2": Case({"stage": 3, **SHARDED}, checkpointing=True, steps=4, reset_after=2, family="gemma2"),
     "zero3_hpz": Case({"stage": 3, **SHARDED, "zero_hpz_partition_size": 2}),
     "zero2_bf16_switches": Case(
         {"stage": 2},
@@ -161,6 +163,8 @@ def precision(case: Case) -> torch.dtype:
 def build_model(case: Case) -> PreTrainedModel:
     if case.family == "internvl":
         model = internvl(tied=case.tied, experts=case.experts, layers=2)
+    elif case.family in RESCALED:
+        model = rescaled(case.family, initializer_range=0.05)
     else:
         model = SIGHTED[case.family](tied=case.tied, spread=0.05)  # with more, rounding grows faster in AdamW
     if case.family == "qwen3_vl_moe":  # as from_pretrained does; one by one, what is called depends on the tokens
@@ -216,7 +220,8 @@ def donor(step: int, index: int) -> tuple[list[int], list[int]]:
 
 
 def has_image(case: Case, step: int, index: int) -> bool:
-    return case.family == "internvl" or step % 2 == 0 or index < GLOBAL_BATCH // 2
+    sometimes = case.family in SIGHTED and (step % 2 == 0 or index < GLOBAL_BATCH // 2)
+    return case.family == "internvl" or sometimes
 
 
 def collate(step: int, indices: range, case: Case = PLAIN) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from multicoco.data.example import Example, load_image
 from multicoco.errors import UserError
 from multicoco.evaluation import asking
 from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
-from multicoco.evaluation.interventions import Interventions, check_interventions
+from multicoco.evaluation.interventions import Interventions, check_interventions, compare, donor_fields
 from multicoco.interventions import parse
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.families import family_of
@@ -145,7 +145,7 @@ class Tracker:
         return tqdm(disable=True)
 
 
-def evaluate(config, reasoner=LatentReasoner, examples=EXAMPLES, model=None, encoder=None) -> Tracker:
+def evaluate(config, reasoner=LatentReasoner, examples=EXAMPLES, model=None, encoder=None, stage=2) -> Tracker:
     model = model or copying_model()
     backbone = SimpleNamespace(
         tokenizer=Encoder.tokenizer, family=family_of(model.config), latent_tokens=TOKENS, end_token_ids=[EOS],
@@ -155,7 +155,7 @@ def evaluate(config, reasoner=LatentReasoner, examples=EXAMPLES, model=None, enc
         backbone=backbone, reasoner=reasoner(model, LATENT), encoder=encoder or Encoder(), features=None
     )
     tracker = Tracker()
-    Evaluator(config, assembly, examples, tracker).run("final", 2, 0)
+    Evaluator(config, assembly, examples, tracker).run("final", stage, 0)
     return tracker
 
 
@@ -172,7 +172,7 @@ def test_the_answer_is_in_the_thoughts(copied):
 def test_transplanted_thoughts_carry_the_donors_answer_along(copied):
     summary, samples = copied.summaries["coconut.transplant"], copied.samples["coconut.transplant"]
     possible = [sample for sample in samples if sample["says_donor_answer"] is not None]
-    assert summary["n_donor_answer_possible"] == len(possible) > 3
+    assert summary["n_donor_answer_possible"] == len(possible) > 3 and summary["n_donor_answer_untouched"] == 0
     assert summary["n_to_donor_answer"] == len(possible)  # all of them flip to it
     assert all(sample["choices"][sample["extracted"]] == sample["donor_answer"] for sample in possible)
     assert summary["accuracy"] == 0 and summary["difference"] == -1
@@ -181,6 +181,30 @@ def test_transplanted_thoughts_carry_the_donors_answer_along(copied):
     for sample in samples:
         donor, own = by_id[sample["donor"]], by_id[sample["id"]]
         assert len(donor.steps) == len(own.steps) and donor.answer != own.answer
+
+
+def test_what_was_the_donors_answer_before_is_no_flip_to_it():
+    """Two that say the donor's answer as trained, of which the thoughts of the donor change one; and one that flips."""
+    asked, donor = example(0), example(1)
+    said = [(1, 1), (0, 1), (1, 0), (0, 0)]  # choices, with the donor's thoughts and without; 1 is the donor's answer
+    samples = [
+        {"extracted": now, "correct": now == 0, "gold_logprob": None, **donor_fields(asked, donor, now, before)}
+        for now, before in said
+    ]
+    found = compare(samples, [{"extracted": b, "correct": b == 0, "gold_logprob": None} for _, b in said])
+    counts = ("n_donor_answer_untouched", "n_donor_answer_possible", "n_to_donor_answer")
+    assert [found[key] for key in counts] == [2, 2, 1]
+    unheard = donor_fields(asked, example(5), None, 0)  # what is no choice cannot be said
+    assert (unheard["says_donor_answer"], unheard["untouched_says_donor_answer"]) == (None, None)
+
+
+def test_a_stage_is_asked_only_under_what_its_thoughts_allow():
+    """With one thought there is no second, none to leave out and no other order; a difference of 0 would be no news."""
+    specs = ["zero", "only(2, mean)", "swap(1)", "cut(1)", "cut(0)", "permute", "first", "extend(3)"]
+    early = evaluate(config(*specs), stage=1)
+    assert [*early.summaries] == ["coconut", "coconut.zero", "coconut.cut-0", "coconut.extend-3"]
+    assert [*evaluate(config(*specs[:3]), stage=0).summaries] == ["coconut"]
+    assert len(evaluate(config(*specs), stage=2).summaries) == 1 + len(specs)
 
 
 def test_every_intervention_has_its_own_record(copied):
@@ -236,7 +260,7 @@ def test_a_model_that_ignores_its_thoughts_is_told_by_a_difference_of_exactly_0(
 def test_what_changes_nothing_is_bit_for_bit_the_same(monkeypatch):
     monkeypatch.setattr(Interventions, "donors", list(range(11)))  # each its own
     monkeypatch.setattr("multicoco.evaluation.interventions.order_of", lambda n, bits: list(range(n)))
-    nothing = ["transplant", "permute", "perturb(0)", "cut(2)", "only(2, transplant)"]
+    nothing = ["transplant", "permute", "perturb(0)", "only(2, transplant)"]
     found = evaluate(config(*nothing))
     for mode, samples in found.samples.items():
         same = [{k: v for k, v in sample.items() if "donor" not in k} for sample in samples]
@@ -336,7 +360,9 @@ def refused(config, examples=EXAMPLES) -> str:
     [
         ("only(3, mean)", "only(3, mean) needs 3 thoughts, and no question has more than 2"),
         ("swap(2)", "swap(2) needs 3 thoughts"),
-        ("cut(3)", "cut(3) needs 3 thoughts"),
+        ("cut(2)", "cut(2) needs 3 thoughts"),
+        ("only(1, swap(2))", "only(1, swap(2)) needs 3 thoughts"),
+        ("only(1, first)", "only(1, first) changes nothing: first does not concern thought 1"),
         ("extend(2)", "extend(2) adds none to 2 thoughts"),
         ("other_input(blank)", "is about images, and question 'q0' has none"),
         ("other_input(reverse)", "transplant counts what it would tell"),
@@ -354,6 +380,9 @@ def test_too_few_donors_are_refused_by_the_question_that_has_none():
     assert "mean needs two questions" in refused(config("mean"), examples[:1])
     assert "only(2, mean_by_step) needs two questions" in refused(config("only(2, mean_by_step)"), examples[1:])
     assert "other_input needs, for question 'q0'" in refused(config("other_input"), examples[:1])
+    one_picture = [example(i, images=(picture(0),)) for i in range(4)]
+    for spec in ("other_input", "other_input(reverse)"):
+        assert f"{spec} needs, for question 'q0', another one with other images" in refused(config(spec), one_picture)
 
 
 def test_methods_without_thoughts_and_questions_without_choices_are_refused():

@@ -19,6 +19,7 @@ from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
 from multicoco.evaluation.lens import check_lens
 from multicoco.evaluation.thoughts import Thoughts, read_thoughts
 from multicoco.interventions import draw, order_of
+from multicoco.latent.thoughts import Projected, Projection, hidden_state
 from multicoco.models.tiny import build_tokenizer
 from multicoco.tracking import Tracker
 
@@ -36,7 +37,7 @@ TEXT = [
         ("Ann", "home", ["Ann goes to work.", "work, then home."]),
         ("Bo", "work", ["Bo stays."]),
         ("Cy", "sea", ["Cy goes home, - home.", "Then to the sea.", "home again"]),
-        ("Di", "town", ["Di goes to town.", "town, then sea."]),
+        ("Di", "town", ["Di goes to town.", "town, then sea.", "town again"]),
     )
 ]
 Run = Callable[..., Path]
@@ -92,8 +93,8 @@ def untouched(evaluate) -> Path:
     return evaluate("eval_batch_size=3")
 
 
-def again(prepared, place: int) -> tuple[list[torch.Tensor], list[torch.Tensor], list[list[int]]]:
-    """A question's thoughts, the model's whole logits after each, and its steps' tokens, from its own text alone."""
+def again(prepared, place: int, project=lambda x: x) -> tuple[list[torch.Tensor], list[torch.Tensor], list[list[int]]]:
+    """A question's thoughts as they are fed, the whole logits before each, and its steps' tokens, from its own text."""
     path, assembly = prepared
     config: RunConfig = load_config(path)
     example = load_records(config, config.val_path, None)[place]
@@ -108,7 +109,8 @@ def again(prepared, place: int) -> tuple[list[torch.Tensor], list[torch.Tensor],
         fed, logits = [], []
         for column in (ids[0] == latent.latent).nonzero()[:, 0].tolist():
             logits.append(model(inputs_embeds=embeds[:, :column]).logits[0, -1])
-            fed.append(model.get_decoder()(inputs_embeds=embeds[:, :column]).last_hidden_state[0, -1])
+            hidden = model.get_decoder()(inputs_embeds=embeds[:, :column]).last_hidden_state[0, -1]
+            fed.append(project(hidden))
             embeds[0, column] = fed[-1]
     return fed, logits, tokens.steps
 
@@ -153,6 +155,33 @@ def test_everything_is_what_a_recomputation_gives(prepared, untouched):
     assert found.embedding.mean == pytest.approx(float(norms.mean()), rel=1e-5)
     assert found.embedding.quantiles[0.5] == pytest.approx(float(norms.quantile(0.5)), rel=1e-5)
     assert found.about == {"mode": "coconut", "stage": STAGE, "intervention": None, "c_thought": 2}
+
+
+def test_a_projected_thought_is_read_as_it_was_before_and_measured_as_it_is_fed(prepared, evaluate):
+    """As a recomputation has it; where an intervention feeds something else, the words stay those that were thought."""
+    projection = Projection(prepared[1].backbone.model, "mlp", to_embeddings=True, seed=3)
+    assembly = with_reasoner(prepared[1], thought_source=Projected(hidden_state, projection))
+    run = evaluate("coconut.projection=mlp", "eval_config.interventions=[zero]", assembly=assembly)
+    found, zero = thoughts(run), thoughts(run, "coconut.zero")
+    for place, question in enumerate(found.questions):
+        fed, logits, _ = again(prepared, place, projection)
+        for thought, vector, said in zip(found.of(question), fed, logits, strict=True):
+            assert thought.norm == pytest.approx(float(vector.norm()), rel=1e-4)
+            assert [word.token for word in thought.top] == said.topk(4).indices.tolist()
+            assert [word.rank for word in thought.gold] == [1 + int((said > said[w.token]).sum()) for w in thought.gold]
+        assert [word.token for word in zero.of(question)[0].top] == logits[0].topk(4).indices.tolist()
+    assert not zero.norm.any()
+
+
+def with_reasoner(assembly: Assembly, **changed) -> Assembly:
+    """A copy whose reasoner has other attributes."""
+    assembly, reasoner = copy.copy(assembly), copy.copy(assembly.reasoner)
+    reasoner._modules = dict(reasoner._modules)  # in which a source of thoughts may be
+    for name, value in changed.items():
+        reasoner._modules.pop(name, None)
+        setattr(reasoner, name, value)
+    object.__setattr__(assembly, "reasoner", reasoner)
+    return assembly
 
 
 def same(a: Thoughts, b: Thoughts) -> bool:
@@ -207,11 +236,8 @@ def test_a_pause_is_one_vector_and_borrowed_thoughts_are_anothers(prepared, eval
         path, assembly = prepared
         config = load_config(path, [f"coconut.thoughts={kind}"])
         method = evaluation_methods(config, assembly.backbone.latent_tokens)["coconut"]
-        assembly = copy.copy(assembly)
-        reasoner = copy.copy(assembly.reasoner)
-        reasoner.thought_source = method.thought_source()
-        reasoner.latent_token_id = reasoner.latent_token_id if method.passes(1) > 1 else None
-        object.__setattr__(assembly, "reasoner", reasoner)
+        latent = assembly.reasoner.latent_token_id if method.passes(1) > 1 else None
+        assembly = with_reasoner(assembly, thought_source=method.thought_source(), latent_token_id=latent)
         return evaluate(f"coconut.thoughts={kind}", assembly=assembly)
 
     pause = thoughts(controlled("pause"))

@@ -69,11 +69,14 @@ def new_tokens(model, batch, config, **options) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "num_beams"), [*((name, 1) for name in (*SIGHTED, "llama", "gemma3_text")), ("qwen2", 2), ("qwen3_vl", 2)]
+    ("name", "num_beams"),
+    [*((name, 1) for name in (*SIGHTED, "llama", "gemma3_text", "gemma2")), ("qwen2", 2), ("qwen3_vl", 2)],
 )
 def test_tokens_are_multicocos_own(name, num_beams):
     of = SIGHTED | MODELS
-    model = (of[name](1) if name in of else windowed(name)).double().eval()
+    model = (of[name](1) if name in of else windowed(name)).eval()
+    if name != "gemma2":  # transformers' eager attention, the only one with caps, makes no number of padding in fp64
+        model.double()
     batch, config = prompts(name), GenerationConfig(**CONFIG, num_beams=num_beams)
     assert torch.equal(new_tokens(model, batch, config), own_tokens(model, batch, config))
 

@@ -1,17 +1,9 @@
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
-from homes import make_trained_home
 
 from multicoco.ask.asker import Answer
 from multicoco.errors import UserError
-
-
-@pytest.fixture(scope="session")
-def asked_home(tmp_path_factory) -> Path:
-    """A folder with a run, runs/run, that has a checkpoint of stage 2."""
-    return make_trained_home(tmp_path_factory.mktemp("integrations"))
 
 
 @dataclass

@@ -70,20 +70,20 @@ def test_what_cannot_be_is_said(fake, monkeypatch):
         Checkpoint("runs/run")
 
 
-def test_a_checkpoint_answers_in_all_modes_as_when_it_is_asked_itself(asked_home, one_thread):
-    example = load_examples(asked_home / "scenes" / "aokvqa_v1p0_val.json", asked_home / "scenes")[0]
-    asker = multicoco.load(asked_home / "runs" / "run", "cpu")
+def test_a_checkpoint_answers_in_all_modes_as_when_it_is_asked_itself(trained_home, one_thread):
+    example = load_examples(trained_home / "scenes" / "aokvqa_v1p0_val.json", trained_home / "scenes")[0]
+    asker = multicoco.load(trained_home / "runs" / "run", "cpu")
     for mode, thoughts in (("vanilla", 0), ("cot", 0), ("coconut", 4)):
-        reply = Checkpoint(asked_home / "runs" / "run", mode).reply([Image(example.image), example.question])
+        reply = Checkpoint(trained_home / "runs" / "run", mode).reply([Image(example.image), example.question])
         answer = asker.ask(example.image, example.question, mode=mode)
         assert (reply.written, reply.tokens, reply.thoughts) == (answer.text, answer.tokens, thoughts)
-    short = Checkpoint(asked_home / "runs" / "run", "cot", max_new_tokens=3)
+    short = Checkpoint(trained_home / "runs" / "run", "cot", max_new_tokens=3)
     assert short.reply([Image(example.image), example.question]).tokens <= 3
 
 
-def test_images_among_the_texts_of_a_question_that_is_asked_stand_there(asked_home, one_thread, monkeypatch):
-    example = load_examples(asked_home / "scenes" / "aokvqa_v1p0_val.json", asked_home / "scenes")[0]
-    asker = multicoco.load(asked_home / "runs" / "run")
+def test_images_among_the_texts_of_a_question_that_is_asked_stand_there(trained_home, one_thread, monkeypatch):
+    example = load_examples(trained_home / "scenes" / "aokvqa_v1p0_val.json", trained_home / "scenes")[0]
+    asker = multicoco.load(trained_home / "runs" / "run")
     prompts = []
     inner = asker.assembly.encoder.prompt
 

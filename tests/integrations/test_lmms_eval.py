@@ -199,7 +199,7 @@ def test_lmms_eval_scores_what_was_answered(evaluate, fake, name, writes, is_rig
 
 
 @pytest.mark.parametrize("mode", ["vanilla", "cot", "coconut"])
-def test_lmms_eval_asks_a_checkpoint_in_each_mode(evaluate, asked_home, one_thread, mode):
-    found = evaluate("mmstar/mmstar", f"pretrained={asked_home}/runs/run,mode={mode},max_new_tokens=5")
+def test_lmms_eval_asks_a_checkpoint_in_each_mode(evaluate, trained_home, one_thread, mode):
+    found = evaluate("mmstar/mmstar", f"pretrained={trained_home}/runs/run,mode={mode},max_new_tokens=5")
     samples = found["samples"]["local"]
     assert len(samples) == 2 and all(isinstance(sample["filtered_resps"][0], str) for sample in samples)

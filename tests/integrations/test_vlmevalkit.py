@@ -133,8 +133,8 @@ def test_vlmevalkit_scores_what_was_answered(evaluate, fake, writes, score):
     assert len(fake.asked) == 2 * len(SETS) and all(images for images, *_ in fake.asked)
 
 
-def test_vlmevalkit_asks_a_checkpoint_in_all_modes(evaluate, asked_home, one_thread):
-    found = evaluate(asked_home / "runs" / "run", "vanilla", "cot", "coconut")
+def test_vlmevalkit_asks_a_checkpoint_in_all_modes(evaluate, trained_home, one_thread):
+    found = evaluate(trained_home / "runs" / "run", "vanilla", "cot", "coconut")
     assert {model: {*scores} for model, scores in found.items()} == {
         f"run-{mode}": {*SETS} for mode in ("vanilla", "cot", "coconut")
     }

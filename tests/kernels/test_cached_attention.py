@@ -27,15 +27,16 @@ B, H, H_KV, L, D = 2, 4, 2, 11, 8
 KERNELS = ("reference", "cpu", "triton", "flash")
 
 
-def new_cache(like, key_mask, pool=None, window=None):
-    return LayerCache(like, KeyMask(key_mask, window), pool or BufferPool())
+def new_cache(like, key_mask, pool=None, window=None, cap=None):
+    return LayerCache(like, KeyMask(key_mask, window), pool or BufferPool(), cap)
 
 
-def whole_attention(q, k, v, key_mask, window=None):
+def whole_attention(q, k, v, key_mask, window=None, cap=None):
     """Causal attention with padded keys left out; repeats K and V for grouped heads; no-key queries give 0."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scores = q @ k.mT / math.sqrt(q.shape[-1])
+    scores = cap * torch.tanh(scores / cap) if cap else scores
     causal = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril()
     causal = causal.triu(1 - window) if window else causal
     scores = scores.masked_fill(~(causal & key_mask[:, None, None, :]), -torch.inf)
@@ -46,10 +47,10 @@ def device_of(kernel):
     return "cuda" if torch.cuda.is_available() and kernel != "cpu" else "cpu"
 
 
-def segmented(q, k, v, key_mask, starts, kernel="reference", pool=None, window=None):
+def segmented(q, k, v, key_mask, starts, kernel="reference", pool=None, window=None, cap=None):
     """On a GPU where there is one; inputs and result are on the CPU."""
     q, k, v, key_mask = (x.to(device_of(kernel)) for x in (q, k, v, key_mask))
-    cache, handle, outs = new_cache(k, key_mask, pool, window), first_handle(q.device), []
+    cache, handle, outs = new_cache(k, key_mask, pool, window, cap), first_handle(q.device), []
     for start, end in zip(starts, [*starts[1:], q.shape[2]], strict=True):
         part = slice(start, end)
         out, handle = cached_attention(
@@ -103,6 +104,23 @@ def test_a_window_leaves_out_what_is_before_it_and_padding_on_both_sides(kernel,
     expected = whole_attention(q, k, v, key_mask, window) * real
     out = segmented(q, k, v, key_mask, starts, kernel, window=window)
     assert out.isfinite().all()
+    for actual, wanted in zip(
+        (out * real, *torch.autograd.grad((out * real).square().sum(), (q, k, v))),
+        (expected, *torch.autograd.grad(expected.square().sum(), (q, k, v))),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kernel", ["auto", *KERNELS])
+@pytest.mark.parametrize(("starts", "window"), [([0], None), ([0, 4, 5, 6], None), ([0, 4, 5, 6], 3)])
+def test_scores_are_capped_by_whatever_kernel(kernel, starts, window):
+    key_mask = left_padded(0, 4)
+    q, k, v = tensors()
+    real = key_mask[:, None, :, None]
+    expected, other = (whole_attention(q, k, v, key_mask, window, cap) * real for cap in (0.8, None))
+    out = segmented(q, k, v, key_mask, starts, kernel, window=window, cap=0.8)
+    assert out.isfinite().all() and (expected - other).abs().max() > 0.1
     for actual, wanted in zip(
         (out * real, *torch.autograd.grad((out * real).square().sum(), (q, k, v))),
         (expected, *torch.autograd.grad(expected.square().sum(), (q, k, v))),

@@ -14,6 +14,7 @@ MODELS = {
     "internvl": lambda: internvl(seed=1),
     "qwen3_vl": lambda: qwen3_vl(seed=1),
     "window": lambda: windowed("mistral"),
+    "cap": lambda: windowed("gemma2", final_logit_softcapping=60.0),  # of what is spread below
 }
 NEW = 9
 

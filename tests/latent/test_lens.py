@@ -10,12 +10,21 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from multicoco.latent import lens
+from multicoco.latent.head import logits_of
 from multicoco.latent.lens import effective_rank, embedding_norms, mean_similarity, read_words
 from multicoco.latent.reasoner import LatentReasoner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16, "vocab_size": 64}
-OTHERS = {"gpt2": {}, "opt": {"ffn_dim": 16}, "phi": {}, "gemma": {"head_dim": 8, "num_key_value_heads": 2}}
+_GEMMA = {"head_dim": 8, "num_key_value_heads": 2}
+OTHERS = {
+    "gpt2": {},
+    "opt": {"ffn_dim": 16},
+    "phi": {},
+    "gemma": _GEMMA,
+    "gemma2": {**_GEMMA, "attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0},
+    "granite": {"logits_scaling": 0.5},
+}
 
 
 def build(kind: str):
@@ -44,7 +53,7 @@ def test_the_words_of_a_thought_are_those_that_the_model_would_say_after_it(kind
     passes = reasoner.run_passes(ids, torch.ones_like(ids), **inputs)
     columns = (ids[0] == LATENT).nonzero()[:, 0].tolist()
     words = torch.tensor([[[3, 9], [10, 3], [0, 63]]])
-    reading = read_words(model.get_output_embeddings(), passes.embeds[:, columns], words, top_k=5)
+    reading = read_words(logits_of(model), passes.embeds[:, columns], words, top_k=5)
 
     embeds = model.get_input_embeddings()(ids)
     if inputs:

@@ -8,21 +8,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from multicoco.latent import loss as loss_module
+from multicoco.latent.head import AS_THEY_ARE, Rescaling
 from multicoco.latent.loss import LabelledCrossEntropy
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 20, 64])
-@pytest.mark.parametrize("bias", [False, True])
-def test_loss_and_gradients_equal_the_logits_all_at_once(monkeypatch, chunk, bias):
+@pytest.mark.parametrize(
+    ("bias", "rescaling"),
+    [(False, AS_THEY_ARE), (True, AS_THEY_ARE), (True, Rescaling(0.5, 0.7)), (False, Rescaling(3))],
+)
+def test_loss_and_gradients_equal_the_logits_all_at_once(monkeypatch, chunk, bias, rescaling):
     monkeypatch.setattr(loss_module, "CHUNK_POSITIONS", chunk)
     torch.manual_seed(0)
     head = nn.Linear(6, 11, bias=bias).double()
     hidden = torch.randn(20, 6, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(0, 11, (20,))
     targets[3] = -100
-    expected = F.cross_entropy(head(hidden), targets, reduction="sum", ignore_index=-100)
+    expected = F.cross_entropy(rescaling(head(hidden)), targets, reduction="sum", ignore_index=-100)
     wanted = torch.autograd.grad(expected, [hidden, *head.parameters()])
-    actual = LabelledCrossEntropy()(hidden, head, targets)
+    actual = LabelledCrossEntropy(rescaling)(hidden, head, targets)
     found = torch.autograd.grad(actual, [hidden, *head.parameters()])
     for a, b in zip((actual, *found), (expected, *wanted), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # fp64, other order of summation

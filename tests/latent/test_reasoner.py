@@ -17,13 +17,16 @@ from reference import (
     LATENT,
     MODELS,
     PAD,
+    RESCALED,
     WINDOWS,
     assert_same_gradients,
     coconut_logits,
     coconut_loss,
     gradients,
     internvl,
+    own_loss,
     qwen2,
+    rescaled,
     windowed,
 )
 from transformers import GenerationConfig
@@ -114,6 +117,11 @@ def fixed_batch(image: bool = True) -> dict[str, torch.Tensor]:
     return batch
 
 
+def of_rows(model, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+    """The loss by transformers' own forward, row by row: in fp64 its eager attention makes no number of padding."""
+    return own_loss(model, [(torch.tensor(ids), torch.tensor(labels), {}) for ids, labels in rows])
+
+
 @pytest.mark.parametrize("kind", WINDOWS)
 @pytest.mark.parametrize("kernel", ["reference", "auto"])
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -121,7 +129,7 @@ def test_layers_with_a_window_equal_recomputation_past_it(kind, kernel, checkpoi
     rng = torch.Generator().manual_seed(3)
     rows = [make_row(rng, n, prefix, 4, image=False) for n, prefix in ((3, 9), (0, 4), (1, 2), (2, 12))]
     batch, expected = make_batch(rows, left=[0, 9, 2, 1]), windowed(kind).double()
-    loss = coconut_loss(expected, **batch)
+    loss = of_rows(expected, rows)
     loss.backward()
     reasoner = LatentReasoner(windowed(kind).double(), LATENT, kernel).train()
     if checkpointing:
@@ -132,6 +140,31 @@ def test_layers_with_a_window_equal_recomputation_past_it(kind, kernel, checkpoi
     assert_same_gradients(reasoner.model, gradients(expected), GRADIENT_TOLERANCE)
     wide = LatentReasoner(windowed(kind, sliding_window=17).double(), LATENT)(**batch).loss
     assert abs(wide - loss) > 1e-3  # at which it would have been noticed
+
+
+NEUTRAL = {"embedding_multiplier": 1, "attn_logit_softcapping": None, "final_logit_softcapping": None}
+FACTORS = ("logit_scale", "logits_scaling")
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "tolerances"),
+    [*((kind, torch.float64, (1e-6, 1e-5)) for kind in RESCALED), ("gemma2", torch.float32, (1e-5, 1e-4))],
+)
+def test_scores_and_logits_that_are_scaled_and_capped_equal_recomputation(kind, precision, tolerances):
+    rng = torch.Generator().manual_seed(3)
+    rows = [make_row(rng, n, prefix, 4, image=False) for n, prefix in ((3, 9), (0, 4), (1, 2), (2, 12))]
+    batch, expected = make_batch(rows, left=[0, 9, 2, 1]), rescaled(kind).to(precision)
+    loss = of_rows(expected, rows)
+    loss.backward()
+    reasoner = LatentReasoner(rescaled(kind).to(precision), LATENT).train()
+    checkpoint_activations(reasoner.model)
+    output = reasoner(**batch)
+    output.loss.backward()
+    torch.testing.assert_close(output.loss, loss, rtol=tolerances[0], atol=0)
+    assert_same_gradients(reasoner.model, gradients(expected), tolerances[1])
+    for key in RESCALED[kind].keys() & {*NEUTRAL, *FACTORS}:  # each of them would have been noticed
+        without = rescaled(kind, **{key: NEUTRAL.get(key, 1.0)}).to(precision)
+        assert abs(of_rows(without, rows) - loss) > 1e-3
 
 
 @pytest.mark.parametrize("kind", WINDOWS)

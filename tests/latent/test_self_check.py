@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from reference import IMAGE, IMAGE_TOKENS, LATENT, WINDOWS, internvl, qwen2, windowed
+from reference import IMAGE, IMAGE_TOKENS, LATENT, RESCALED, WINDOWS, internvl, qwen2, rescaled, windowed
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.qwen2 import modeling_qwen2
 
@@ -56,12 +56,22 @@ def of_kind(kind, **options):
 
 
 def test_each_kind_of_text_model_that_is_called_proven_is_one_of_these():
-    assert {*ARCHITECTURES, *WINDOWS} == PROVEN
+    assert {*ARCHITECTURES, *WINDOWS, *RESCALED} == PROVEN
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_what_the_passes_reproduce_is_taken(kind):
     self_check(LatentReasoner(of_kind(kind), LATENT, "reference"), texts(3, 40))
+
+
+@pytest.mark.parametrize("kind", RESCALED)
+def test_scaled_and_capped_logits_and_scores_are_taken_and_others_are_found(kind, monkeypatch):
+    reasoner = LatentReasoner(lively(rescaled(kind)), LATENT)
+    monkeypatch.setattr("multicoco.latent.self_check._EAGER_COLUMNS", 10)  # PyTorch's attention has no caps
+    self_check(reasoner, texts(3, 30))
+    monkeypatch.setattr("multicoco.latent.reasoner.logits_of", lambda model: model.get_output_embeddings())
+    with pytest.raises(UserError, match=f"what the {kind} model computes"):
+        self_check(reasoner, texts(3, 30))
 
 
 def with_image(length):

@@ -18,7 +18,9 @@ from reference import (
 )
 from torch import Tensor
 
+from multicoco.latent.controls import another_rows
 from multicoco.latent.reasoner import LatentReasoner
+from multicoco.latent.schedule import SEQUENTIAL, Jacobi
 from multicoco.latent.thoughts import Projected, Projection, hidden_state
 from multicoco.models.checkpointing import checkpoint_activations
 
@@ -103,6 +105,25 @@ def test_projected_thoughts(name, kind, to_embeddings, n, checkpointing):
     torch.testing.assert_close(output.loss, loss, rtol=LOSS_TOLERANCE, atol=0)
     assert_same_gradients(model, gradients(expected), GRADIENT_TOLERANCE)
     assert_same_gradients(projection, {key: weight.grad for key, weight in weights.items()}, GRADIENT_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "source"),
+    [(SEQUENTIAL, hidden_state), (SEQUENTIAL, another_rows), (Jacobi(1), hidden_state), (Jacobi(2), hidden_state)],
+)
+def test_what_was_projected_is_known_whatever_the_order_of_the_passes(schedule, source):
+    """Projected, it is what was fed."""
+    batch, model = mixed_batch("llama"), MODELS["llama"]().double()
+    projected = Projected(source, Projection(model, "mlp"))
+    reasoner = LatentReasoner(model, LATENT, thoughts=projected, pass_schedule=schedule)
+    with torch.no_grad():
+        passes = reasoner.run_passes(batch["input_ids"], batch["attention_mask"])
+        before, is_latent = passes.unprojected(projected), batch["input_ids"] == LATENT
+        torch.testing.assert_close(
+            projected.projection(before[is_latent]), passes.embeds[is_latent], rtol=0, atol=1e-12
+        )
+    assert torch.equal(before[~is_latent], passes.embeds[~is_latent])
+    assert torch.equal(passes.unprojected(source), passes.embeds)
 
 
 def test_a_projection_starts_from_its_seed_alone():

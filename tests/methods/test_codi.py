@@ -77,7 +77,7 @@ def test_loss_and_gradients(name, weights, filler, more, checkpointing):
         checkpoint_activations(model)
     output = training_loss(method, reasoner, make_rows(method, name, STAGE, filler), STAGE)
     output.backward()
-    assert len(calls) == method.passes(STAGE) == (1 if "thoughts" in more else 5)
+    assert len(calls) == method.passes(STAGE) == (2 if "thoughts" in more else 6)  # the last, the teachers'
     torch.testing.assert_close(output, loss, rtol=LOSS_TOLERANCE, atol=0)
     assert_same_gradients(model, gradients(expected), GRADIENT_TOLERANCE)
     if own is not None:
@@ -88,10 +88,13 @@ def test_it_is_of_one_stage_and_a_teacher_fits_its_extent():
     method = make_method("codi")
     assert {part.stage for epoch in range(9) for part in method.parts(epoch, 7)} == {STAGE}
     for i, tokens in enumerate(make_examples("qwen2")):
-        teacher, _ = method.supervision(tokens, STAGE, 0, IDS[i]).teacher
-        assert teacher == [*tokens.prompt, *[t for step in tokens.steps for t in step], *tokens.answer]
-        assert len(teacher) <= sum(method.extent(tokens, STAGE))
-        assert method.train_row(tokens, STAGE, 0, IDS[i])[0][-len(tokens.answer) :] == tokens.answer
+        row, _ = method.train_row(tokens, STAGE, 0, IDS[i])
+        teacher = method.supervision(tokens, STAGE, 0, IDS[i]).branch
+        assert row[: teacher.after] == tokens.prompt and row[-len(tokens.answer) :] == tokens.answer
+        assert teacher.input_ids == [*[t for step in tokens.steps for t in step], *tokens.answer]
+        extent = method.extent(tokens, STAGE)
+        assert (extent.shared, extent.branch) == (teacher.after, len(teacher.input_ids))
+        assert max(len(row), extent.shared + extent.branch) <= extent.length
 
 
 @pytest.mark.parametrize(

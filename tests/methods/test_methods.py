@@ -8,6 +8,7 @@ from multicoco.config import RunConfig
 from multicoco.curriculum import IGNORE_INDEX, ExampleTokens, LatentTokens
 from multicoco.latent.schedule import OnePass
 from multicoco.methods import evaluated_methods, method_class, thinking_method
+from multicoco.methods.method import Extent
 from multicoco.registry import names
 
 LATENT = LatentTokens(97, 98, 99)
@@ -155,7 +156,7 @@ def test_steps_go_and_nothing_takes_their_place(name, markers):
         expected = (context + ids, [IGNORE_INDEX] * len(context) + ids)
         assert control.train_row(example, stage, 0, "x") == expected
         assert control.prompt_row(example, stage) == context
-        assert control.extent(example, stage) == (2 + len(markers) // 2, 0, len(ids) + len(markers) // 2)
+        assert control.extent(example, stage) == Extent(2 + len(markers) // 2, 0, len(ids) + len(markers) // 2)
 
 
 def test_no_thoughts_is_coconut_with_a_c_thought_of_0():

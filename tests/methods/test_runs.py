@@ -14,11 +14,16 @@ generation: {max_new_tokens: 3}
 eval_config: {interventions: [noise]}
 coconut: {enabled: true, c_thought: 2, max_latent_stage: 1, first_stage: 1}
 """
-SHARDED = '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
+SHARDED = {
+    "zero2": '{"zero_optimization": {"stage": 2}}',
+    "zero3": '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}',
+}
+CHECKPOINTED = "activation_checkpointing=true"
 METHODS = {
     "projected": ("method=coconut", "coconut.projection=mlp", "coconut.norm=embedding", "coconut.gradient_passes=1"),
     "codi": ("method=codi", "coconut.projection=mlp", "codi.distillation_weight=2", "coconut.first_stage=null"),
-    "sim_cot": ("method=sim_cot", "sim_cot.weight=0.5", "activation_checkpointing=true"),
+    "sim_cot": ("method=sim_cot", "sim_cot.weight=0.5", CHECKPOINTED),
+    "adapters": ("method=sim_cot", "sim_cot.decoder=adapters", "sim_cot.decoder_rank=2", CHECKPOINTED),
     "c_mtp": ("method=c_mtp", "coconut.projection=linear"),
 }
 
@@ -26,7 +31,8 @@ METHODS = {
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     home = make_home(tmp_path_factory.mktemp("methods"), 8, 3, CONFIG)
-    (home / "zero3.json").write_text(SHARDED)
+    for stage, content in SHARDED.items():
+        (home / f"{stage}.json").write_text(content)
     return home
 
 
@@ -46,16 +52,16 @@ def losses(run: Path) -> list[float]:
     return [entry["train/loss"] for entry in entries if "train/loss" in entry]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_two_ranks_under_zero3_train_as_one_process_does(home, run_server, whole, name):
-    settings = (*METHODS[name], "batch_size=2", f"name={name}_2", "deepspeed=zero3.json")
+@pytest.mark.parametrize(("name", "sharded"), [*((name, "zero3") for name in METHODS), ("adapters", "zero2")])
+def test_two_ranks_train_as_one_process_does(home, run_server, whole, name, sharded):
+    settings = (*METHODS[name], "batch_size=2", f"name={name}_{sharded}", f"deepspeed={sharded}.json")
     ended = run_server.run(home / "run.yaml", *settings, ranks=2)
     assert ended.codes == [0, 0], ended.said
     assert len(losses(whole[name])) == 4
-    assert losses(home / "runs" / f"{name}_2") == pytest.approx(losses(whole[name]), rel=1e-4)
+    assert losses(home / "runs" / f"{name}_{sharded}") == pytest.approx(losses(whole[name]), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["projected", "sim_cot"])
+@pytest.mark.parametrize("name", ["projected", "adapters"])
 def test_what_is_trained_beside_the_model_goes_on_bit_for_bit_and_is_evaluated(home, run_server, whole, name):
     settings = (*METHODS[name], "batch_size=4", f"name={name}_preempted")
     ended = run_server.run(home / "run.yaml", *settings, patch=signalled_at(3))

@@ -13,6 +13,7 @@ from supervised import embedded, layers_of, make_examples, make_method, make_rea
 from torch import Tensor
 
 from multicoco.models.checkpointing import checkpoint_activations
+from multicoco.models.lora import add_lora
 
 LOSS_TOLERANCE = 1e-6
 GRADIENT_TOLERANCE = 2e-5
@@ -95,6 +96,71 @@ def test_loss_and_gradients(name, stage, filler, keys, projection, checkpointing
             assert_same_gradients(reasoner.objective.head, gradients(head), GRADIENT_TOLERANCE)
 
 
+class Reader:
+    """The language model with adapters, by the equation: W x becomes W x + alpha / rank * B A x."""
+
+    def __init__(self, decoder, adapters: dict[str, tuple[Tensor, Tensor]], alpha: float):
+        self.decoder = decoder
+        self.adapters = adapters
+        self.alpha = alpha
+
+    def get_input_embeddings(self):
+        return self.decoder.get_input_embeddings()
+
+    def __call__(self, **inputs):
+        def add(down: Tensor, up: Tensor):
+            return lambda module, args, out: out + self.alpha / len(down) * args[0] @ down.T @ up.T
+
+        layers = {name: self.decoder.get_submodule(name) for name in self.adapters}
+        hooks = [layer.register_forward_hook(add(*self.adapters[name])) for name, layer in layers.items()]
+        output = self.decoder(**inputs)
+        for hook in hooks:
+            hook.remove()
+        return output
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("name", "rank"), [("internvl", None), ("qwen2", 3)])
+def test_a_decoder_of_the_models_weights_and_adapters_of_its_own(name, rank, checkpointing):
+    """With adapters of the run's, which are the thoughts' alone, and without."""
+    method = make_method("sim_cot", sim_cot={"decoder": "adapters", "decoder_rank": 2, "decoder_alpha": 6.0})
+    expected, model = MODELS[name]().double(), MODELS[name]().double()
+    for each in (expected, model) if rank else ():
+        torch.manual_seed(5)
+        add_lora(each, rank, 4.0)
+        for path, parameter in each.named_parameters():
+            if "lora_" in path:
+                torch.nn.init.normal_(parameter, std=0.1)
+    reasoner = make_reasoner(method, model).train()
+    twin = reasoner.objective.decoder
+    adapters: dict[str, dict[str, Tensor]] = {}
+    for path, parameter in twin.named_parameters():
+        if "lora_" in path:
+            torch.nn.init.normal_(parameter, std=0.1)
+            layer, _, side = path.partition(".lora_")
+            adapters.setdefault(layer, {})[side[0]] = parameter.detach().clone().requires_grad_()
+    assert len(adapters) == 3 * 7  # every linear layer of three
+    own = MODELS[name]().double() if rank else expected
+    reader = Reader(own.get_decoder(), {layer: (of["A"], of["B"]) for layer, of in adapters.items()}, 6.0)
+    loss = reference(method, expected, reader, own.get_output_embeddings(), None, name, 3, 1)
+    loss.backward()
+    if checkpointing:
+        for part in (model, twin):
+            checkpoint_activations(part)
+    output = training_loss(method, reasoner, make_rows(method, name, 3, 1), 3)
+    output.backward()
+    torch.testing.assert_close(output, loss, rtol=LOSS_TOLERANCE, atol=0)
+    assert_same_gradients(model, gradients(expected), GRADIENT_TOLERANCE)
+    for path, parameter in twin.named_parameters():
+        if "lora_" in path:
+            layer, _, side = path.partition(".lora_")
+            torch.testing.assert_close(
+                parameter.grad, adapters[layer][side[0]].grad, rtol=GRADIENT_TOLERANCE, atol=1e-8
+            )
+    if not rank:  # what is saved of the model is what it was
+        assert model.state_dict().keys() == MODELS[name]().state_dict().keys()
+
+
 def test_a_batch_without_thoughts_calls_the_decoder_all_the_same():
     method, model, calls = make_method("sim_cot"), MODELS["llama"]().double(), []
     reasoner, rows = make_reasoner(method, model), make_rows(method, "llama", 0)
@@ -121,6 +187,13 @@ def test_each_latent_step_writes_its_own_and_those_past_the_steps_nothing():
         ({"thoughts": "noise"}, {}, "sim_cot but coconut.thoughts is noise"),
         ({}, {"decoder": "self", "decoder_layers": 2}, "sim_cot.decoder_layers is 2 but sim_cot.decoder is self"),
         ({}, {"decoder": "self", "freeze_decoder": True}, "sim_cot.freeze_decoder is true but sim_cot.decoder is self"),
+        ({}, {"decoder": "adapters"}, "sim_cot.decoder is adapters but sim_cot.decoder_rank is null"),
+        ({}, {"decoder_rank": 4}, "sim_cot.decoder_rank is 4 but sim_cot.decoder is copy, which has none"),
+        (
+            {},
+            {"decoder": "adapters", "decoder_rank": 4, "freeze_decoder": True},
+            "freeze_decoder is true but sim_cot.decoder is adapters, which trains",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(coconut, sim_cot, says):
@@ -131,7 +204,8 @@ def test_what_makes_no_sense_is_refused(coconut, sim_cot, says):
 def test_adapters_are_not_copied():
     with pytest.raises(ValueError, match=r"lora.rank is 4 but sim_cot.decoder is copy"):
         make_method("sim_cot", lora={"rank": 4})
-    assert make_method("sim_cot", lora={"rank": 4}, sim_cot={"decoder": "self"}).own_keys.decoder == "self"
+    for keys in ({"decoder": "self"}, {"decoder": "adapters", "decoder_rank": 2}):
+        assert make_method("sim_cot", lora={"rank": 4}, sim_cot=keys).own_keys.decoder == keys["decoder"]
 
 
 def test_a_copy_cannot_have_more_layers_than_the_model():

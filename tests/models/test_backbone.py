@@ -1,12 +1,14 @@
 import json
+import shutil
 
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoImageProcessor, AutoTokenizer, GenerationConfig
 
 from multicoco.errors import UserError
 from multicoco.models.backbone import load_backbone
+from multicoco.models.tiny import TINY
 from multicoco.models.vocabulary import add_latent_tokens
 
 
@@ -87,6 +89,25 @@ def test_a_saved_model_has_its_origins_files_and_loads_as_it_did(tiny, text_mode
     names = [{path.name for path in (tmp_path / folder).iterdir()} for folder in ("origin", "second")]
     assert names[0] == names[1]
     assert backbone.ignored_generation.keys() >= {"repetition_penalty", "do_sample"}
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if TINY[name].sees_images and name != "generic"])
+def test_a_saved_model_sees_images_as_it_was_trained_to(tiny_of, tmp_path, name):
+    """Though transformers 5 saves a processor's parts in one file, and prefers what it says of images."""
+    origin = shutil.copytree(tiny_of(name), tmp_path / "origin")
+    own = json.loads((origin / "preprocessor_config.json").read_text())
+    (origin / "preprocessor_config.json").unlink()
+    parts = {"processor_class": "AnyProcessor", "image_seq_length": 9, "image_processor": own}
+    (origin / "processor_config.json").write_text(json.dumps(parts))
+    backbone = load_backbone(str(origin), max_image_tiles=3)
+    backbone.image_processor.image_mean = (0.1, 0.2, 0.3)  # whatever the family sets, this is not as published
+    backbone.save_pretrained(tmp_path / "saved")
+    found = AutoImageProcessor.from_pretrained(tmp_path / "saved", backend="pil")
+    assert found.to_dict() == backbone.image_processor.to_dict()
+    if name == "internvl":
+        assert (own["max_patches"], found.max_patches) == (1, 3)
+    saved = json.loads((tmp_path / "saved" / "processor_config.json").read_text())
+    assert saved | {"image_processor": own} == parts
 
 
 def test_a_chat_template_in_the_processors_file_is_found_and_kept(tiny, tmp_path):

@@ -1,7 +1,18 @@
 import pytest
 import torch
 from peft import PeftModel
-from reference import IMAGE, IMAGE_TOKENS, LATENT, MODELS, SIGHTED, assert_same_gradients, gradients, internvl, qwen2
+from reference import (
+    IMAGE,
+    IMAGE_TOKENS,
+    LATENT,
+    MODELS,
+    SIGHTED,
+    assert_same_gradients,
+    gradients,
+    internvl,
+    qwen2,
+    rescaled,
+)
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from zero_cases import collate
@@ -15,6 +26,7 @@ from multicoco.models.lora import add_lora, add_token_rows, merge_lora, save_lor
 
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 ALPHA, RANK = 12, 4
+TEXTS = {"qwen2": qwen2, "gemma2": lambda: rescaled("gemma2")}
 
 
 def adapted(model, **options):
@@ -115,13 +127,13 @@ def test_what_cannot_be_adapted_is_refused():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("name", ["internvl", "qwen3_vl", "smolvlm", "qwen2"])
+@pytest.mark.parametrize("name", ["internvl", "qwen3_vl", "smolvlm", *TEXTS])
 def test_adapters_apart_and_merged_and_in_training_compute_the_same(tmp_path, name, tied):
     """By plain peft on the base, with a projector that trains beside them and a vision tower that does not."""
-    make = {**SIGHTED, "qwen2": qwen2}[name]
-    options = {} if name == "qwen2" else {"tied": tied}
+    make = {**SIGHTED, **TEXTS}[name]
+    options = {} if name in TEXTS else {"tied": tied}
     model = make(**options)
-    if name != "qwen2":
+    if name not in TEXTS:
         freeze(model, vision_tower=True)
     adapted(model, new_tokens=[LATENT]).eval()
     with torch.no_grad():
@@ -133,8 +145,8 @@ def test_adapters_apart_and_merged_and_in_training_compute_the_same(tmp_path, na
     apart = PeftModel.from_pretrained(make(**options), tmp_path / "adapter").eval()
     merged = make(**options).eval()
     merged.load_state_dict(merge_lora(model, model.state_dict()))
-    row = torch.tensor([[20, *[IMAGE] * (IMAGE_TOKENS if name != "qwen2" else 1), 21, LATENT, 22]])
-    inputs = {} if name == "qwen2" else images(model)
+    row = torch.tensor([[20, *[IMAGE] * (IMAGE_TOKENS if name not in TEXTS else 1), 21, LATENT, 22]])
+    inputs = {} if name in TEXTS else images(model)
     with torch.no_grad():
         expected, *others = (m(row, **inputs).logits for m in (model, apart, merged, apart.merge_and_unload()))
         before = make(**options).eval()(row, **inputs).logits

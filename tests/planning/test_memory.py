@@ -102,6 +102,16 @@ def test_what_parallel_thoughts_write_over_is_kept_in_the_cache():
     assert parallel - sequential == PLAIN.micro_batch * 12 * geometry.cache_numbers * 2 * geometry.width
 
 
+def test_a_branch_shares_the_columns_of_the_cache_and_writes_over_what_follows_the_fork():
+    work = Workload(0, 20, 3, 8, shared=19, branch=30)
+    assert work.segments == [20, 1, 1, 9, 30] and (work.columns, work.cached, work.written_over) == (61, 49, 12)
+    short = replace(work, branch=4)  # padded to what it writes over
+    assert short.segments[-1] == 12 and (short.cached, short.written_over, short.labelled) == (31, 12, 12)
+    geometry = model()
+    divided, apart = (peak_memory(geometry, one, PLAIN) for one in (work, Workload(0, 20, 3, 26, rows=2)))
+    assert divided.peak < apart.peak  # as two rows of as many columns
+
+
 def test_gradients_of_latent_passes_are_whole_in_every_stage():
     config = qwen2().config
     config.num_hidden_layers, config.intermediate_size, config.layer_types = 24, 8192, 24 * ["full_attention"]

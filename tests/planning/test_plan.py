@@ -5,18 +5,23 @@ from pathlib import Path
 import pytest
 import torch
 from homes import make_home
-from reference import internvl
+from reference import internvl, qwen2
 from transformers import T5Config, XLMConfig
 
 from multicoco.cli import main
 from multicoco.config import RunConfig, load_config
+from multicoco.config.schema import Lora
 from multicoco.engine.ds_config import ModelShape, resolve_ds_config
 from multicoco.methods import method_class
 from multicoco.methods.method import ModelCopy
+from multicoco.models.backbone import load_backbone
+from multicoco.models.lora import add_lora
+from multicoco.models.tiny import TINY
 from multicoco.planning.cost import Cluster, step_cost
 from multicoco.planning.geometry import ModelGeometry, Workload
 from multicoco.planning.memory import Setting, peak_memory
 from multicoco.planning.plan import GIB, HEADER, HEADROOM, candidates, choose, ds_config, model_dtype, overrides
+from multicoco.registry import load
 
 CONFIG = """
 mode: coconut_train
@@ -44,7 +49,7 @@ def plan(config: Path, *arguments: str) -> int:
 
 
 def found_for(config: RunConfig, cluster: Cluster) -> list:
-    model = ModelGeometry(internvl().config, model_dtype(config), config.freeze.model_dump())
+    model = ModelGeometry(internvl().config, model_dtype(config), config.freeze.model_dump(), lora=config.lora)
     return candidates(config, model, [Workload(tiles=1, prompt=30, latents=2, written=8)], cluster)
 
 
@@ -80,13 +85,28 @@ def test_kept_features_leave_the_tower_out_of_memory_time_and_traffic(run_config
     assert "the vision tower is not called" in capsys.readouterr().out
     config, work = internvl().config, Workload(tiles=2, prompt=30, latents=2, written=8)
     settings = Setting(3, "none", False, 2, 1, 8, 0, 10**9)
-    sides = [ModelGeometry(config, torch.bfloat16, {}, keeps_features=keeps) for keeps in (False, True)]
+    kept_parts = [(), ("vision_tower", "projector"), ("vision_tower",)]
+    sides = [ModelGeometry(config, torch.bfloat16, {}, kept_parts=parts) for parts in kept_parts]
     costs = [step_cost(model, work, settings, Cluster(2, 4, 80)) for model in sides]
     memories = [peak_memory(model, work, settings) for model in sides]
-    assert costs[1].compute < costs[0].compute and costs[1].inter_bytes < costs[0].inter_bytes
-    assert memories[1].parts["vision"] == 0 < memories[0].parts["vision"]
-    assert memories[1].parts["parameters"] < memories[0].parts["parameters"]
-    assert sides[1].feature_bytes == 2 * config.image_seq_length * config.get_text_config().hidden_size
+    assert costs[1].compute < costs[0].compute and costs[1].inter_bytes < costs[2].inter_bytes < costs[0].inter_bytes
+    assert memories[1].parts["vision"] == 0 < memories[2].parts["vision"] < memories[0].parts["vision"]
+    assert memories[1].parts["parameters"] < memories[2].parts["parameters"] < memories[0].parts["parameters"]
+    assert sides[1].kept_bytes == 2 * config.image_seq_length * config.get_text_config().hidden_size
+    assert sides[2].kept_bytes == 2 * config.image_seq_length * 4 * config.vision_config.hidden_size
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if TINY[name].sees_images and load("families", name).keeps_features])
+def test_what_is_kept_of_a_tile_is_known_of_every_family(name, tmp_path):
+    TINY[name](["red"], tmp_path / "model", 0, hidden_size=32, text_layers=1)
+    backbone = load_backbone(str(tmp_path / "model"))
+    family, model = backbone.family, backbone.model
+    for kept_parts in (("vision_tower",), ("vision_tower", "projector")):
+        projected = "projector" in kept_parts
+        kept = family.kept(model, family.blank_tiles(1, torch.zeros(())), projected)
+        geometry = ModelGeometry(model.config, torch.float32, {}, kept_parts=kept_parts)
+        assert geometry.kept_bytes == sum(tensor.nbytes for tensor in kept.values()) > 0
+        assert projected or geometry.trace.projector(2).saved > 0
 
 
 def test_zero3_may_keep_the_language_model_or_all_gathered(monkeypatch):
@@ -149,7 +169,6 @@ def test_lengths_are_those_of_the_options_or_of_the_data(run_config, tmp_path, c
         (["--set", "model_id={tmp}/t5"], "a t5 model is of no family that is supported"),
         (["--set", "model_id={tmp}/xlm"], "a xlm model cannot be planned for"),
         (["--set", "mode=eval_only", "--set", "val_path=x", "--set", "eval_config.cot=true"], "mode is eval_only"),
-        (["--set", "lora.rank=8"], "lora.rank is 8: adapters are not planned for"),
         (["--write", "{tmp}/there.json"], "{tmp}/there.json exists"),
         (["--write", "{tmp}/noted.json"], "{tmp}/noted.md exists"),
         (["--write", "{tmp}/new.md"], "give a .json"),
@@ -176,19 +195,48 @@ def test_figures_of_the_cluster_must_be_above_zero(run_config, value):
     assert stopped.value.code == 2
 
 
+@pytest.mark.parametrize("build", [qwen2, internvl])  # of which the second one's head is its embeddings
+def test_adapters_are_counted_as_peft_adds_them(build):
+    model, lora = build(), Lora(rank=4, target_modules=["q_proj", "down_proj"])
+    planned = ModelGeometry(model.config, torch.float32, {}, lora=lora)
+    tied = model.lm_head.weight is model.get_input_embeddings().weight
+    add_lora(model, **lora.model_dump(), new_tokens=range(3))
+    assert planned.parameters == sum(p.numel() for p in model.parameters())
+    assert planned.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    layer = model.get_decoder().layers[0]
+    assert planned.decoder_layer.trainable == sum(p.numel() for p in layer.parameters() if p.requires_grad)
+    assert planned.decoder_layer.largest == max(p.numel() for p in layer.parameters() if p.requires_grad)
+    assert planned.is_tied == tied
+
+
+def test_adapters_have_no_states_but_their_own(run_config):
+    plain, adapted = (
+        choose(found_for(load_config(run_config, [f"lora.rank={rank}"]), cluster), cluster).memory.parts
+        for rank in ("null", "2")
+        for cluster in [Cluster(nodes=1, gpus=1, gpu_memory=80)]
+    )
+    assert adapted["optimizer"] < 0.9 * plain["optimizer"]
+    assert adapted["parameters"] > plain["parameters"]
+
+
 def test_a_methods_copy_of_the_language_model_is_counted():
     model = internvl()
     read = sum(p.numel() for part in (model.get_decoder(), model.lm_head) for p in part.parameters())
     read -= model.lm_head.weight.numel()  # tied
-    kinds = (None, ModelCopy(True, None), ModelCopy(False, None), ModelCopy(True, 1))
-    alone, trained, frozen, smaller = (ModelGeometry(model.config, torch.float32, {}, kind) for kind in kinds)
+    kinds = (None, ModelCopy(True, None), ModelCopy(False, None), ModelCopy(True, 1), ModelCopy(True, None, 3))
+    alone, trained, frozen, smaller, adapted = (ModelGeometry(model.config, torch.float32, {}, kind) for kind in kinds)
     assert trained.parameters == frozen.parameters == alone.parameters + read
     assert (trained.trainable, frozen.trainable) == (alone.trainable + read, alone.trainable)
     left_out = sum(p.numel() for layer in model.get_decoder().layers[1:] for p in layer.parameters())
     assert (smaller.parameters, smaller.trainable) == (trained.parameters - left_out, trained.trainable - left_out)
     keys = {"name": "x", "model_id": "m", "mode": "train", "method": "sim_cot", "train_path": "t", "num_epochs": 3}
     keys |= {"coconut": {"enabled": True}}
-    copies = [{"decoder_layers": 2}, {"freeze_decoder": True}, {"decoder": "self"}]
-    methods = [method_class("sim_cot")(RunConfig(**keys, sim_cot=own)) for own in copies]
-    assert [method.model_copy for method in methods] == [ModelCopy(True, 2), ModelCopy(False, None), None]
-    assert method_class("codi")(RunConfig(**keys | {"method": "codi"})).rows(2) == 2
+    linear = [layer for layer in model.get_decoder().modules() if isinstance(layer, torch.nn.Linear)]
+    adapters = sum(3 * (layer.in_features + layer.out_features) for layer in linear)
+    with_lora = [ModelGeometry(model.config, torch.float32, {}, kind, lora=Lora(rank=2)) for kind in (None, kinds[-1])]
+    for before, after in ((alone, adapted), with_lora):
+        assert (after.parameters, after.trainable) == (before.parameters + adapters, before.trainable + adapters)
+    own = {"decoder": "adapters", "decoder_rank": 3}
+    copies = [{"decoder_layers": 2}, {"freeze_decoder": True}, {"decoder": "self"}, own]
+    methods = [method_class("sim_cot")(RunConfig(**keys, sim_cot=one)) for one in copies]
+    assert [method.model_copy for method in methods] == [ModelCopy(True, 2), ModelCopy(False, None), None, kinds[-1]]

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from reference import internvl, llama, qwen2
+from reference import internvl, llama, qwen2, rescaled
 from torch import nn
 
 from multicoco.planning.trace import LiveBytes, Tracer
@@ -49,3 +49,20 @@ def test_the_loss_keeps_no_logits():
     tracer = Tracer(qwen2().config, torch.float32, NOTHING)
     logits = 100 * tracer.config.vocab_size * 4
     assert tracer.loss(100).saved < logits <= tracer.loss(100).forward
+
+
+def test_capped_scores_are_needed_whole_for_a_moment_and_never_kept():
+    """A cap is known to the reference kernel alone, which makes all scores of a segment in fp32."""
+    tracer, plain = (
+        Tracer(rescaled("gemma2", **caps).config, torch.bfloat16, NOTHING)
+        for caps in ({}, {"attn_logit_softcapping": None, "final_logit_softcapping": None})
+    )
+    heads, columns = tracer.config.num_attention_heads, 200
+    scores = ROWS * heads * columns * 4  # for each column that is attended to
+    own, other = (each.decoder(ROWS, columns, False, 1000) for each in (tracer, plain))
+    first = tracer.decoder(ROWS, columns, False)
+    assert own.saved == first.saved and own.saved - other.saved <= ROWS * heads * columns * 8 * 2  # of the output again
+    assert min(own.forward - other.forward, own.backward - other.backward) > 2 * scores * 1200
+    assert own.forward - first.forward > 2 * scores * 1000 and own.backward > own.forward
+    assert other == plain.decoder(ROWS, columns, False)
+    assert tracer.loss(100).saved == plain.loss(100).saved < tracer.loss(100).backward

@@ -71,3 +71,7 @@ def test_controls_of_one_pass_are_planned_with_one_and_borrowed_thoughts_with_a_
         assert len(last(thoughts).segments) == 1 and last(thoughts).rows == 1
     assert len(last("hidden coconut.jacobi_iterations=2").segments) == 3
     assert last("borrowed") == dataclasses.replace(plain, rows=2)
+    taught = last("hidden mode=train method=codi coconut.first_stage=null")
+    assert taught.rows == 1 and taught.segments[:4] == plain.segments[:4] and len(taught.segments) == 6
+    assert taught.segments[-1] >= taught.branch > 0
+    assert (taught.shared, taught.columns) == (taught.prompt - 1, taught.length + taught.segments[-1])

@@ -52,6 +52,42 @@ def test_rows_of_every_stage_are_those_that_are_trained(home):
         assert line[1] == str(method.passes(stage)) and int(line[2]) >= int(n_tokens) and line[4] == "0"
 
 
+def test_what_a_method_makes_of_an_example_besides_is_shown(home):
+    text = shown(home, "mode=train", "method=codi", "coconut.first_stage=null", n=2)
+    row, teacher = re.search(
+        r"stage 3, record .*?, \d+ tokens:\n(.*?)\nstage 3, record (.*)\n\n", text, re.DOTALL
+    ).groups()
+    assert "as its teacher" in teacher and "<|latent|>" not in teacher and row.count("<|latent|>") == 4
+    assert teacher.count("loss") == 1 and teacher.split("loss")[1].count("\\n") == 3  # the steps, then the answer
+    for reads, n_read in (("all", 2), ("last", 1)):
+        text = shown(home, "mode=train", "method=sim_cot", f"sim_cot.reads={reads}", "coconut.uniform_prob=0.4", n=2)
+        blocks = re.findall(
+            r"stage 2, record .*?, as the decoder reads latent step (\d), (\d+) tokens:\n(.*?)(?=\nstage|\n\n)",
+            text,
+            re.DOTALL,
+        )
+        assert [block[0] for block in blocks] == ["1", "2"]
+        for _, _, row in blocks:
+            assert row.count("<|latent|>") == n_read and row.count("loss") == 1 and row.count("go to") == 1
+    assert ", as " not in shown(home, n=2).split("val_path")[0]
+
+
+def test_data_from_which_nothing_is_learned_end_with_an_error(home, tmp_path):
+    records = json.loads((home / "scenes" / "aokvqa_v1p0_train.json").read_text())
+    for record in records:
+        record["rationales"] = []
+    (tmp_path / "stepless.json").write_text(json.dumps(records))
+    settings = ["mode=train", "coconut.first_stage=null", f"image_dir={home / 'scenes'}"]
+    for method in ("codi", "sim_cot", "c_mtp"):
+        with pytest.raises(UserError, match=f"none of 10 records has written steps, from which {method} learns"):
+            shown(home, *settings, f"method={method}", f"train_path={tmp_path / 'stepless.json'}", n=2)
+    for record in records[:3]:
+        record["correct_choice_idx"] = record["direct_answers"] = None
+    (tmp_path / "test.json").write_text(json.dumps(records))
+    with pytest.raises(UserError, match="3 of 10 records have no answer to learn"):
+        shown(home, *settings, "method=coconut", f"train_path={tmp_path / 'test.json'}", n=2)
+
+
 def test_a_stages_row_is_that_of_most_records_where_some_are_drawn_for_others(home):
     text = shown(home, "coconut.uniform_prob=0.4", "num_epochs=3")
     rows = [block.count("<|latent|>") for block in re.split(r"stage \d, record", text.split("val_path")[0])[1:]]

@@ -35,3 +35,19 @@ def test_the_hardest_stage_is_named(tmp_path, accuracies, said):
     assert hardest.startswith(said) and bool(hardest) == bool(said)
     if "No stage" in said:
         assert hardest.endswith("The loss ended the highest in stage 1, at 0.1.")
+
+
+def test_official_scores_are_a_table_of_scores_by_evaluation(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    of_cot = {"scienceqa/natural": 0.75, "scienceqa/natural_n": 4, "scienceqa/social": 1, "scienceqa/social_n": 1}
+    for mode, scores in (("cot", of_cot), ("vanilla", {"scienceqa/natural": 0.5, "scienceqa/natural_n": 1200})):
+        (tmp_path / "evaluation" / f"{mode}.json").write_text(json.dumps({"accuracy": 0.7, "n": 5, **scores}))
+    official = run_part(read_run(tmp_path)).official
+    assert list(official.header) == ["score", "n", "cot", "vanilla"]
+    assert [list(row) for row in official.rows] == [
+        ["scienceqa/natural", "4, 1,200", "0.750", "0.500"],
+        ["scienceqa/social", "1", "1.000", ""],
+    ]
+    (tmp_path / "evaluation" / "cot.json").write_text(json.dumps({"accuracy": 0.7, "n": 5}))
+    (tmp_path / "evaluation" / "vanilla.json").unlink()
+    assert run_part(read_run(tmp_path)).official is None

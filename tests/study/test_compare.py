@@ -42,6 +42,12 @@ def test_with_a_reference_each_is_compared_with_it_alone(runs):
     assert [pair.p_holm for pair in comparison.pairs] == pytest.approx(holm([mcnemar(8, 1), mcnemar(7, 1)]))
 
 
+def test_a_reference_may_be_named_otherwise_than_the_run(runs, monkeypatch):
+    monkeypatch.chdir(runs[0].parent)
+    [pair] = compare(["a", "b"], reference=str(runs[1])).pairs
+    assert (pair.first, pair.second) == ("a:coconut", "b:cot")
+
+
 def test_the_command_prints_tables_and_writes_all_flips(runs, capsys, monkeypatch):
     monkeypatch.setenv("RUNS", str(runs[0].parent))
     out = runs[0].parent / "new" / "comparison.json"
@@ -67,6 +73,9 @@ def test_long_lists_of_flips_are_cut_in_the_text(tmp_path, capsys):
     [
         (["{tmp}/a"], "only evaluation"),
         (["{tmp}/a", "{tmp}/a:coconut"], "named twice"),
+        (["{tmp}/a", "{tmp}/b/../a"], "{tmp}/a:coconut, {tmp}/b/../a:coconut: named twice"),
+        (["{tmp}/a", "{tmp}/b", "--out", "{tmp}/c"], "{tmp}/c is a folder: name a file in it"),
+        (["{tmp}/a", "{tmp}/b", "--out", "{tmp}/a/evaluation/coconut.json/x"], "x cannot be written"),
         (["{tmp}/a", "{tmp}/none"], "{tmp}/none: no evaluation"),
         (["{tmp}/a", "{tmp}/b", "--reference", "{tmp}/c"], "must be one of {tmp}/a:coconut, {tmp}/b:cot"),
         (["{tmp}/a", "{tmp}/other"], "--shared compares on these alone"),

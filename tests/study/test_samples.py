@@ -1,9 +1,14 @@
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from fake_runs import sample, write_run, write_samples
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from multicoco.errors import UserError
+from multicoco.study.compare import compare, format_comparison, write_comparison
 from multicoco.study.samples import read_evaluations, shared_questions
 
 
@@ -29,8 +34,10 @@ def test_the_samples_are_those_of_the_newest_evaluation(tmp_path):
 
 def test_questions_are_matched_by_their_ids_in_any_order(tmp_path):
     names = ["a", "b", "a"]  # a file may use an id twice
-    write_samples(tmp_path / "one", "cot", [sample(name, i == 0, gold=i) for i, name in enumerate(names)])
-    shuffled = [sample("b", True, gold=1), sample("a", True, gold=0), sample("a", False, gold=2)]
+    choices = ["x", "y", "z"]
+    one = [sample(name, i == 0, gold=i, choices=choices) for i, name in enumerate(names)]
+    write_samples(tmp_path / "one", "cot", one)
+    shuffled = [one[1] | {"correct": True}, one[0], one[2]]
     write_samples(tmp_path / "two", "cot", shuffled)
     shared = shared_questions([*read_evaluations(str(tmp_path / "one")), *read_evaluations(str(tmp_path / "two"))])
     assert [question["gold"] for question in shared.questions] == [0, 1, 2]
@@ -67,8 +74,14 @@ def test_ids_that_mean_another_question_are_found(tmp_path, other):
     [
         ("{", "jsonl:2: not valid JSON"),
         ("5", "jsonl:2: must be a JSON object"),
-        (json.dumps({"id": "q1"}), "jsonl:2: .*correct, question, choices, gold missing"),
+        (json.dumps({"id": "q1"}), "jsonl:2: .*question, choices, gold, correct missing"),
         (json.dumps(sample("q1", True) | {"correct": "yes"}), 'jsonl:2: .*correct is "yes"'),
+        (json.dumps(sample("q1", True) | {"correct": 1}), "jsonl:2: .*correct is 1"),
+        (json.dumps(sample("q1", True) | {"choices": None}), "jsonl:2: .*choices is null"),
+        (json.dumps(sample("q1", True) | {"question": None}), "jsonl:2: .*question is null"),
+        (json.dumps(sample("q1", True) | {"choices": [], "gold": 3}), "jsonl:2: .*gold is 3"),
+        (json.dumps(sample("q1", True) | {"gold": 2}), "jsonl:2: .*gold is 2"),
+        ("[" * 9999, "jsonl:2: not valid JSON"),
     ],
 )
 def test_damaged_samples_are_named(tmp_path, line, named):
@@ -76,6 +89,40 @@ def test_damaged_samples_are_named(tmp_path, line, named):
     (tmp_path / "samples" / "final_cot.jsonl").write_text(json.dumps(sample("q0", True)) + f"\n{line}\n")
     with pytest.raises(UserError, match=named):
         read_evaluations(str(tmp_path))
+
+
+@pytest.mark.parametrize("accuracy", [float("nan"), float("inf"), "0.5", True, -0.5, [1]])
+def test_an_accuracy_that_is_none_is_named(tmp_path, accuracy):
+    write_run(tmp_path, "cot", "++")
+    path = tmp_path / "evaluation" / "cot.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"accuracy": accuracy}))
+    with pytest.raises(UserError, match=r"cot\.json: not an evaluation, accuracy is "):
+        read_evaluations(str(tmp_path))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text(st.characters(), max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(["id", "question", "choices", "gold", "correct", "accuracy", "n"]), VALUES)
+def test_whatever_a_field_holds_it_is_compared_or_refused_in_one_message_that_names_it(field, value):
+    with TemporaryDirectory() as folder:
+        good, bad = (write_run(Path(folder) / name, "cot", "+-") for name in ("good", "bad"))
+        path = bad / ("evaluation/cot.json" if field in ("accuracy", "n") else "samples/final_cot.jsonl")
+        first, *more = path.read_text().splitlines()
+        path.write_text("\n".join([json.dumps(json.loads(first) | {field: value}), *more]))
+        try:
+            comparison = compare([str(good), str(bad)], only_shared=True)
+        except UserError as error:
+            assert str(bad) in str(error) and "\n" not in str(error)
+        else:
+            format_comparison(comparison).encode("utf-8")
+            write_comparison(comparison, Path(folder) / "out.json")
+            assert comparison.evaluations[0].correct in (0, 1) and comparison.n in (1, 2)
 
 
 def test_what_is_no_evaluated_run_is_named(tmp_path):

@@ -1,5 +1,7 @@
 """The rule, on made-up results of every outcome."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -156,6 +158,53 @@ def test_a_control_that_does_as_well_is_told(accuracies, said):
 def test_out_of_distribution_a_loss_must_be_ruled_out(far_hidden, expected):
     verdict = judge(evidence(far_hidden=far_hidden))
     assert outcome(verdict, "on longer") is expected and verdict.finding == (expected is Outcome.HELD)
+
+
+GUESSING = 0.25
+
+
+@pytest.mark.parametrize(
+    ("hidden", "pause", "expected"),
+    [
+        (0.0, 0.0, Outcome.UNDECIDED),  # both fail
+        (0.25, 0.25, Outcome.UNDECIDED),  # both guess
+        (0.2, 0.1, Outcome.UNDECIDED),  # better than pause, worse than guessing
+        (0.26, 0.25, Outcome.UNDECIDED),
+        (0.25, 0.35, Outcome.FAILED),  # a loss is a loss
+        (0.5, 0.25, Outcome.HELD),  # where pause fails and hidden does not, there was something to lose
+        (0.5, 0.5, Outcome.HELD),
+        (1.0, 1.0, Outcome.HELD),
+        ({**arm(0.5), 1: arm(0.25)[1]}, 0.25, Outcome.UNDECIDED),  # not with every seed
+    ],
+)
+def test_who_does_not_do_better_than_guessing_cannot_be_shown_to_be_no_worse(hidden, pause, expected):
+    known = evidence(far_hidden=hidden, far_pause=pause)
+    verdict = judge(replace(known, guessing={"longer": GUESSING}))
+    assert outcome(verdict, "on longer (guessing gives 0.250") is expected
+    assert verdict.finding == (expected is Outcome.HELD)
+    [says] = [condition.says for condition in verdict.conditions if "on longer" in condition.says]
+    assert expected is not Outcome.HELD or not says.endswith("hidden is not above it with every seed)")
+    assert expected is not Outcome.UNDECIDED or says.endswith("hidden is not above it with every seed)")
+
+
+def test_where_guessing_is_unknown_right_answers_are_above_it():
+    for n in (40, 150, N):
+        none = {seed: np.zeros(n, dtype=bool) for seed in range(3)}
+        assert outcome(judge(evidence(far_hidden=none, far_pause=none)), "on longer") is Outcome.UNDECIDED
+    assert outcome(judge(evidence(far_hidden=0.1, far_pause=0.1)), "guessing gives 0.000)") is Outcome.HELD
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("accuracy", [0.4, 0.9, 0.95])
+def test_no_sentence_claims_anything_of_fewer_than_three_seeds(seeds, accuracy):
+    """Whether hidden thoughts are better, tied or worse."""
+    names = ("cot", "direct", "no_thoughts", "pause", "borrowed")
+    verdict = judge(evidence(**{name: arm(accuracy, seeds=seeds) for name in names}))
+    assert [reading.split(",")[0].split(":")[0] for reading in verdict.readings] == [
+        "Whether hidden thoughts or written reasoning (cot",
+        "That the thoughts carry the reasoning is not shown",
+    ]
+    assert verdict.readings[0].endswith(f"{seeds} seed{'s' * (seeds > 1)}).")
 
 
 def test_every_test_set_out_of_distribution_counts():

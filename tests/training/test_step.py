@@ -1,6 +1,7 @@
 """What an optimizer step asks of the device: on the meta device there are no values, and whatever reads one fails."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,6 +74,18 @@ def test_what_each_rank_brings_goes_along_with_the_counts(monkeypatch):
     assert stepped.flags.read() == [2, 1]
     total = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
     assert stepped.counts.tolist()[1] == 2 * total and stepped.losses.isfinite().all()
+
+
+def test_a_step_in_which_no_row_counts_has_no_gradient(monkeypatch):
+    method = make_method("coconut")
+    reasoner = make_reasoner(method, MODELS["qwen2"]()).train()
+    monkeypatch.setattr(step_module.dist, "all_reduce", lambda summed: None)
+    collator = Collator(PAD, LATENT, reasoner.family.batch, min_length=method.passes(STAGE))
+    rows = [replace(row, counted=False) for row in make_rows(method, "qwen2", STAGE)]
+    [micro_batches] = Transfer(torch.device("cpu"), reasoner.family.host_inputs).ahead([[collator(rows)]])
+    stepped = train_step(Engine(reasoner), method, micro_batches, method.passes(STAGE), flags=[0])
+    gradients = [parameter.grad for parameter in reasoner.parameters() if parameter.grad is not None]
+    assert stepped.losses.tolist() == [0] and gradients and all(not gradient.any() for gradient in gradients)
 
 
 ADDED = [0, 0, 0, 0, 0, 0, 1]  # by the other rank: labelled, all, codi's three, and the flags

@@ -45,13 +45,14 @@ class AOKVQA(Source):
         question = fields.text(record.get("question"), "question")
         choices = fields.choices_of(record.get("choices"), "choices")
         images = fields.images_of(record, self.image_dir) or (self._coco_image(record),)
-        if record.get("correct_choice_idx") is None and record.get("direct_answers") in (None, [], "[]", ""):
+        listed = _listed(record.get("direct_answers"))
+        if record.get("correct_choice_idx") is None and listed in (None, [], ""):
             return Example(record_id, question, images, choices, (), None, None)
         difficult = record.get("difficult_direct_answer")
         groups = {"difficult_direct_answer": str(difficult).lower()} if isinstance(difficult, bool) else {}
         index = fields.choice_at(record.get("correct_choice_idx"), choices, "correct_choice_idx")
         steps = rationale_steps(fields.texts(record.get("rationales"), "rationales"), self.steps_from)
-        direct_answers = fields.texts(_listed(record.get("direct_answers")), "direct_answers")
+        direct_answers = fields.texts(listed, "direct_answers")
         return Example(
             record_id, question, images, choices, steps, choices[index], index, direct_answers, groups=groups
         )

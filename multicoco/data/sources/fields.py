@@ -19,6 +19,12 @@ _DATA_URI = re.compile(r"data:[^,]*?(;base64)?,", re.IGNORECASE)
 _BASE64 = re.compile(r"(?=.{200}|iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk|SUkq|TU0A)[A-Za-z0-9+/\s]{40,}=*\s*", re.DOTALL)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
+# Names of what is `steps` in records that have some.
+_REASONING = (
+    *("rationale", "rationales", "reasoning", "reasoning_content", "solution", "explanation"),
+    *("cot", "chain_of_thought", "thought", "thoughts", "thinking"),
+)
+
 # What a key may be that belongs to the question, and what tells that it is only about it.
 _IMAGE = re.compile(r"(?:image|img|picture|photo|figure|diagram|frame|screenshot)s?")
 _INPUT = re.compile(
@@ -182,6 +188,17 @@ def place_images(example: Example) -> Example:
     ends = [len("".join(pieces[: place + 1])) - cut_off for place in range(len(example.images))]
     places = tuple(min(max(end, 0), len(question)) for end in ends)
     return replace(example, question=question, image_places=places if any(places) else ())
+
+
+def refuse_other_reasoning(record: Record, also: str = "") -> None:
+    """Refuses a record, in which no reasoning was found, with a key that looks like it.
+
+    Args:
+        also: what there is to be set beside its column.
+    """
+    for key in _REASONING:
+        if record.get(key):
+            raise UserError(f"{key!r} looks like the reasoning, and is not read: set columns: {{steps: {key}}}{also}")
 
 
 def refuse_unread(record: Record, read: frozenset[str]) -> None:

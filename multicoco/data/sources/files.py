@@ -45,7 +45,7 @@ class Lines(Sequence[Any]):
         start = self._starts[index]
         end = self._content.find(b"\n", start)
         try:
-            return _parse(self._content[start : len(self._content) if end < 0 else end].decode())
+            return parse_json(self._content[start : len(self._content) if end < 0 else end].decode())
         except (ValueError, RecursionError) as error:
             return UserError(f"line {self._numbers[index]} is not valid JSON ({error})")
 
@@ -67,7 +67,7 @@ def read_records(path: Path) -> Sequence[Any]:
     if separator := _SEPARATORS.get(Path(path).suffix.lower()):
         return _rows(path, content, separator)
     try:
-        records = _parse(content)
+        records = parse_json(content)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and content.lstrip().startswith("{"):
             return Lines(Path(path))
@@ -119,7 +119,8 @@ def _cell(text: str) -> Any:
     return text if text.strip() else None
 
 
-def _parse(content: str) -> Any:
+def parse_json(content: str) -> Any:
+    """JSON in which no key stands twice. Raises ValueError, or RecursionError."""
     return json.loads(content, object_pairs_hook=_object)
 
 

@@ -1,10 +1,8 @@
 """From a file of records to examples, with all that is wrong in one message."""
 
 import logging
-import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,17 +10,14 @@ from typing import Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from multicoco.data.example import Example, Judge, load_image
-from multicoco.data.numbers import single_number
-from multicoco.data.sources.fields import refuse_unread, text_or_number
 from multicoco.data.sources.files import read_records
 from multicoco.data.sources.location import Location, locate
-from multicoco.data.sources.source import ID_KEYS, Source, StepsFrom
+from multicoco.data.sources.parse import parse_records
+from multicoco.data.sources.source import StepsFrom
 from multicoco.errors import UserError
-from multicoco.registry import load, names
 
 logger = logging.getLogger(__name__)
 
-_FALLBACK = "records"  # the source of a record that none matches: it says what is missing
 _SHOWN = 10
 _CHUNK = 1024  # records that are held at a time
 
@@ -161,36 +156,6 @@ def read_examples(
     return Loaded(examples, problems, checked, len(records))
 
 
-def parse_records(
-    records: Sequence[Any],
-    image_dir: Path,
-    steps_from: StepsFrom,
-    *,
-    source: str | None,
-    columns: Mapping[str, str] | None,
-    answer_type: Judge | None,
-) -> Iterator[tuple[str, Example | UserError]]:
-    """Of each record what messages call it, and the example, its images unseen, or the reason why it is none.
-
-    Args: see `read_examples`.
-    """
-    ids = _Ids()
-    image_root = Path(os.path.abspath(image_dir))
-    if columns and source is None:
-        source = _FALLBACK
-    asked = names("sources") if source is None else [source]
-    sources = {name: load("sources", name)(image_root, steps_from) for name in asked}
-    read = {key for chosen in sources.values() for key in chosen.keys}
-    for index in range(len(records)):
-        record = _renamed(records[index], columns, read) if columns else records[index]
-        result: Example | UserError
-        try:
-            result = _parse(record, ids.next(record, index), sources, answer_type)
-        except UserError as error:
-            result = error
-        yield _label(record, index), result
-
-
 def open_records(location: Location) -> Sequence[Any]:
     """The records of a place, whatever they are.
 
@@ -232,71 +197,3 @@ def require_steps(examples: Sequence[Example], path: Path | Location, method: st
             f"{path}: none of {len(examples)} records has written steps, from which {method} learns: name a file with "
             "steps, or another method"
         )
-
-
-def _renamed(record: Any, columns: Mapping[str, str], read: Collection[str]) -> Any:
-    """A record with its columns under the names that a source reads, and of the others those that it reads itself."""
-    if not isinstance(record, dict):
-        return record
-    if missing := [key for key, column in columns.items() if column not in record]:
-        return UserError(
-            f"columns.{missing[0]} is {columns[missing[0]]!r}, and there is no such column: there are "
-            f"{', '.join(record):.300}"
-        )
-    replaced = {*columns, *columns.values()}
-    replaced |= {*ID_KEYS} if "id" in columns else set()
-    replaced |= {"image"} if "images" in columns else set()
-    others = {key: value for key, value in record.items() if key in read and key not in replaced}
-    return others | {key: record[column] for key, column in columns.items()}
-
-
-def _parse(record: Any, record_id: str | UserError, sources: dict[str, Source], answer_type: Judge | None) -> Example:
-    """One record as an example; UserError with the reason alone where it is bad."""
-    if isinstance(record, UserError):
-        raise record
-    if not isinstance(record, dict):
-        raise UserError(f"must be a JSON object, found {record!r:.60}")
-    if isinstance(record_id, UserError):
-        raise record_id
-    chosen = next((source for source in sources.values() if source.matches(record)), None)
-    if chosen is None:
-        chosen = sources.get(_FALLBACK, next(iter(sources.values())))
-    example = replace(chosen.parse(record, record_id), metric=chosen.metric)
-    refuse_unread(record, chosen.keys)
-    if answer_type is None or example.choices:
-        return example
-    if answer_type == "number" and example.answer is not None and single_number(example.answer) is None:
-        raise UserError(f"'answer' must be one number, with answer_type: number, found {example.answer!r:.60}")
-    return replace(example, judge=answer_type)
-
-
-def _given_id(record: Any, index: int) -> tuple[str, Any]:
-    """Key and value of the record's own id, else its place in the file."""
-    own = [(key, record.get(key)) for key in ID_KEYS] if isinstance(record, dict) else []
-    return next((item for item in own if item[1] not in (None, "")), ("place", index))
-
-
-def _label(record: Any, index: int) -> str:
-    key, given = _given_id(record, index)
-    return f"record {index}" if key == "place" else f"record {index} (id {given!r:.60})"
-
-
-class _Ids:
-    """Different ids for all records, by what stands in the file up to them; a UserError where the given one is none."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-        self._seen: dict[str, int] = {}
-
-    def next(self, record: Any, index: int) -> str | UserError:
-        key, given = _given_id(record, index)
-        try:
-            name = text_or_number(given, key)
-        except UserError as error:
-            return error
-        unique = name
-        while unique in self._taken:
-            self._seen[name] = self._seen.get(name, 1) + 1
-            unique = f"{name}#{self._seen[name]}"
-        self._taken.add(unique)
-        return unique

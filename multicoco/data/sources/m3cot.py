@@ -11,9 +11,9 @@ from multicoco.errors import UserError
 
 
 class M3CoT(Source):
-    """The context is a part of the question."""
+    """The context is a part of the question. A record whose `image` is null has none, though it has an image_id."""
 
-    keys = frozenset({*ID_KEYS, "question", "context", "choices", "answer", "rationale", "image", "images"})
+    keys = frozenset({*ID_KEYS, "question", "context", "choices", "answer", "rationale", "image", "images", "image_id"})
 
     @classmethod
     def matches(cls, record: Record) -> bool:
@@ -27,6 +27,8 @@ class M3CoT(Source):
         if record.get("context") not in (None, ""):
             question += f"\nContext: {fields.text(record['context'], 'context')}"
         choices = fields.choices_of(record["choices"], "choices")
+        if "image_id" in record and "images" not in record:
+            fields.required(record, "image")
         images = fields.images_of(record, self.image_dir)
         if record["answer"] in (None, ""):
             return Example(record_id, question, images, choices, (), None, None)

@@ -75,6 +75,8 @@ class Messages(Source):
             if reasoning:
                 raise UserError("'steps' and reasoning in the answer are both given: leave one of them out")
             reasoning = record["steps"]
+        elif not reasoning:
+            fields.refuse_other_reasoning(record, also=" and source: messages")
         steps = self._steps(reasoning)
         return fields.place_images(Example(record_id, question, images, (), steps, fields.text(answer, "answer"), None))
 

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from multicoco.config.columns import Columns
@@ -71,31 +73,59 @@ def read_parts(location: Location) -> list[Part]:
     return parts
 
 
-def weighted(examples: Sequence[Example], weight: float) -> list[Example]:
-    """Whole copies, then the rest evenly spaced; copies after the first have ids of their own ("x*2")."""
+class Copies(NamedTuple):
+    """Of each example of a mixture's set, as often as it is there: its place in the set, and which of its copies it is,
+    from 1 on."""
+
+    places: NDArray[np.int64]
+    numbers: NDArray[np.int32]
+
+
+def copies_of(n: int, weight: float) -> Copies:
+    """Of n examples, whole copies, then the rest evenly spaced."""
     exact = Fraction(str(weight))
-    copies, rest = int(exact), exact % 1
-    n_rest = int(rest * len(examples) + Fraction(1, 2))
-    if copies == 0:
+    whole, rest = int(exact), exact % 1
+    n_rest = int(rest * n + Fraction(1, 2))
+    if whole == 0:
         n_rest = max(n_rest, 1)  # a set that is listed is not left out
-    picked = list(enumerate([examples] * copies + [_evenly(examples, n_rest)], start=1))
-    return [replace(e, id=f"{e.id}*{copy}") if copy > 1 else e for copy, some in picked for e in some]
+    each = [*[np.arange(n)] * whole, np.arange(n_rest) * n // max(n_rest, 1)]
+    numbers = np.repeat(np.arange(1, whole + 2, dtype=np.int32), [len(places) for places in each])
+    return Copies(np.concatenate(each), numbers)
 
 
-def _evenly(examples: Sequence[Example], n: int) -> list[Example]:
-    return [examples[place * len(examples) // n] for place in range(n)]
+def copy_id(name: str, number: int) -> str:
+    """Copies after the first have ids of their own ("x*2")."""
+    return f"{name}*{number}" if number > 1 else name
 
 
-def with_own_ids(examples: Iterable[Example]) -> list[Example]:
-    """Where several share an id, the second one's is "id#2"."""
+def weighted(examples: Sequence[Example], weight: float) -> list[Example]:
+    """Each as often as its weight says."""
+    places, numbers = copies_of(len(examples), weight)
+    copied = [(examples[place], number) for place, number in zip(places.tolist(), numbers.tolist(), strict=True)]
+    return [replace(e, id=copy_id(e.id, number)) if number > 1 else e for e, number in copied]
+
+
+def numbers_of(names: Iterable[str]) -> list[int]:
+    """What tells ids apart that several sets have, by `own_id`: 1 for the first of a name."""
     taken: set[str] = set()
     seen: dict[str, int] = {}
-    own = []
-    for example in examples:
-        unique = example.id
-        while unique in taken:
-            seen[example.id] = seen.get(example.id, 1) + 1
-            unique = f"{example.id}#{seen[example.id]}"
-        taken.add(unique)
-        own.append(example if unique == example.id else replace(example, id=unique))
-    return own
+    numbers = []
+    for name in names:
+        number = 1
+        while own_id(name, number) in taken:
+            number = seen[name] = seen.get(name, 1) + 1
+        taken.add(own_id(name, number))
+        numbers.append(number)
+    return numbers
+
+
+def own_id(name: str, number: int) -> str:
+    """Where several share an id, the second one's is "id#2"."""
+    return f"{name}#{number}" if number > 1 else name
+
+
+def with_own_ids(examples: Sequence[Example]) -> list[Example]:
+    """With ids that are all different."""
+    numbers = numbers_of(example.id for example in examples)
+    pairs = zip(examples, numbers, strict=True)
+    return [replace(e, id=own_id(e.id, number)) if number > 1 else e for e, number in pairs]

@@ -30,44 +30,60 @@ def load_of_run(config: RunConfig, path: str, limit: int | None, **changes: Any)
             other answers.
     """
     mixed = []
-    parts = _parts(config, path)
+    parts = parts_of(config, path)
     for part, location in parts:
-        arguments = {"on_bad_record": config.on_bad_record, **_how(config, part), "limit": _limit(limit, parts)}
+        arguments = {
+            "on_bad_record": config.on_bad_record,
+            **how_to_read(config, part),
+            "limit": limit_of_part(limit, parts),
+        }
         examples = load_examples(location, **(arguments | changes))
-        mixed.append(weighted(_as_asked(examples, location, _direct(config, part)), part.weight))
+        mixed.append(weighted(_as_asked(examples, location, asks_openly(config, part)), part.weight))
     return _mixed(mixed, limit)
 
 
 def read_of_run(config: RunConfig, path: str, limit: int | None) -> Loaded:
     """As `load_of_run`, with what is bad beside what is good."""
     mixed, problems, checked, records = [], [], 0, 0
-    parts = _parts(config, path)
+    parts = parts_of(config, path)
     for part, location in parts:
-        read = read_examples(location, limit=_limit(limit, parts), verify_images=True, **_how(config, part))
-        mixed.append(weighted(_as_asked(read.examples, location, _direct(config, part)), part.weight))
+        read = read_examples(
+            location, limit=limit_of_part(limit, parts), verify_images=True, **how_to_read(config, part)
+        )
+        mixed.append(weighted(_as_asked(read.examples, location, asks_openly(config, part)), part.weight))
         problems += [f"{location}: {problem}" if len(parts) > 1 else problem for problem in read.problems]
         checked, records = checked + read.checked, records + read.records
     return Loaded(_mixed(mixed, limit), problems, checked, records)
 
 
-def _limit(limit: int | None, parts: Sequence[tuple[Part, Location]]) -> int | None:
+def limit_of_part(limit: int | None, parts: Sequence[tuple[Part, Location]]) -> int | None:
     """Of a set: it is the mixture that is cut, once it is whole."""
-    return limit if len(parts) == 1 and parts[0][0].weight == 1 else None
+    return limit if is_one(parts) else None
+
+
+def is_one(parts: Sequence[tuple[Part, Location]]) -> bool:
+    """Whether there is nothing to mix."""
+    return len(parts) == 1 and parts[0][0].weight == 1
 
 
 def _mixed(parts: Sequence[list[Example]], limit: int | None) -> list[Example]:
-    return (with_own_ids(chain(*parts)) if len(parts) > 1 else parts[0])[:limit]
+    return (with_own_ids([*chain(*parts)]) if len(parts) > 1 else parts[0])[:limit]
 
 
-def _parts(config: RunConfig, path: str) -> list[tuple[Part, Location]]:
+def parts_of(config: RunConfig, path: str) -> list[tuple[Part, Location]]:
+    """The sets of a mixture; of another place, itself with the weight 1.
+
+    Raises:
+        UserError: as `read_parts`.
+    """
     location = locate(config.data_dir, path)
     if not location.is_mixture:
         return [(Part(path=path), location)]
     return [(part, part.location(Path(location.place).parent)) for part in read_parts(location)]
 
 
-def _how(config: RunConfig, part: Part) -> dict[str, Any]:
-    """Arguments of `load_examples`: the part's where it says something, else the run's."""
+def how_to_read(config: RunConfig, part: Part) -> dict[str, Any]:
+    """Arguments of `parse_records` and others: the part's where it says something, else the run's."""
     own = {key: value for key in ("source", "steps_from", "answer_type") if (value := getattr(part, key)) is not None}
     return {
         "image_dir": Path(part.image_dir or config.image_dir or config.data_dir),
@@ -78,29 +94,40 @@ def _how(config: RunConfig, part: Part) -> dict[str, Any]:
     } | own
 
 
-def how_to_read(config: RunConfig) -> dict[str, Any]:
-    """Arguments of `parse_records` for a place that is no mixture."""
-    return _how(config, Part(path=str(config.train_path)))
-
-
-def _direct(config: RunConfig, part: Part) -> bool:
+def asks_openly(config: RunConfig, part: Part) -> bool:
+    """Whether questions are asked without their choices."""
     return config.direct_answers if part.direct_answers is None else part.direct_answers
 
 
-def _as_asked(examples: Sequence[Example], location: Location, direct_answers: bool) -> Sequence[Example]:
-    """With direct_answers, questions without their choices; the answer to learn is what most annotators gave, of
-    several the first."""
-    if not direct_answers:
-        return examples
-    openly = []
-    for example in examples:
-        given, answer = example.direct_answers, example.answer
-        if example.choices and answer is not None:
-            if not given:
-                raise UserError(
-                    f"{location}: record {example.id!r:.60} has no direct answers of annotators, and direct_answers is "
-                    "true: set it to false, or name a file with them"
-                )
-            answer = max(given, key=given.count)
-        openly.append(replace(example, choices=(), answer_index=None, answer=answer))
-    return openly
+def _as_asked(examples: Sequence[Example], location: Location, openly: bool) -> Sequence[Example]:
+    return [as_asked(example, location) for example in examples] if openly else examples
+
+
+def as_asked(example: Example, location: Location) -> Example:
+    """Without its choices.
+
+    Raises:
+        UserError: as `asked_openly`; names the place and the record.
+    """
+    try:
+        return asked_openly(example)
+    except UserError as error:
+        raise UserError(f"{location}: record {example.id!r:.60} {error}") from error
+
+
+def asked_openly(example: Example) -> Example:
+    """Without its choices, as `direct_answers` wants it; the answer to learn is what most annotators gave, of several
+    the first.
+
+    Raises:
+        UserError: there are no annotators' answers; with the reason alone.
+    """
+    given, answer = example.direct_answers, example.answer
+    if example.choices and answer is not None:
+        if not given:
+            raise UserError(
+                "has no direct answers of annotators, and direct_answers is true: set it to false, or name a file with "
+                "them"
+            )
+        answer = max(given, key=given.count)
+    return replace(example, choices=(), answer_index=None, answer=answer)

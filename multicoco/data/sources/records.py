@@ -11,8 +11,6 @@ from multicoco.data.sources.source import ID_KEYS, Record, Source
 from multicoco.data.sources.steps import split_reasoning
 from multicoco.errors import UserError
 
-_OTHER_NAMES = ("rationale", "rationales", "reasoning", "solution", "explanation", "cot", "thought", "thoughts")
-
 
 class Records(Source):
     """Listed steps are kept as they are, a text is split. An answer is the text of a choice or its index; without
@@ -51,9 +49,7 @@ class Records(Source):
             return split_reasoning(fields.text(written, "steps"), self.steps_from) if written.strip() else ()
         if written is not None:
             return fields.texts(written, "steps")
-        for key in _OTHER_NAMES:
-            if record.get(key):
-                raise UserError(f"{key!r} looks like the reasoning, and is not read: set columns: {{steps: {key}}}")
+        fields.refuse_other_reasoning(record)
         return ()
 
 

@@ -32,7 +32,7 @@ class ScienceQA(Source):
         images = self._images(record, record_id)
         if record["answer"] is None:
             return Example(record_id, question, images, choices, (), None, None)
-        groups = {key: record[key] for key in ("subject", "grade") if isinstance(record.get(key), str)}
+        groups = {key: record[key] for key in ("subject", "topic", "grade") if isinstance(record.get(key), str)}
         groups |= {"has_text": str(bool(record.get("hint"))).lower(), "has_image": str(bool(images)).lower()}
         index = fields.choice_at(record["answer"], choices, "answer")
         solution = record.get("solution")

@@ -19,7 +19,8 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     share = correct / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     margin = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - margin), min(1.0, centre + margin)
+    # to the digit at the ends, where rounding leaves a trace of what is 0
+    return (max(0.0, centre - margin) if correct else 0.0), (min(1.0, centre + margin) if correct < n else 1.0)
 
 
 def summarize(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

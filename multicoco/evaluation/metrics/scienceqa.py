@@ -1,11 +1,13 @@
 """ScienceQA's accuracies (Lu et al. 2022, arXiv:2209.09513; github.com/lupantech/ScienceQA, tools/evaluate_acc.py).
 
-The share of questions whose predicted index is the right one: of all, by subject (natural, social, language science),
-by context (with a text, with an image, with neither) and by grade (1 to 6, 7 to 12). A group that no question is of is
-left out. An answer that could not be read counts as wrong.
+The share of questions whose predicted index is the right one: of all, by subject (natural, social, language science:
+NAT, SOC, LAN in its tables), by context (with a text, with an image, with neither: TXT, IMG, NO; a question with text
+and image is of both) and by grade (1 to 6, 7 to 12). A group that no question is of is left out. An answer that could
+not be read counts as wrong. Its program makes no score by topic; the report has accuracies by whatever records say.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from multicoco.evaluation.metrics.metric import Answered, Metric, mean
 
@@ -42,3 +44,8 @@ class ScienceQA(Metric):
         ]
         found = {name: mean([right for groups, right in known if is_in(groups)]) for name, is_in in _IS_IN.items()}
         return {name: score for name, score in found.items() if score is not None}
+
+    def predictions(self, answered: Sequence[Answered]) -> dict[str, Any] | None:
+        """{"results": {id: index}}, its program's `--result_file`; -1, which is no choice, was not read."""
+        found = ((example, sample["extracted"]) for example, sample in answered)
+        return {"results": {example.id: -1 if index is None else index for example, index in found}}

@@ -3,6 +3,15 @@
 One file a family, named in `multicoco.registry`.
 """
 
-from multicoco.models.families.family import Embedded, Embedding, Family, ImageInputs, Tile, check_form, family_of
+from multicoco.models.families.family import (
+    Embedded,
+    Embedding,
+    Family,
+    ImageInputs,
+    Keeping,
+    Tile,
+    check_form,
+    family_of,
+)
 
-__all__ = ["Embedded", "Embedding", "Family", "ImageInputs", "Tile", "check_form", "family_of"]
+__all__ = ["Embedded", "Embedding", "Family", "ImageInputs", "Keeping", "Tile", "check_form", "family_of"]

@@ -74,7 +74,8 @@ class Family:
         input_names: what its forward takes beside the tokens, which the collator batches and the engine moves.
         beside_features: those of input_names that are asked for although features are given: what positions are made
             from.
-        host_inputs: those of them that are small and that it reads on the host: they stay there in training.
+        host_inputs: those of them that are small and that it reads on the host: they stay there in training, and are
+            asked for although what the vision tower has made is given.
         other_forms: model types of the same weights in a form that is not read, and what is to be given instead.
         parts: the keys of `freeze` beside language_model, and the submodules of the base model that each stands for; a
             family that sees images has vision_tower and projector.
@@ -178,11 +179,6 @@ class Family:
         """None for a family that sees no images; for one whose images have no tiles, what it counts them in."""
         return None
 
-    @property
-    def feature_layers(self) -> int:
-        """L, of an image token's features (`kept`)."""
-        return 1
-
     def written(self, n_tiles: int) -> Any:
         """Of an image of so many tiles, what `ImageInputs.tokens` has for it. Only for a family that sees images."""
         assert self.tile is not None
@@ -204,9 +200,25 @@ class Family:
         """
         raise NotImplementedError
 
-    def kept(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch's `ImageInputs.tensors` -> what of them can be kept and given in their place: under FEATURES
-        (N, L, D) features of N image tokens, and what else is asked for beside them (`beside_features`).
+    def kept(self, model: PreTrainedModel, inputs: dict[str, Tensor], projected: bool) -> dict[str, Tensor]:
+        """A batch's `ImageInputs.tensors` -> what of them can be kept and given in their place, by the names of
+        `names_kept`. All its tensors have rows that belong to an image each, in the order of the images.
+
+        Args:
+            projected: under FEATURES, (N, L, D) features of N image tokens. Else under SEEN what the projector makes
+                them from: as many rows as there are of pixels, (N, L, ...).
+
+        Only for a family that `keeps_features`, as `names_kept`.
+        """
+        raise NotImplementedError
+
+    def names_kept(self, projected: bool) -> list[str]:
+        """Of what is `kept`: FEATURES and `beside_features`, or SEEN and `host_inputs`."""
+        raise NotImplementedError
+
+    def project(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """A batch's inputs as they are `kept` without being projected -> features, those of `image_features` and then
+        any others, shaped likewise; of a blank picture, where what is kept is of no image.
 
         Only for a family that `keeps_features`.
         """
@@ -244,6 +256,15 @@ class Embedding(nn.Module):
         """The attributes of `Embedded`; of a tuple, DeepSpeed's hooks find the tensors."""
         embedded = family.embed(model, input_ids, inputs)
         return embedded.embeds, embedded.further
+
+
+class Keeping(nn.Module):
+    """`Family.kept` as a module, for the same reason as `Embedding`."""
+
+    def forward(
+        self, family: Family, model: PreTrainedModel, inputs: dict[str, Tensor], projected: bool
+    ) -> dict[str, Tensor]:
+        return family.kept(model, inputs, projected)
 
 
 def check_form(source: str) -> None:

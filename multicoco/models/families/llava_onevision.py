@@ -64,6 +64,13 @@ class LlavaOneVision(Sighted):
             rows, columns = int(rows // ratio), int(columns // ratio)
         return side**2 + int(rows * (columns + 1))
 
+    def _tiles(self, height: int, width: int) -> int:
+        """Of an image that is the only one, with the whole."""
+        rows, columns = select_best_resolution((height, width), self.config.image_grid_pinpoints)
+        side: int = self.config.vision_config.image_size
+        tiles: int = math.ceil(rows / side) * math.ceil(columns / side)
+        return 1 + tiles
+
     def laid_out(self, columns: Tensor, tensors: dict[str, Tensor], image: int) -> Tensor:
         return columns[: self._side**2].view(self._side, self._side)
 
@@ -72,6 +79,17 @@ class LlavaOneVision(Sighted):
         # numbers are read on the host: for each image the model itself would ask the device
         lie = {name: inputs[name].cpu() for name in ("image_sizes", "batch_num_images")}
         features = seeing.get_image_features(inputs["pixel_values"], **lie, return_dict=True).pooler_output
+        return torch.cat(features)
+
+    def put_in_order(self, model: PreTrainedModel, projected: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """(N, P, D) of tiles -> (T, D), the images put together."""
+        seeing: Any = model.base_model
+        sizes, of_rows = (inputs[name].cpu() for name in ("image_sizes", "batch_num_images"))
+        alone = [n == 1 for n in of_rows.tolist() for _ in range(n)][: len(sizes)]
+        tiles = [self._tiles(*size) if is_cut else 1 for size, is_cut in zip(sizes.tolist(), alone, strict=True)]
+        features, _ = seeing.pack_image_features(
+            projected.split(tiles), sizes, seeing.image_newline, model.config.vision_aspect_ratio
+        )
         return torch.cat(features)
 
     def blank_tiles(self, n_tiles: int, like: Tensor) -> dict[str, Tensor]:

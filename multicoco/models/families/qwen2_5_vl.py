@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.vision_utils import get_vision_window_index
 
 from multicoco.models.families.qwen2_vl import Qwen2VL
@@ -14,6 +14,11 @@ class Qwen25VL(Qwen2VL):
     @classmethod
     def matches(cls, config: PreTrainedConfig) -> bool:
         return config.model_type == "qwen2_5_vl"
+
+    def put_in_order(self, model: PreTrainedModel, projected: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """The tower's order is that of its windows."""
+        order = self.lie_of_patches(inputs["image_grid_thw"].cpu(), projected.device)["window_index"]
+        return projected[torch.argsort(order)]
 
     def lie_of_patches(self, grids: Tensor, device: torch.device) -> dict[str, Tensor]:
         vision = self.config.vision_config

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.vision_utils import (
     get_vision_cu_seqlens,
@@ -32,6 +32,10 @@ class Qwen3VL(QwenVL):
         seen = self.see(model, inputs)
         return [seen.pooler_output, *seen.deepstack_features]
 
+    def projectors(self, model: PreTrainedModel) -> list[nn.Module]:
+        first, later = (model.base_model.get_submodule(path) for path in self.parts["projector"])
+        return [first, *later.children()]
+
     def further(self, at_image: Tensor, later: Sequence[Tensor]) -> Callable[[slice], dict[str, Any]]:
         column = at_image.nonzero()[:, 1]  # [N], of every image token, in the order of the features
         taken = set(column.tolist())
@@ -57,10 +61,6 @@ class Qwen3VL(QwenVL):
             "interp_indices": places.to(device),
             "interp_weights": weights.to(device),
         }
-
-    @property
-    def feature_layers(self) -> int:
-        return 1 + len(self.config.vision_config.deepstack_visual_indexes)
 
     def with_layers(self, layers: int) -> PreTrainedConfig:
         config = super().with_layers(layers)

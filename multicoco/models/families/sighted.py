@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
 
-from multicoco.data.features import FEATURES
+from multicoco.data.features import FEATURES, SEEN
 from multicoco.errors import UserError
 from multicoco.models.families.family import Embedded, Family, nothing_further
 
@@ -43,9 +43,12 @@ class Sighted(Family):
         embeds = super().embed(model, input_ids, inputs).embeds
         if FEATURES in inputs:  # all rows' are given, or none's: every rank calls the same modules
             first, *later = inputs[FEATURES].unbind(1)
+        elif SEEN in inputs:
+            first, *later = self.project(model, inputs)
         else:
             first, *later = self.all_features(model, inputs or self.smallest_picture(embeds))
-        if not inputs:  # a blank picture that counts for nothing: every rank must call the same modules
+        if not inputs or (SEEN in inputs and not len(inputs[SEEN])):
+            # a blank picture that counts for nothing: every rank must call the same modules
             return Embedded(embeds + 0 * sum(features.sum().to(embeds) for features in (first, *later)))
         at_image = self.at_images(input_ids)
         return Embedded(embeds.masked_scatter(at_image[..., None], first.to(embeds)), self.further(at_image, later))
@@ -61,9 +64,50 @@ class Sighted(Family):
         """`image_features` and, behind them, those that enter the language model later, shaped likewise."""
         return [self.image_features(model, inputs)]
 
-    def kept(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = [of_layer.flatten(0, -2) for of_layer in self.all_features(model, inputs)]
-        return {FEATURES: torch.stack(features, dim=1), **{name: inputs[name] for name in self.beside_features}}
+    def kept(self, model: PreTrainedModel, inputs: dict[str, Tensor], projected: bool) -> dict[str, Tensor]:
+        name, *beside = self.names_kept(projected)
+        if projected:
+            made = [of_layer.flatten(0, -2) for of_layer in self.all_features(model, inputs)]
+        else:
+            made = self._given_to_projectors(model, inputs)
+        return {name: torch.stack(made, dim=1), **{name: inputs[name] for name in beside}}
+
+    def names_kept(self, projected: bool) -> list[str]:
+        return [FEATURES, *self.beside_features] if projected else [SEEN, *self.host_inputs]
+
+    def project(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]:
+        seen = inputs[SEEN]
+        if not len(seen):
+            inputs = self.smallest_picture(seen)
+            seen = seen.new_zeros(len(inputs["pixel_values"]), *seen.shape[1:])
+        layers = zip(self.projectors(model), seen.unbind(1), strict=True)
+        return [self.put_in_order(model, projector(layer.contiguous()), inputs) for projector, layer in layers]
+
+    def projectors(self, model: PreTrainedModel) -> list[nn.Module]:
+        """Each makes features of what the vision tower has seen, (N, ...) with as many rows as there are of pixels:
+        those of `image_features`, then any others."""
+        [path] = self.parts["projector"]
+        return [model.base_model.get_submodule(path)]
+
+    def put_in_order(self, model: PreTrainedModel, projected: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """What a projector has made, as `image_features`; inputs has the batch's `host_inputs`."""
+        return projected
+
+    def _given_to_projectors(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """Of each, in the pass that makes the features."""
+        projectors = self.projectors(model)
+        given: dict[nn.Module, Tensor] = {}
+
+        def note(projector: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            given[projector] = arguments[0]
+
+        hooks = [projector.register_forward_pre_hook(note) for projector in projectors]
+        try:
+            self.all_features(model, inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [given[projector] for projector in projectors]
 
     def further(self, at_image: Tensor, later: Sequence[Tensor]) -> Callable[[slice], dict[str, Any]]:
         """`Embedded.further`: at_image (B, T) bool, and features that enter the language model later."""

@@ -7,8 +7,9 @@ from multicoco.models.families.family import Family
 # tests/latent/test_self_check.py has one of each
 PROVEN = frozenset(
     {
-        *("gemma", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo2", "opt", "phi", "phi3"),
-        *("qwen2", "qwen2_moe", "qwen3", "smollm3", "starcoder2"),
+        *("cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "granitemoe"),
+        *("granitemoeshared", "hyperclovax", "llama", "mistral", "nanochat", "olmo2", "opt", "phi", "phi3", "qwen2"),
+        *("qwen2_moe", "qwen3", "smollm3", "starcoder2", "vaultgemma"),
     }
 )
 

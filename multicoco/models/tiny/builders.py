@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import (
     BaseImageProcessor,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlavaConfig,
@@ -83,6 +85,19 @@ def _text(tokenizer: PreTrainedTokenizerBase, hidden_size: int, text_layers: int
     """Qwen2: the language model of the tiny InternVL alone."""
     config = Qwen2Config(**_language(tokenizer, hidden_size, text_layers))
     return Qwen2ForCausalLM(config), None
+
+
+def _gemma2(tokenizer: PreTrainedTokenizerBase, hidden_size: int, text_layers: int) -> Made:
+    """As google/gemma-2-2b-it: every other layer has a window; caps that random weights reach."""
+    config = Gemma2Config(
+        **_language(tokenizer, hidden_size, text_layers),
+        head_dim=hidden_size // 4,
+        query_pre_attn_scalar=hidden_size // 4,
+        sliding_window=64,
+        attn_logit_softcapping=1.0,
+        final_logit_softcapping=6.0,
+    )
+    return Gemma2ForCausalLM(config), None
 
 
 def _idefics3(tokenizer: PreTrainedTokenizerBase, hidden_size: int, text_layers: int) -> Made:
@@ -234,12 +249,16 @@ class Builder:
     """Writes a tiny model of one kind.
 
     Attributes:
-        images: the tokens that stand for images, see `build_tokenizer`.
+        images: the tokens that stand for images, see `build_tokenizer`; none for a model that sees none.
         make: from the tokenizer, the width and the number of layers of the language model.
     """
 
     images: Images
     make: Callable[[PreTrainedTokenizerBase, int, int], Made]
+
+    @property
+    def sees_images(self) -> bool:
+        return self.images is not NO_IMAGES
 
     def __call__(
         self,
@@ -263,7 +282,7 @@ class Builder:
         return out_dir
 
 
-TINY = {  # by the family's name
+TINY = {  # by the family's name; of text models, another by its kind
     "internvl": Builder(INTERNVL_IMAGES, _internvl),
     "idefics3": Builder(IDEFICS3_IMAGES, _idefics3),
     "llava_onevision": Builder(LLAVA_IMAGES, _llava_onevision),
@@ -271,5 +290,6 @@ TINY = {  # by the family's name
     "qwen2_5_vl": Builder(QWEN_IMAGES, _qwen2_5_vl),
     "qwen3_vl": Builder(QWEN_IMAGES, _qwen3_vl),
     "text": Builder(NO_IMAGES, _text),
+    "gemma2": Builder(NO_IMAGES, _gemma2),
     "generic": Builder(LLAVA_IMAGES, _generic),
 }

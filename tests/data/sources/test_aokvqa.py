@@ -88,6 +88,7 @@ def test_both_forms_give_the_same_example(tmp_path, images, make, steps_from, st
         flattened(steps=None, answer=None),
         flattened(steps=[], answer="None"),
         official(correct_choice_idx=None, direct_answers="[]", rationales=[]),
+        official(correct_choice_idx=None, direct_answers="None", rationales=[]),  # as the hub's test split
     ],
 )
 def test_a_test_record_has_no_answer(tmp_path, images, record):

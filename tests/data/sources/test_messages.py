@@ -90,6 +90,17 @@ def test_where_the_reasoning_is(read, said, fields, steps_from, steps):
     assert (example.answer, example.steps) == ("A cat.", steps)
 
 
+@pytest.mark.parametrize("key", ["rationale", "solution", "reasoning", "thinking"])
+def test_reasoning_beside_the_conversation_is_not_dropped(read, key):
+    record = openai("What?", {"content": "A cat."}, **{key: "I look. It has fur."})
+    with pytest.raises(UserError, match=f"'{key}' looks like the reasoning.*steps: {key}}} and source: messages"):
+        read(record)
+    (example,) = read(record, columns={"steps": key}, source="messages")
+    assert example.steps == ("I look.", "It has fur.")
+    both = openai("What?", {"content": "<think>I see.</think>A cat."}, **{key: "I look."})
+    assert read(both)[0].steps == ("I see.",)
+
+
 def test_a_question_without_an_answer(read):
     (example,) = read({"messages": [{"role": "user", "content": "Who?"}]})
     assert (example.question, example.answer) == ("Who?", None)

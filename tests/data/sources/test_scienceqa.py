@@ -38,6 +38,9 @@ def test_the_released_file_is_an_object_of_records_by_id(tmp_path):
         ("5", None),
     ]
     assert examples[0].steps == ("Look at the map.", "Oregon is farthest north.")
+    expected = {"subject": "social science", "topic": "geography", "grade": "grade2"}
+    assert examples[0].groups == {**expected, "has_text": "false", "has_image": "true"}
+    assert examples[2].groups == {**expected, "has_text": "false", "has_image": "false"}
     assert (examples[0].choices, examples[0].answer_index, examples[0].answer) == (("Oregon", "Louisiana"), 0, "Oregon")
 
 

@@ -23,6 +23,7 @@ def test_interval_holds_the_proportion_and_narrows(n, data):
     correct = data.draw(st.integers(0, n))
     low, high = wilson_interval(correct, n)
     assert 0 <= low <= correct / n + 1e-12 and correct / n - 1e-12 <= high <= 1
+    assert (low == 0) == (correct == 0) and (high == 1) == (correct == n)
     wider, narrower = high - low, wilson_interval(4 * correct, 4 * n)
     assert narrower[1] - narrower[0] < wider
     assert wilson_interval(correct, n, confidence=0.5)[1] <= high + 1e-12

@@ -85,10 +85,10 @@ def test_scienceqa(tmp_path):
     (tmp_path / "problems.json").write_text(json.dumps(problems))
     examples = load_examples(tmp_path / "problems.json", tmp_path)
     extracted = draw.choices((0, 1, 2, None), k=len(examples))
-    results = {example.id: -1 if place is None else place for example, place in zip(examples, extracted, strict=True)}
-    (tmp_path / "results.json").write_text(json.dumps({"results": results}))
+    samples = [{"extracted": place, "said": None} for place in extracted]
+    (tmp_path / "results.json").write_text(json.dumps(official_predictions(samples, examples)["scienceqa"]))
     theirs = original.get_scores(tmp_path / "results.json", tmp_path / "problems.json")
-    ours = official_scores([{"extracted": place, "said": None} for place in extracted], examples)
+    ours = official_scores(samples, examples)
     shared = {
         key: float(theirs[f"acc_{key}"]) for key in (name.partition("/")[2] for name in ours) if f"acc_{key}" in theirs
     }

@@ -4,10 +4,10 @@ from multicoco.data.example import Example
 from multicoco.evaluation.metrics import official_predictions, official_scores
 
 
-def question(subject: str, grade: str, has_text: bool, has_image: bool) -> Example:
+def question(subject: str, grade: str, has_text: bool, has_image: bool, question_id: str = "x") -> Example:
     groups = {"subject": subject, "grade": grade}
     groups |= {"has_text": str(has_text).lower(), "has_image": str(has_image).lower()}
-    return Example("x", "Q?", (), ("a", "b", "a"), (), "a", 0, metric="scienceqa", groups=groups)
+    return Example(question_id, "Q?", (), ("a", "b", "a"), (), "a", 0, metric="scienceqa", groups=groups)
 
 
 def test_by_subject_context_and_grade():
@@ -45,7 +45,13 @@ def test_records_without_groups_have_the_average_alone():
     example = Example("x", "Q?", (), ("a", "b"), (), "a", 0, metric="scienceqa", groups=groups)
     scores = official_scores([{"extracted": 0, "said": None}], [example])
     assert {key for key in scores if not key.endswith("_n")} == {"scienceqa/average", "scienceqa/has_text"}
-    assert official_predictions([{"extracted": 0, "said": None}], [example]) == {}
+
+
+def test_predictions_are_what_its_own_program_reads():
+    examples = [question("natural science", "grade2", True, False, name) for name in ("7", "12")]
+    examples.append(Example("13", "Q?", (), ("a", "b"), (), None, None, metric="scienceqa"))  # of a test set
+    samples = [{"extracted": index, "said": None} for index in (2, None, 1)]
+    assert official_predictions(samples, examples) == {"scienceqa": {"results": {"7": 2, "12": -1, "13": 1}}}
 
 
 def test_a_test_record_is_in_no_score():
