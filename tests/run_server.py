@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401  # and with it PyTorch's compiler
+import train  # noqa: E402
 import transformers.conversion_mapping  # noqa: E402
 from transformers import InternVLForConditionalGeneration, Qwen2ForCausalLM  # noqa: E402, F401  # imported lazily
 
-import train  # noqa: E402
 from multicoco import training  # noqa: E402, F401
 from multicoco.engine.deepspeed import free_port  # noqa: E402
 from multicoco.process import end_process  # noqa: E402

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import train
 import yaml
 from deepspeed.launcher import runner
 from homes import REPO, make_home
 from torch.distributed.run import get_args_parser
 
-import train
 from multicoco.cli import parser as multicoco_parser
 from multicoco.doctor.hostfile import read_hostfile
 from multicoco.engine.deepspeed import free_port

@@ -3,9 +3,8 @@
 import sys
 
 import pytest
-import yaml
-
 import train
+import yaml
 
 
 @pytest.fixture

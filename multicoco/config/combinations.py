@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from multicoco.registry import names
+from multicoco.registry import load_all, names
 
 if TYPE_CHECKING:
     from multicoco.config.schema import RunConfig
@@ -96,6 +96,8 @@ def pointless(config: RunConfig) -> Iterator[str]:
         yield "features_dir is set but features is null: set features to cache, or leave features_dir out"
     if training and config.lora.rank is None and config.lora != type(config.lora)():
         yield "lora.rank is null, so all other keys of lora do nothing: set the rank, or leave them out"
+    if training:
+        yield from _of_other_methods(config)
     for part in config.lr if training and isinstance(config.lr, dict) else ():
         if getattr(config.freeze, part, False):
             yield f"lr.{part} is set but freeze.{part} is true: leave one of them out"
@@ -104,3 +106,18 @@ def pointless(config: RunConfig) -> Iterator[str]:
             "freeze.vision_tower, freeze.projector and freeze.language_model are all true "
             f"but mode is {config.mode}: leave one of them to train"
         )
+
+
+def _of_other_methods(config: RunConfig) -> Iterator[str]:
+    """Keys of methods that are not trained, but in sections that have one themselves to say so (coconut.enabled)."""
+    methods = {name: method.sections() for name, method in load_all("methods").items()}
+    for section, keys in {section: keys for own in methods.values() for section, keys in own.items()}.items():
+        if section in methods.get(config.trained_method, ()) or "enabled" in keys.model_fields:
+            continue
+        having = " or ".join(name for name, own in methods.items() if section in own)
+        for key, default in keys():
+            if getattr(getattr(config, section), key) != default:
+                yield (
+                    f"{section}.{key} is set but the method is {config.trained_method}, which does not read it: leave "
+                    f"it out, or train {having}"
+                )

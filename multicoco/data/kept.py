@@ -1,8 +1,8 @@
 """Examples kept on disk as they have been read, so that no rank holds them all and no later start reads them again.
 
 `<name>.examples` holds one JSON object after the other, of each record in its order: an example, or why it is none;
-`<name>.npy` holds where each begins. Both are read where they are asked for: what a process holds does not grow with
-their number, however many workers it has.
+`<name>.npy` holds where each begins, and what has to be known of all at every start (BAD, SHOWN, UNANSWERED). Both are
+read where they are asked for: what a process holds does not grow with their number, however many workers it has.
 """
 
 import json
@@ -25,6 +25,8 @@ from multicoco.data.sources.mixture import copies_of, copy_id, own_id
 from multicoco.data.sources.tables import StoredInTable
 from multicoco.errors import UserError
 
+BAD, SHOWN, UNANSWERED = 1, 2, 4  # a record is none, has images, has no answer
+_PLACE = np.dtype([("start", "i8"), ("flags", "u1")])
 _PICK = np.dtype([("part", "i4"), ("place", "i8"), ("copy", "i4"), ("number", "i4")])
 _TUPLES = ("choices", "steps", "direct_answers", "image_places")
 
@@ -42,18 +44,24 @@ class KeptRecords:
 
     def __init__(self, path: Path):
         self.path = path
-        self._starts = np.load(path.with_suffix(".npy"), mmap_mode="r")
+        self._places = np.load(path.with_suffix(".npy"), mmap_mode="r")
         self._file = os.open(path, os.O_RDONLY)  # of the process: a read has its own place, so forks may share it
 
     def __del__(self) -> None:
         os.close(self._file)
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self._places) - 1
+
+    @property
+    def flags(self) -> NDArray[np.uint8]:
+        """(n,) of each record: BAD, SHOWN and UNANSWERED together."""
+        flags: NDArray[np.uint8] = self._places["flags"][:-1]
+        return flags
 
     def __getitem__(self, index: int) -> tuple[str, Example | UserError]:
         """What messages call the record, and the example or why it is none."""
-        start, end = int(self._starts[index]), int(self._starts[index + 1])
+        start, end = self._places["start"][index : index + 2].tolist()
         kept = json.loads(os.pread(self._file, end - start, start))
         label = kept.pop("label")
         return label, UserError(kept["bad"]) if "bad" in kept else _example(kept)
@@ -71,15 +79,18 @@ def keep(path: Path, records: Iterable[tuple[str, Example | UserError]]) -> Kept
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished, places = (path.with_suffix(f".{os.getpid()}.{what}") for what in ("unfinished", "places"))
-    starts = array("q", [0])
+    starts, flags = array("q", [0]), array("B")
     try:
         with unfinished.open("wb") as file:
             for label, result in records:
                 content = {"bad": str(result)} if isinstance(result, UserError) else _content(result)
                 file.write(json.dumps({"label": label, **content}).encode())
                 starts.append(file.tell())
+                flags.append(_flags(result))
+        both = np.zeros(len(starts), _PLACE)
+        both["start"], both["flags"][:-1] = starts, flags
         with places.open("wb") as file:
-            np.save(file, np.array(starts))
+            np.save(file, both)
         places.replace(path.with_suffix(".npy"))
         unfinished.replace(path)  # last: where it is, the other one is too
     finally:
@@ -95,6 +106,11 @@ class Kept(Sequence[Example]):
     @abstractmethod
     def about(self) -> str:
         """What tells them from others."""
+
+    @property
+    @abstractmethod
+    def flags(self) -> NDArray[np.uint8]:
+        """As of `KeptRecords`."""
 
     @abstractmethod
     def picked(self, places: NDArray[np.int64]) -> "Kept":
@@ -130,6 +146,10 @@ class KeptExamples(Kept):
     @property
     def about(self) -> str:
         return f"{self.records.path.stem} {sha256(self.chosen.tobytes()).hexdigest()}"
+
+    @property
+    def flags(self) -> NDArray[np.uint8]:
+        return self.records.flags[self.chosen]
 
     def picked(self, places: NDArray[np.int64]) -> "KeptExamples":
         return KeptExamples(self.records, self.chosen[places])
@@ -170,6 +190,14 @@ class KeptMixture(Kept):
     def about(self) -> str:
         return " ".join([*(part.about for part in self.parts), sha256(self.picks.tobytes()).hexdigest()])
 
+    @property
+    def flags(self) -> NDArray[np.uint8]:
+        found = np.zeros(len(self), np.uint8)
+        for number, part in enumerate(self.parts):
+            own = self.picks["part"] == number
+            found[own] = part.flags[self.picks["place"][own]]
+        return found
+
     def picked(self, places: NDArray[np.int64]) -> "KeptMixture":
         return KeptMixture(self.parts, self.picks[places])
 
@@ -185,6 +213,12 @@ def picked(examples: Sequence[Example], places: NDArray[np.int64]) -> Sequence[E
     if isinstance(examples, Kept):
         return examples.picked(places)
     return [examples[place] for place in places]
+
+
+def _flags(result: Example | UserError) -> int:
+    if isinstance(result, UserError):
+        return BAD
+    return SHOWN * bool(result.images) | UNANSWERED * (result.answer is None)
 
 
 def _content(example: Example) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from multicoco import __version__
 from multicoco.config import RunConfig
 from multicoco.data.example import Example
-from multicoco.data.kept import KeptExamples, KeptMixture, KeptRecords, NotKept, keep
+from multicoco.data.kept import BAD, SHOWN, KeptExamples, KeptMixture, KeptRecords, NotKept, keep
 from multicoco.data.sources.load import open_records, tell_problems
 from multicoco.data.sources.location import Location
 from multicoco.data.sources.mixture import Part, copy_id, numbers_of
@@ -30,6 +30,7 @@ from multicoco.registry import names
 from multicoco.tracking import write_bytes
 
 IMAGES = "images.npy"  # in `folder_of` a config: `VerifiedImages`
+_FORMAT = 2  # of `data.kept`
 KEPT_FROM = 5_000  # records of all parts; fewer are read anew at every start, and held by every rank
 _ROUND = 100_000  # records that are verified before what is verified is saved
 _BLOCK = 256  # records that a thread takes at a time
@@ -118,7 +119,7 @@ def _key(config: RunConfig, part: Part, location: Location) -> str:
     """What tells the examples of a set, as a run reads them, from others."""
     how = how_to_read(config, part)
     said = {key: str(value) for key, value in how.items()} | {"image_dir": str(how["image_dir"].absolute())}
-    about = [__version__, data_hash(location), names("sources"), said, str(location)]
+    about = [__version__, _FORMAT, data_hash(location), names("sources"), said, str(location)]
     openly = ["openly"] if asks_openly(config, part) else []
     return sha256(json.dumps(about + openly).encode()).hexdigest()[:16]
 
@@ -133,12 +134,12 @@ def _opened(path: Path) -> KeptRecords:
 def _verify(
     records: KeptRecords, places: range, verified: VerifiedImages, bar: "tqdm[NoReturn]"
 ) -> list[tuple[int, str]]:
-    """Each rank decodes the images of its share, as far as they are new. Collective.
+    """Each rank decodes the images of its share, as far as they are new; a record without any is not read. Collective.
 
     Returns: places that hold no good example, and why.
     """
 
-    def check(block: range) -> list[tuple[int, str]]:
+    def check(block: list[int]) -> list[tuple[int, str]]:
         bad = []
         for place in block:
             label, result = records[place]
@@ -152,7 +153,9 @@ def _verify(
         bar.update(len(block) * world_size())
         return bad
 
-    share = places[rank() :: world_size()]
+    to_see = np.flatnonzero(records.flags[places.start : places.stop] & (BAD | SHOWN)) + places.start
+    bar.update(len(places) - len(to_see))
+    share = to_see[rank() :: world_size()].tolist()
     blocks = [share[start : start + _BLOCK] for start in range(0, len(share), _BLOCK)]
     with ThreadPoolExecutor() as pool:
         own = [problem for found in pool.map(check, blocks) for problem in found]

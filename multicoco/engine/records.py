@@ -3,20 +3,19 @@
 import json
 from collections.abc import Sequence
 from hashlib import sha256
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from multicoco.config import RunConfig
 from multicoco.data.example import Example
-from multicoco.data.kept import Kept, picked
+from multicoco.data.kept import UNANSWERED, Kept, picked
 from multicoco.data.sources import load_of_run
 from multicoco.data.sources.of_run import is_one, limit_of_part, parts_of
 from multicoco.data.sources.tables import open_stored
 from multicoco.data.stream import StreamedExamples
 from multicoco.engine.keeping import folder_of, keep_parts, mix_kept, open_kept
-from multicoco.engine.ranks import agree, gather, rank, world_size
+from multicoco.engine.ranks import agree
 from multicoco.engine.resume import about_examples
 from multicoco.engine.streaming import first_of, open_stream
 
@@ -67,10 +66,10 @@ def at_hand(config: RunConfig, examples: Sequence[Example]) -> Sequence[Example]
 
 
 def without_answer(examples: Sequence[Example]) -> Sequence[Example]:
-    """Those that have none. Each rank looks at a share. Collective."""
-    share = range(rank(), len(examples), world_size())
-    of_ranks = gather([place for place in share if examples[place].answer is None])
-    return picked(examples, np.array(sorted(chain(*of_ranks)), np.int64))
+    """Those that have none; kept ones are not read for it."""
+    if isinstance(examples, Kept):
+        return examples.picked(np.flatnonzero(examples.flags & UNANSWERED))
+    return [example for example in examples if example.answer is None]
 
 
 def lengths_file(config: RunConfig, examples: Sequence[Example], *about: object) -> Path | None:

@@ -77,7 +77,8 @@ class CoconutKeys(MethodKeys):
         "max_latent_stage + 1: no curriculum",
     )
     stage_lr: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = Field(
-        None, description="peak learning rate of each stage from the first on, the last one repeats; null: lr"
+        None,
+        description="peak learning rate of each stage that there is, from the first on, the last one repeats; null: lr",
     )
     latent_init_token: OptionalStr = Field(
         None, description="token whose embedding the latent tokens start from; null: the tokenizer's eos"

@@ -138,6 +138,12 @@ def test_contradictions(run, error, overrides, expected):
         (["resume=7", "num_epochs=5"], "resume is 7 but num_epochs is 5"),
         ([*EVALUATION, "resume=true"], "resume is True but mode is eval_only"),
         ([*EVALUATION, "resume=2", "num_epochs=5"], "resume is 2 but mode is eval_only"),
+        ([*COCONUT, "sim_cot.weight=3"], "sim_cot.weight is set but the method is coconut, which does not read it"),
+        (["icot.smoothing=null"], "icot.smoothing is set but the method is cot, which does not read it"),
+        (
+            ["mode=train", "method=codi", "coconut.enabled=true", "c_mtp.weight=2"],
+            "c_mtp.weight is set but the method is codi, which does not read it: leave it out, or train c_mtp",
+        ),
         (["lora.alpha=32"], "lora.rank is null"),
         (["lora.target_modules=[q_proj]"], "lora.rank is null"),
         (ALL_FROZEN, "are all true but mode is cot_train"),
@@ -165,6 +171,8 @@ def test_what_would_never_do_anything(run, error, overrides, expected):
             "eval_config.eval_latent_tokens=1",
         ],
         [*COCONUT, "mode=eval_only", "val_path=v", "eval_config.coconut=true"],
+        [*EVALUATION, "sim_cot.weight=3"],  # of the checkpoint
+        [*COCONUT, "sim_cot.weight=1"],  # as it is anyway
         [*COCONUT, "eval_config.think_then_write=0"],
         [*COCONUT, "eval_config.eval_latent_tokens=2"],  # more than it is trained with
         [*COCONUT[:2], "load_model_path=cot"],  # starts at stage 1

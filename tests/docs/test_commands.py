@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import train
 import yaml
 from doc_pages import Block, blocks
 from homes import REPO
 
-import train
 from multicoco.cli import parser
 from multicoco.config import load_config
 

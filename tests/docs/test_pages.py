@@ -41,6 +41,14 @@ def test_lines_are_wrapped(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_row_stands_in_a_table(page):
+    """Of lines that begin with |, the second draws the line under the headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert re.fullmatch(r"\|(?: *:?-+:? *\|)+", [*table.splitlines(), ""][1]), table.splitlines()[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_test_that_is_named_exists(page):
     for path, name in re.findall(r"`(?:python -m pytest )?(tests/[\w./]*)(?:::(\w+))?", page.read_text()):
         assert (REPO / path).exists(), path

@@ -19,8 +19,9 @@ import torch.distributed as dist
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-import multicoco.config  # noqa: E402
 import train  # noqa: E402
+
+import multicoco.config  # noqa: E402
 from multicoco import process  # noqa: E402
 from multicoco.engine import ranks  # noqa: E402
 from multicoco.engine.deepspeed import free_port  # noqa: E402

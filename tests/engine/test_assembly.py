@@ -10,8 +10,10 @@ from multicoco.data.sources import load_examples
 from multicoco.engine import assembly
 from multicoco.engine.assembly import assemble, weights_of
 from multicoco.engine.records import load_records
+from multicoco.engine.thought_weights import save_thoughts
 from multicoco.errors import UserError
 from multicoco.methods import method_class
+from multicoco.models.backbone import load_backbone
 from multicoco.models.tiny import TINY
 
 CONFIG = "mode: coconut_train\ncoconut: {enabled: true, first_stage: 2, max_latent_stage: 2}\n"
@@ -29,6 +31,31 @@ def start(home, *overrides):
     config = load_config(home / "run.yaml", overrides)
     examples = load_records(config, config.train_path, None)
     return config, examples, assemble(config, weights_of(config), "2026-01-01", examples, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("mode", ["coconut_train", "eval_only"])
+def test_a_projection_beside_a_state_dict_of_the_authors_form_is_loaded_with_it(home, tmp_path, mode):
+    projected = ("coconut.projection=mlp", "self_check=false")
+    *_, made = start(home, "seed=1", *projected)
+    model = made.backbone.model
+    with torch.no_grad():
+        for parameter in (*model.parameters(), *made.reasoner.thought_source.parameters()):
+            parameter.add_(0.01)
+    rows = len(load_backbone(str(home / "model")).tokenizer)  # without the latent tokens
+    heads = {name for name, tensor in model.state_dict().items() if "embed_tokens" in name or "lm_head" in name}
+    state = {name: x[:rows] if name in heads else x for name, x in model.state_dict().items()}
+    torch.save({f"base_causallm.{name}": x.clone() for name, x in state.items()}, tmp_path / "checkpoint_3")
+    evaluated = ("eval_config.coconut=true",) if mode == "eval_only" else ()
+    settings = (f"mode={mode}", f"load_model_path={tmp_path / 'checkpoint_3'}", *evaluated, *projected)
+    if mode == "eval_only":
+        with pytest.raises(UserError, match=r"thoughts.safetensors is not beside the weights"):
+            start(home, *settings)
+    save_thoughts(tmp_path, made.reasoner.thought_source.state_dict())
+    *_, found = start(home, *settings)
+    for name, tensor in made.reasoner.thought_source.state_dict().items():
+        assert torch.equal(found.reasoner.thought_source.state_dict()[name], tensor)
+    weight = "model.multi_modal_projector.linear_1.weight"
+    assert torch.equal(found.backbone.model.state_dict()[weight], model.state_dict()[weight])
 
 
 def remembering(monkeypatch):

@@ -78,7 +78,15 @@ def test_so_it_is_when_thoughts_are_made_in_parallel(run_server, home):
 
 
 @pytest.mark.distributed
-def test_so_it_is_when_rows_have_branches(run_server, home):
-    settings = ("mode=train", "method=codi", "coconut.first_stage=null", "coconut.projection=linear", "num_epochs=1")
-    counts = count(run_server, home, "branches", {"stage3_max_live_parameters": 10**9}, *settings)
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("codi", ("coconut.first_stage=null", "coconut.projection=mlp")),
+        ("sim_cot", ("coconut.first_stage=3", "coconut.uniform_prob=0.3")),
+        ("c_mtp", ("coconut.first_stage=3", "coconut.uniform_prob=0.3", "coconut.projection=linear")),
+    ],
+)
+def test_so_it_is_when_a_method_asks_for_more_than_labels(run_server, home, method, more):
+    settings = ("mode=train", f"method={method}", *more, "num_epochs=1", "max_train_samples=17")
+    counts = count(run_server, home, method, {"stage3_max_live_parameters": 10**9}, *settings)
     assert min(steady_steps(counts)) >= 1 and max(steady_steps(counts)) <= LIMIT

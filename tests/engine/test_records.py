@@ -9,9 +9,9 @@ import pytest
 from homes import make_home
 
 from multicoco.config import load_config
-from multicoco.data.kept import Kept, KeptExamples, KeptMixture, picked
+from multicoco.data.kept import UNANSWERED, Kept, KeptExamples, KeptMixture, KeptRecords, picked
 from multicoco.data.sources import load_of_run
-from multicoco.engine import keeping, records
+from multicoco.engine import keeping
 from multicoco.engine.keeping import folder_of
 from multicoco.engine.records import lengths_file, load_records, load_training_records, without_answer
 from multicoco.errors import UserError
@@ -93,9 +93,8 @@ def test_bad_records_and_images_are_told_and_left_out_as_ever(home, limit):
     assert [*mine] == theirs
 
 
-@pytest.mark.parametrize("n_ranks", [1, 3])
 @pytest.mark.parametrize("kept", [True, False])
-def test_those_without_an_answer_are_found_by_all_ranks_together(home, monkeypatch, n_ranks, kept):
+def test_those_without_an_answer_are_found_and_kept_ones_not_read_for_it(home, monkeypatch, kept):
     file = home / "scenes" / "aokvqa_v1p0_train.json"
     content = json.loads(file.read_text())
     for place in (3, 4, 17):
@@ -103,12 +102,25 @@ def test_those_without_an_answer_are_found_by_all_ranks_together(home, monkeypat
     file.write_text(json.dumps(content))
     config = config_of(home)
     examples = load_training_records(config) if kept else load_of_run(config, config.train_path, None)
-    own, ranks = [], iter(range(n_ranks))
-    monkeypatch.setattr(records, "world_size", lambda: n_ranks)
-    monkeypatch.setattr(records, "rank", lambda: next(ranks))
-    monkeypatch.setattr(records, "gather", lambda places: own.append(places) or own)
-    found = [without_answer(examples) for _ in range(n_ranks)]
-    assert [e.id for e in found[-1]] == ["q3", "q4", "q17"] and len(own) == n_ranks
+    read = []
+    once = KeptRecords.__getitem__
+    monkeypatch.setattr(KeptRecords, "__getitem__", lambda records, place: read.append(place) or once(records, place))
+    assert [e.id for e in without_answer(examples)] == ["q3", "q4", "q17"] and read == [3, 4, 17] * kept
+
+
+def test_a_second_start_reads_only_records_with_images_and_bad_ones(home, monkeypatch):
+    file = home / "scenes" / "aokvqa_v1p0_train.json"
+    content = json.loads(file.read_text())
+    for place in range(20):
+        content[place] = {"question": "Q?", "answer": "a", "id": f"q{place}"}
+    content[5] = {"question": "", "answer": "a"}
+    file.write_text(json.dumps(content))
+    config, read = config_of(home, "on_bad_record=skip"), []
+    first = [*load_training_records(config)]
+    once = KeptRecords.__getitem__
+    monkeypatch.setattr(KeptRecords, "__getitem__", lambda records, place: read.append(place) or once(records, place))
+    again = load_training_records(config)
+    assert sorted(read) == [5, *range(20, 24)] and [*again] == first and len(first) == 23
 
 
 MIXTURE = """\
@@ -141,6 +153,7 @@ def test_a_large_mixture_is_kept_and_the_same_as_one_that_is_held(home, monkeypa
     monkeypatch.setattr("multicoco.data.verified.load_image", None)
     again = load_training_records(config)
     assert [*again] == expected and again[-1] == expected[-1] and again[2:4] == expected[2:4]
+    assert not (again.flags & UNANSWERED).any() and (again.flags > 0).tolist() == [bool(e.images) for e in expected]
     places = np.array([3, 17, 0])
     assert [*picked(again, places)] == [expected[place] for place in places]
     assert [*pickle.loads(pickle.dumps(again))] == expected

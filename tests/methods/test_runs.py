@@ -52,7 +52,10 @@ def losses(run: Path) -> list[float]:
     return [entry["train/loss"] for entry in entries if "train/loss" in entry]
 
 
-@pytest.mark.parametrize(("name", "sharded"), [*((name, "zero3") for name in METHODS), ("adapters", "zero2")])
+@pytest.mark.parametrize(
+    ("name", "sharded"),
+    [(name, sharded) for name in METHODS for sharded in SHARDED if (name, sharded) != ("projected", "zero2")],
+)
 def test_two_ranks_train_as_one_process_does(home, run_server, whole, name, sharded):
     settings = (*METHODS[name], "batch_size=2", f"name={name}_{sharded}", f"deepspeed={sharded}.json")
     ended = run_server.run(home / "run.yaml", *settings, ranks=2)
@@ -61,14 +64,18 @@ def test_two_ranks_train_as_one_process_does(home, run_server, whole, name, shar
     assert losses(home / "runs" / f"{name}_{sharded}") == pytest.approx(losses(whole[name]), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["projected", "adapters"])
-def test_what_is_trained_beside_the_model_goes_on_bit_for_bit_and_is_evaluated(home, run_server, whole, name):
+@pytest.mark.parametrize("name", ["projected", "adapters", "codi", "c_mtp"])
+def test_a_run_that_ends_within_an_epoch_goes_on_bit_for_bit(home, run_server, whole, name):
     settings = (*METHODS[name], "batch_size=4", f"name={name}_preempted")
     ended = run_server.run(home / "run.yaml", *settings, patch=signalled_at(3))
     assert ended.codes == [143], ended.said
     ended = run_server.run(home / "run.yaml", *settings)
     assert ended.codes == [0] and "going on from" in ended.said[0], ended.said
     assert losses(home / "runs" / f"{name}_preempted") == losses(whole[name])
+
+
+@pytest.mark.parametrize("name", ["projected", "adapters"])
+def test_what_is_trained_beside_the_model_is_evaluated(home, run_server, whole, name):
     weights = f"load_model_path=runs/{name}/checkpoints/epoch_0002"
     evaluation = ("mode=eval_only", weights, f"name={name}_evaluated")
     ended = run_server.run(home / "run.yaml", *METHODS[name][:1], *evaluation)  # its keys are the checkpoint's

@@ -8,19 +8,26 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import LATENT, MODELS, assert_same_gradients, gradients
+from reference import LATENT, assert_same_gradients, gradients, rescaled
+from reference import MODELS as PLAIN
 from supervised import embedded, layers_of, make_examples, make_method, make_reasoner, make_rows, training_loss
 from torch import Tensor
 
 from multicoco.models.checkpointing import checkpoint_activations
 from multicoco.models.lora import add_lora
 
+MODELS = PLAIN | {"gemma2": lambda: rescaled("gemma2")}
 LOSS_TOLERANCE = 1e-6
 GRADIENT_TOLERANCE = 2e-5
 
 
 def reference(method, model, decoder, head, projection, name: str, stage: int, filler: int | None) -> Tensor:
     """Decoder and head: those that read."""
+
+    def said(head, hidden: Tensor) -> Tensor:
+        cap = getattr(model.config, "final_logit_softcapping", None)
+        return head(hidden) if cap is None else cap * torch.tanh(head(hidden) / cap)
+
     words: list[tuple[Tensor, int]] = []
     read: list[tuple[Tensor, int]] = []
     for i, (row, tokens) in enumerate(zip(make_rows(method, name, stage), make_examples(name), strict=True)):
@@ -31,7 +38,7 @@ def reference(method, model, decoder, head, projection, name: str, stage: int, f
             hidden = layers_of(model, embeds[:column])[-1][-1]
             embeds[column] = hidden if projection is None else projection(hidden)
             thoughts.append(embeds[column])
-        logits = model.lm_head(layers_of(model, embeds)[-1])
+        logits = said(model.lm_head, layers_of(model, embeds)[-1])
         words += [(logits[c], label) for c, label in enumerate(row.labels[1:]) if label != -100]
         # two thoughts a step; the second step's, which are the last, stand for all steps from there on
         steps = tokens.steps[:1] if stage == 1 else [*tokens.steps[:1], [t for step in tokens.steps[1:] for t in step]]
@@ -39,10 +46,9 @@ def reference(method, model, decoder, head, projection, name: str, stage: int, f
             if not step:
                 continue
             of_step = thoughts[2 * k : 2 * k + 2] if method.own_keys.reads == "all" else thoughts[2 * k + 1 : 2 * k + 2]
-            table = decoder.get_input_embeddings().weight
-            given = torch.stack([*of_step, *(table[token] for token in step)])
+            given = torch.cat([torch.stack(of_step), decoder.get_input_embeddings()(torch.tensor(step))])
             hidden = decoder(inputs_embeds=given[None], use_cache=False).last_hidden_state[0]
-            read += [(head(hidden[len(of_step) - 1 + n]), token) for n, token in enumerate(step)]
+            read += [(said(head, hidden[len(of_step) - 1 + n]), token) for n, token in enumerate(step)]
 
     def cross_entropy(chosen: list[tuple[Tensor, int]]) -> Tensor:
         logits, labels = zip(*chosen, strict=True)
@@ -61,6 +67,7 @@ def reference(method, model, decoder, head, projection, name: str, stage: int, f
         ("internvl", 1, None, {"decoder": "self", "weight": 2.0}, "none"),
         ("llama", 3, 0, {"decoder": "self", "reads": "last"}, "linear"),
         ("qwen2", 3, None, {"decoder": "copy", "decoder_layers": 1}, "none"),
+        ("gemma2", 3, None, {"decoder": "copy"}, "none"),
     ],
 )
 def test_loss_and_gradients(name, stage, filler, keys, projection, checkpointing):

@@ -96,7 +96,9 @@ def test_kept_features_leave_the_tower_out_of_memory_time_and_traffic(run_config
     assert sides[2].kept_bytes == 2 * config.image_seq_length * 4 * config.vision_config.hidden_size
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if TINY[name].sees_images and load("families", name).keeps_features])
+@pytest.mark.parametrize(
+    "name", [name for name in TINY if TINY[name].sees_images and load("families", name).keeps_features]
+)
 def test_what_is_kept_of_a_tile_is_known_of_every_family(name, tmp_path):
     TINY[name](["red"], tmp_path / "model", 0, hidden_size=32, text_layers=1)
     backbone = load_backbone(str(tmp_path / "model"))

@@ -4,18 +4,23 @@ import pytest
 import torch
 from PIL import Image
 from reference import IMAGE, IMAGE_TOKENS, internvl
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, InternVLProcessor, PreTrainedTokenizerFast
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+from transformers.processing_utils import ProcessorMixin
 
+from multicoco.data.example import Example
+from multicoco.data.prompt import PromptBuilder
 from multicoco.errors import UserError
 from multicoco.models.backbone import load_backbone
 from multicoco.models.families import family_of
 from multicoco.models.reader import load_reader
 from multicoco.planning.geometry import read_model_config
 
+SIZES = [(8, 8), (100, 90), (500, 10), (3, 150), (3000, 2000)]  # tiny, 1:50, huge
+
 
 @pytest.fixture(scope="module")
-def real_processor(tmp_path_factory):
+def real_source(tmp_path_factory):
     path = tmp_path_factory.mktemp("processor")
     # what OpenGVLab/InternVL3-1B-hf has in its preprocessor_config.json
     (path / "preprocessor_config.json").write_text(
@@ -23,7 +28,12 @@ def real_processor(tmp_path_factory):
         '"size": {"height": 448, "width": 448}, "min_patches": 1, "max_patches": 12, "do_convert_rgb": true, '
         '"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}'
     )
-    return AutoImageProcessor.from_pretrained(path, backend="pil", crop_to_patches=True, max_patches=12)
+    return path
+
+
+@pytest.fixture(scope="module")
+def real_processor(real_source):
+    return AutoImageProcessor.from_pretrained(real_source, backend="pil", crop_to_patches=True, max_patches=12)
 
 
 @pytest.mark.parametrize("size", [(448, 448), (640, 480), (1920, 300), (200, 1500), (1344, 1344), (100, 90)])
@@ -35,6 +45,32 @@ def test_real_geometry_cuts_into_the_canvas_and_a_thumbnail(real_processor, size
     expected = columns * rows + (columns * rows > 1)
     assert tiles.shape == (expected, 3, 448, 448)
     assert real_processor.get_number_of_image_patches(height, width) == expected
+
+
+@pytest.mark.parametrize("tiles", [1, 3])
+def test_prompts_and_pixels_are_those_of_transformers_own_processor(tiny, real_source, monkeypatch, tiles):
+    """Without its part for videos, which needs torchvision."""
+    check = ProcessorMixin.check_argument_for_proper_class
+    monkeypatch.setattr(
+        ProcessorMixin,
+        "check_argument_for_proper_class",
+        lambda self, kind, part: None if kind == "video_processor" else check(self, kind, part),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    family = family_of(AutoConfig.for_model("internvl", image_token_id=tokenizer.context_image_token_id))
+    image_processor = family.load_image_processor(str(real_source), tiles)
+    noise = torch.randint(256, (50, 60, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = [Image.fromarray(noise.numpy()).resize(size) for size in SIZES]
+    example = Example("1", "Which tile is red?", (b"",) * len(images), (), (), "blue", None)
+    read = family.read_images(images, image_processor)
+    prompt = PromptBuilder(tokenizer, images=family)(example, "reasoning", read.tokens).prompt
+    turn = [{"role": "user", "content": family.content("Which tile is red?", len(images))}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    own = InternVLProcessor(image_processor, tokenizer, None, family.config.image_seq_length)
+    expected = own(text=[text], images=images, return_tensors="pt")
+    assert prompt == expected.input_ids[0].tolist()
+    assert torch.equal(read.tensors["pixel_values"], expected.pixel_values)
+    assert max(read.tokens) == family.written(family.most_tiles(tiles))
 
 
 @pytest.mark.parametrize("trust_remote_code", [False, True])
