@@ -81,8 +81,10 @@ def compare_runs(args: argparse.Namespace) -> None:
 
 def run_study(args: argparse.Namespace) -> None:
     from multicoco.report.at_end import report_at_end
+    from multicoco.study.checks import check_runs
+    from multicoco.study.plan import format_plan
     from multicoco.study.results import check_folder, write_results
-    from multicoco.study.runner import choose, format_plan, read_launcher, run_missing
+    from multicoco.study.runner import choose, read_launcher, run_missing
     from multicoco.study.spec import load_study
 
     study = load_study(args.study)
@@ -90,11 +92,12 @@ def run_study(args: argparse.Namespace) -> None:
         print("\n".join(dict.fromkeys(job.label for job in study.jobs)))
         return
     check_folder(study)
-    jobs = choose(study, args.only)
+    jobs, launcher = choose(study, args.only), read_launcher(args.launcher)
+    check_runs(study, jobs)
     if args.plan:
-        print(format_plan(study, jobs))
+        print(format_plan(study, jobs, launcher))
         return
-    problems = run_missing(jobs, read_launcher(args.launcher), say=lambda text: print(text, flush=True))
+    problems = run_missing(study, jobs, launcher, say=lambda text: print(text, flush=True))
     if not args.only:  # those of a scheduler's array must not write it at once
         print(write_results(study).text)
         report_at_end(study.folder)

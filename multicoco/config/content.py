@@ -2,6 +2,7 @@
 
 import codecs
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,13 @@ _LONGEST_OVERRIDE = 200  # that a message repeats
 Content = tuple[dict[str, Any], dict[str, str]]  # nested keys and values; the place of each dotted key
 
 
-def read_file(file: Path) -> Content:
+def read_file(file: Path, what: str = "run config", run_key: Callable[[str], str] | None = None) -> Content:
     """The content of a YAML file, in UTF-8 or with the byte order mark of UTF-16; places are `file:line`.
+
+    Args:
+        what: it is, for messages.
+        run_key: of a file that is no run config but holds keys of some: which one a dotted place stands for. Its own
+            keys may have dots, and stay as they are written.
 
     Raises:
         UserError: it cannot be read, is no YAML or no mapping, or a key stands twice.
@@ -30,15 +36,15 @@ def read_file(file: Path) -> Content:
         text = raw.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{file}: cannot be read as a run config: line {line} is no UTF-8, save it as UTF-8") from error
+        raise UserError(f"{file}: cannot be read as a {what}: line {line} is no UTF-8, save it as UTF-8") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as a run config: {error}") from error
+        raise UserError(f"{file}: cannot be read as a {what}: {error}") from error
     node = compose(text, str(file))
     if node is None:
         return {}, {}
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{file}: a run config is a mapping of keys to values")
-    return _Reader(str(file), has_lines=True).read(node)
+        raise UserError(f"{file}: a {what} is a mapping of keys to values")
+    return _Reader(str(file), True, run_key).read(node)
 
 
 def read_override(override: str) -> Content:
@@ -76,8 +82,8 @@ def _types() -> dict[str, Any]:
 class _Reader:
     """Makes the content of a mapping, and notes where each key stands."""
 
-    def __init__(self, source: str, has_lines: bool):
-        self.source, self.has_lines = source, has_lines
+    def __init__(self, source: str, has_lines: bool, run_key: Callable[[str], str] | None = None):
+        self.source, self.has_lines, self.run_key = source, has_lines, run_key
         self.places: dict[str, str] = {}
 
     def read(self, root: yaml.MappingNode) -> Content:
@@ -114,12 +120,12 @@ class _Reader:
             self.places[name[:end]] = self._place(key)
         if isinstance(value, yaml.MappingNode):
             return self._mapping(value, f"{name}.")
-        read_as(value, [_types().get(name)])
+        read_as(value, [_types().get(self.run_key(name) if self.run_key else name)])
         return construct(value, self.source)
 
     def _put(self, into: dict[str, Any], key: str, value: Any, prefix: str) -> None:
         """Puts a value at its place, which a dotted key names from here on; it must be free."""
-        first, dot, rest = key.partition(".")
+        first, dot, rest = (key, "", "") if self.run_key else key.partition(".")
         name = prefix + first
         if dot:
             self._put(into, first, {}, prefix)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from multicoco.errors import UserError
 
 EVALUATION = "evaluation.json"  # of a checkpoint: written after it, and not among the files that its manifest seals
@@ -55,9 +57,14 @@ class TrainerState:
     peak_memory: int = 0
     ended_early: list[int] = field(default_factory=list)
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # of what is read from files
+
     @property
     def name(self) -> str:
         return f"epoch_{self.epoch:04d}" + (f"_step_{self.step:08d}" if self.epoch_step else "")
+
+
+_STATE = TypeAdapter(TrainerState)
 
 
 def all_checkpoints(root: Path) -> list[Path]:
@@ -72,12 +79,15 @@ def read_state(path: Path) -> TrainerState:
         UserError: a file is not what this version writes.
     """
     state = _read(path / "trainer.json")
-    if (path / EVALUATION).exists():
-        state |= _read(path / EVALUATION)
+    added = _read(path / EVALUATION) if (path / EVALUATION).exists() else {}
     try:
-        return TrainerState(**state)
-    except TypeError as error:
-        raise UserError(f"{path / 'trainer.json'} cannot be read: {error}") from error
+        return _STATE.validate_python(state | added)
+    except ValidationError as error:
+        key, problem = str(error.errors()[0]["loc"][0]), error.errors()[0]["msg"]
+        raise UserError(
+            f"{path / (EVALUATION if key in added else 'trainer.json')} cannot be read: {key}: {problem}; the "
+            "checkpoint is damaged, or of another version"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def find_weights(load_model_path: str) -> Weights:
     Raises:
         UserError: the weights are damaged, or several runs stand in the folder.
     """
-    chosen, how = agree(lambda: _choose(Path(load_model_path)), only_rank_0=True)
+    chosen, how = agree(lambda: choose(Path(load_model_path)), only_rank_0=True)
     if chosen is None:
         return Weights(load_model_path, load_model_path)
     if problems := damage(chosen, below="model/"):
@@ -74,7 +74,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _choose(path: Path) -> tuple[Path | None, str]:
+def choose(path: Path) -> tuple[Path | None, str]:
+    """The checkpoint that a folder means, if it means one, and how it was chosen, as `find_weights` says.
+
+    Raises:
+        UserError: a checkpoint's state cannot be read, or several runs stand in the folder.
+    """
     if (path / "trainer.json").exists():
         return path, f"checkpoint {path}"
     states = {checkpoint: read_state(checkpoint) for checkpoint in all_checkpoints(path / "checkpoints")}
@@ -96,4 +101,4 @@ def _choose_run_below(path: Path) -> tuple[Path | None, str]:
     if len(runs) > 1:
         names = ", ".join(str(run) for run in runs)
         raise UserError(f"load_model_path: {path} holds several runs: name one of {names}")
-    return _choose(runs[0]) if runs else (None, str(path))
+    return choose(runs[0]) if runs else (None, str(path))

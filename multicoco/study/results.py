@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from itertools import combinations
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
@@ -13,8 +14,9 @@ from multicoco.errors import UserError
 from multicoco.evaluation.report import aligned, read_text
 from multicoco.study.compare import DIFFERENCE_HEADER, format_difference
 from multicoco.study.gather import Gathered, gather
+from multicoco.study.keys import Part
 from multicoco.study.schema import UNTOUCHED, PairResult, StudyResult
-from multicoco.study.spec import Part, Study
+from multicoco.study.spec import Study
 from multicoco.study.statistics import compare_paired, holm
 from multicoco.study.verdict import Answers, Evidence, format_verdict, judge
 from multicoco.tracking import write_json
@@ -26,32 +28,29 @@ def check_folder(study: Study) -> None:
     Raises:
         UserError: the study's folder is another study's, or holds a study.json that is none.
     """
-    path = study.folder / "study.json"
-    if not path.exists():
+    before = _written(study)
+    if before is None or _is_of(before, study) or any(job.folder.exists() for job in study.jobs):
         return
-    try:
-        before = StudyResult.model_validate_json(read_text(path), strict=False)
-    except ValidationError as error:
-        raise UserError(f"{path} is not what a study writes: move it away, or set another name") from error
-    if not set(before.arms) & study.spec.arms.keys():
-        raise UserError(
-            f"{study.folder} is of another study, {before.file}, with the arms {', '.join(before.arms)}: set another "
-            "name or output_dir"
-        )
+    raise UserError(
+        f"{study.folder} is of another study, {before.file}, with the arms {', '.join(before.arms)}, and holds no "
+        "run of this one: set another name or output_dir"
+    )
 
 
 def write_results(study: Study) -> StudyResult:
     """Reads all runs that are done, judges them, and writes study.json into the study's folder.
 
+    An earlier one of another study's file stays, as study.<name of that file>.json.
+
     Raises:
-        UserError: a file of a run is damaged, or runs of one test set were asked different questions.
+        UserError: it cannot be written.
     """
     found = gather(study)
     refused = _refused(study, found)
     pairs = [*_arm_pairs(study, found, refused), *_intervention_pairs(study, found)]
     unread = _unread(study, found)
     verdict = judge(_evidence(study, found, unread), study.spec.margin)
-    notes = [*refused.values(), *unread.values()]
+    notes = [*found.refused, *refused.values(), *unread.values()]
     result = StudyResult(
         name=study.spec.name,
         file=str(study.file),
@@ -64,8 +63,40 @@ def write_results(study: Study) -> StudyResult:
         verdict=asdict(verdict),
         text="\n".join([*_run_lines(study, found), "", *_pair_lines(pairs), *notes, "", format_verdict(verdict)]),
     )
+    _keep_others(study)
     write_json(study.folder / "study.json", result.model_dump(mode="json"))
     return result
+
+
+def _keep_others(study: Study) -> None:
+    """Studies that share a folder, and runs, each have the last one of their file."""
+    before = _written(study)
+    _kept(study, study.file).unlink(missing_ok=True)
+    if before is not None and not _is_of(before, study):
+        (study.folder / "study.json").replace(_kept(study, Path(before.file)))
+
+
+def _kept(study: Study, file: Path) -> Path:
+    return study.folder / f"study.{file.stem}.json"
+
+
+def _is_of(before: StudyResult, study: Study) -> bool:
+    return Path(before.file).resolve() == study.file.resolve()
+
+
+def _written(study: Study) -> StudyResult | None:
+    """The folder's study.json.
+
+    Raises:
+        UserError: it is none.
+    """
+    path = study.folder / "study.json"
+    if not path.exists():
+        return None
+    try:
+        return StudyResult.model_validate_json(read_text(path), strict=False)
+    except ValidationError as error:
+        raise UserError(f"{path} is not what a study writes: move it away, or set another name") from error
 
 
 def _environments(found: Gathered) -> list[dict[str, Any]]:
@@ -182,7 +213,8 @@ def _evidence(study: Study, found: Gathered, unread: Collection[str]) -> Evidenc
     interventions = {
         name: answers for (test, arm, name), answers in found.answers.items() if (test, arm) == (within, hidden)
     }
-    return Evidence(by_role(within), interventions, {test: by_role(test) for test in beyond})
+    guessing = {run.test: run.chance for run in found.runs if run.chance is not None}
+    return Evidence(by_role(within), interventions, {test: by_role(test) for test in beyond}, guessing)
 
 
 def _run_lines(study: Study, found: Gathered) -> list[str]:

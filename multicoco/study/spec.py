@@ -1,23 +1,16 @@
-"""What a study is made of: STUDY.yaml, checked, and the runs that it asks for, in order of need."""
+"""What a study is made of: the runs that it asks for, in order of need."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
-
-from multicoco.config import RunConfig, load_config, nearest
-from multicoco.config.section import NonNegativeInt, OptionalStr, PathStr, Section
+from multicoco.config import RunConfig, load_config
 from multicoco.errors import UserError
-
-Part = Literal["steps", "data", "weights"]
-Role = Literal["hidden", "cot", "direct", "no_thoughts", "pause", "borrowed"]
+from multicoco.study.keys import StudySpec, read_study
 
 # how a run is watched and where it lies, not what is trained
 _WATCHING = {
@@ -25,81 +18,13 @@ _WATCHING = {
     *("tracking", "wandb", "log_every_steps", "num_workers", "report"),
 }
 
-_OWN = {"seed", "name", "output_dir", "use_run_name_in_output_dir"}
-
-
-def _folder(name: str) -> str:
-    if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise ValueError("must be the name of a folder, of letters, digits and . _ + -")
-    return name
-
-
-Name = Annotated[str, AfterValidator(_folder)]
-
-
-class ArmSpec(Section):
-    config: OptionalStr = Field(None, description="run config, relative to the study's file; null: the study's")
-    set: dict[str, Any] = Field({}, description="keys of the run config that this arm sets")
-    after: OptionalStr = Field(None, description="arm whose run of the same seed it starts from")
-    role: Role | None = Field(None, description="in the reading rule; null: its name, if that is a role")
-    intervened: bool = Field(False, description="the interventions are on its thoughts too")
-    differs: list[Part] = Field([], description="what may differ from the arms that it is compared with")
-
-
-class QuestionsSpec(Section):
-    set: dict[str, Any] = Field(description="keys that name the questions, such as val_path")
-    out_of_distribution: bool = Field(False, description="unlike the training data, on purpose")
-
-
-class StudySpec(Section):
-    name: Name = Field(description="name of the study, and of its folder")
-    output_dir: PathStr = Field("runs/studies", description="folder of all studies")
-    config: OptionalStr = Field(None, description="run config of the arms, relative to this file")
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] = Field(description="each arm is trained with each")
-    arms: Annotated[dict[Name, ArmSpec], Field(min_length=1)] = Field(description="what is compared")
-    tests: Annotated[dict[Name, QuestionsSpec], Field(min_length=1)] = Field(
-        description="sets of questions; the reading rule looks at the first one in distribution"
-    )
-    interventions: list[str] = Field([], description="on the thoughts of the hidden arm and of those intervened")
-    margin: float = Field(0.02, gt=0, lt=1, description="accuracies that differ by less tie in the reading rule")
-
-    @model_validator(mode="after")
-    def _check_arms(self) -> Self:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds: one is listed twice")
-        if all(test.out_of_distribution for test in self.tests.values()):
-            raise ValueError("tests: one must be in distribution")
-        for name, arm in self.arms.items():
-            if arm.config is None and self.config is None:
-                raise ValueError(f"arms.{name}: neither it nor the study names a config")
-            if arm.after is not None and arm.after not in self.arms:
-                meant = nearest(arm.after, self.arms)
-                hint = f"did you mean {meant}?" if meant else f"there are {', '.join(self.arms)}"
-                raise ValueError(f"arms.{name}: there is no arm {arm.after!r} to start from; {hint}")
-            if taken := _OWN & arm.set.keys():
-                raise ValueError(f"arms.{name}.set: {sorted(taken)[0]} is the study's to set: leave it out")
-            if arm.after is not None and "load_model_path" in arm.set:
-                raise ValueError(f"arms.{name}: load_model_path and after are two beginnings: leave one out")
-            chain = [name]
-            while (parent := self.arms[chain[-1]].after) is not None:
-                if parent in chain:
-                    raise ValueError(f"arms.{name}: after goes in a circle: {' -> '.join([*chain, parent])}")
-                chain.append(parent)
-        roles = [role for name in self.arms if (role := self.role(name))]
-        if twice := [role for role in roles if roles.count(role) > 1]:
-            raise ValueError(f"arms: two have the role {twice[0]}")
-        return self
-
-    def role(self, arm: str) -> str | None:
-        return self.arms[arm].role or (arm if arm in Role.__args__ else None)  # type: ignore[attr-defined]
-
 
 @dataclass(frozen=True)
 class Job:
     """A run of train.py: the training of an arm with a seed, or, with a test set, an evaluation of it.
 
     Attributes:
-        needs: the folders of the runs that must be done.
+        start: the training from whose last checkpoint it starts, which must be done.
     """
 
     arm: str
@@ -108,11 +33,16 @@ class Job:
     folder: Path
     config: Path
     overrides: tuple[str, ...]
-    needs: tuple[Path, ...]
+    start: "Job | None"
 
     @property
     def label(self) -> str:
         return f"{self.arm}/{self.seed}"
+
+    @property
+    def chain(self) -> "list[Job]":
+        """Itself, what it starts from, and so on."""
+        return [self, *(self.start.chain if self.start else [])]
 
     @property
     def name(self) -> str:
@@ -140,10 +70,17 @@ class Study:
         """Everything to be done, a seed after the other, what others need first.
 
         Raises:
-            UserError: a run config is not valid.
+            UserError: a run config is not valid, or none of a study's.
         """
         arms = sorted(self.spec.arms, key=lambda arm: len(self.chain(arm)))
-        return [job for seed in self.spec.seeds for arm in arms for job in self._jobs(arm, seed)]
+        jobs = []
+        for seed in self.spec.seeds:
+            trainings: dict[str | None, Job] = {}
+            for arm in arms:
+                training = self._training(arm, seed, trainings.get(self.spec.arms[arm].after))
+                trainings[arm] = training
+                jobs += [training, *self._evaluations(training)]
+        return jobs
 
     def training_folder(self, arm: str, seed: int) -> Path:
         """Named after what is trained, so that a changed arm is another run and nothing of the earlier one is lost. By
@@ -157,6 +94,9 @@ class Study:
         """Without what a seed and the place add to it."""
         return self._load(arm, _settings({**self.spec.arms[arm].set, "name": "train"}))
 
+    def config_of(self, job: Job) -> RunConfig:
+        return self._load(job.arm, job.overrides)
+
     def _load(self, arm: str, overrides: Sequence[str]) -> RunConfig:
         try:
             return load_config(self._config(arm), overrides)
@@ -166,32 +106,36 @@ class Study:
     def _config(self, arm: str) -> Path:
         return self.file.parent / (self.spec.arms[arm].config or self.spec.config or "")
 
-    def _jobs(self, arm: str, seed: int) -> Iterator[Job]:
-        spec, folder = self.spec.arms[arm], self.training_folder(arm, seed)
-        keys = {**spec.set, "seed": seed}
-        needs: tuple[Path, ...] = ()
-        if spec.after is not None:
-            needs = (self.training_folder(spec.after, seed),)
-            keys["load_model_path"] = str(needs[0])
-        training = self._job(arm, seed, None, folder, keys, needs)
-        yield training
-        method = self._load(arm, training.overrides).trained_method
-        for test, of_test in self.spec.tests.items():
-            asked: dict[str, Any] = {f"eval_config.{name}": False for name in ("cot", "coconut", "vanilla")}
-            if (self.spec.role(arm) == "hidden" or spec.intervened) and self.spec.interventions:
-                asked["eval_config.interventions"] = self.spec.interventions
-            to_evaluate = {"mode": "eval_only", "method": method, "load_model_path": str(folder)}
-            keys = {**spec.set, "seed": seed, **of_test.set, **asked, **to_evaluate}
-            place = folder.with_name(f"{test}-{_digest({**of_test.set, **asked})}")
-            yield self._job(arm, seed, test, place, keys, (folder,))
+    def _training(self, arm: str, seed: int, start: Job | None) -> Job:
+        own: dict[str, Any] = {"seed": seed} | ({} if start is None else {"load_model_path": str(start.folder)})
+        job = self._job(arm, seed, None, self.training_folder(arm, seed), own, start)
+        config = self.config_of(job)
+        wrong = {
+            "mode must not be eval_only: an arm is trained": config.mode == "eval_only",
+            "resume must be auto: the same command goes on with a run that was stopped": config.resume != "auto",
+            "save_only_improve must be false: it is the last checkpoint that is asked": config.save_only_improve,
+        }
+        if problems := [sentence for sentence, is_so in wrong.items() if is_so]:
+            raise UserError(f"{self.file}: arm {arm}: {'; '.join(problems)}")
+        return job
 
-    def _job(
-        self, arm: str, seed: int, test: str | None, folder: Path, keys: dict[str, Any], needs: tuple[Path, ...]
-    ) -> Job:
+    def _evaluations(self, training: Job) -> Iterator[Job]:
+        method = self.config_of(training).trained_method
+        asked: dict[str, Any] = {f"eval_config.{name}": False for name in ("cot", "coconut", "vanilla")}
+        if self.spec.is_intervened(training.arm):
+            asked["eval_config.interventions"] = self.spec.interventions
+        begun = {"mode": "eval_only", "method": method, "load_model_path": str(training.folder)}
+        for test, spec in self.spec.tests.items():
+            folder = training.folder.with_name(f"{test}-{_digest({**spec.set, **asked})}")
+            keys = {"seed": training.seed, **spec.set, **asked, **begun}
+            yield self._job(training.arm, training.seed, test, folder, keys, training)
+
+    def _job(self, arm: str, seed: int, test: str | None, folder: Path, keys: dict[str, Any], start: Job | None) -> Job:
         place = {"output_dir": str(folder.parent), "name": folder.name, "use_run_name_in_output_dir": True}
-        overrides = tuple(_settings({**keys, **place}))
-        self._load(arm, overrides)  # what is wrong with it is said before anything is trained
-        return Job(arm, seed, test, folder, self._config(arm), overrides, needs)
+        overrides = (*_settings(self.spec.arms[arm].set), *_settings({**keys, **place}))
+        job = Job(arm, seed, test, folder, self._config(arm), overrides, start)
+        self.config_of(job)  # what is wrong with it is said before anything is trained
+        return job
 
 
 def load_study(file: Path) -> Study:
@@ -200,24 +144,9 @@ def load_study(file: Path) -> Study:
     Raises:
         UserError: it is no study, or one of its run configs is not valid; before anything is written.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: cannot be read as a study: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: a study is a mapping of keys to values, with name, seeds, arms and tests")
-    try:
-        study = Study(file, StudySpec.model_validate(content))
-    except ValidationError as error:
-        problems = [_describe(problem["loc"], problem["msg"]) for problem in error.errors()]
-        raise UserError("\n  ".join([f"{file} is not a valid study:", *problems])) from error
+    study = Study(file, read_study(file))
     assert study.jobs
     return study
-
-
-def _describe(place: tuple[int | str, ...], message: str) -> str:
-    message = message.removeprefix("Value error, ").replace("Extra inputs are not permitted", "is no key of a study")
-    return ": ".join(filter(None, [".".join(map(str, place)), message.replace("Input should be", "must be")]))
 
 
 def _settings(keys: dict[str, Any]) -> list[str]:

@@ -47,12 +47,6 @@ TO_HURT = {
 
 _NOT_WORSE = "hidden is not worse than pause on {}"
 _POSITIONS, _CURRICULUM = "pause against no_thoughts", "no_thoughts against direct"
-_BESIDES = {
-    COT: "hidden against cot",
-    DIRECT: "hidden against direct",
-    _POSITIONS: _POSITIONS,
-    _CURRICULUM: _CURRICULUM,
-}
 
 Answers = Mapping[int, NDArray[np.bool_]]
 """Seed -> which questions were answered correctly; always the same questions."""

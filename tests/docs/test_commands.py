@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import train
+import yaml
 from doc_pages import Block, blocks
 from homes import REPO
 
@@ -56,6 +57,24 @@ def test_what_it_names_is_there(words):
         assert re.search(rf"^{words[1]}:", (REPO / "Makefile").read_text(), re.MULTILINE)
     for word in words:
         assert not re.match(r"(args|deploy|tests|benchmarks)/[\w/.]+$", word) or (REPO / word).exists(), word
+
+
+def test_each_arm_of_the_array_waits_for_the_one_that_it_starts_from():
+    """The jobs of docs/studies.md are those of its study, in an order that Slurm takes."""
+    [study] = [block.text for block in blocks("yaml") if block.page.name == "studies.md" and "arms:" in block.text]
+    [script] = [block.text for block in blocks("") if block.page.name == "studies.md" and "arm.sbatch" in block.text]
+    after = {name: arm.get("after") for name, arm in yaml.safe_load(study)["arms"].items()}
+    submitted: dict[str, str | None] = {}
+    ids: dict[str, str] = {}
+    for line in filter(None, script.splitlines()):
+        name, options, arm = re.fullmatch(r"(?:(\w+)=\$\()?sbatch (.*) arm\.sbatch (\w+)\)?", line).groups()
+        needs = re.search(r"--dependency=aftercorr:\$(\w+)", options)
+        submitted[arm] = needs and ids[needs[1]]  # a KeyError where it is not submitted yet
+        if name:
+            assert "--parsable" in options
+            ids[name] = arm
+        assert "--array=0-2" in options and yaml.safe_load(study)["seeds"] == [0, 1, 2]
+    assert submitted == after
 
 
 def test_there_are_commands_of_every_kind():

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ def study(tmp_path, monkeypatch):
         **{"inherits": None, "name": "base", "lr": 0.2},
     }
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    records = [
+        {"question": f"Is it {i}?", "steps": ["It is."] * 3, "answer": "yes" if i % 2 else "no"} for i in range(10)
+    ]
+    (tmp_path / "ds_configs").mkdir()
+    (tmp_path / "ds_configs" / "zero2.json").write_text("{}")
+    for name in ("train.json", "other.json", "val.json"):
+        (tmp_path / name).write_text(json.dumps(records))
     return {
         **{"name": "tiny", "output_dir": "studies", "config": "base.yaml", "seeds": [0, 1]},
         "arms": {

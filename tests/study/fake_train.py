@@ -27,17 +27,22 @@ if config.lr == 0.6:
     signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), Path("told.txt").touch(), sys.exit(143)))
     os.kill(int(os.environ["STUDY"]), int(os.environ["STUDY_SIGNAL"]))
     time.sleep(60)
+config.run_dir.mkdir(parents=True, exist_ok=True)
+(config.run_dir / "config.yaml").write_text(config.to_yaml())
 if config.mode == "eval_only":
-    assert (Path(str(config.load_model_path)) / "checkpoints").exists()
+    assert (Path(str(config.load_model_path)) / "trainer.json").exists()
     asked = range(50)
     right = [sample(f"q{i}", (i * 37 + config.seed) % 50 < 50 * config.lr) for i in asked]
     write_samples(config.run_dir, config.trained_method, right)
 else:
-    checkpoint = config.run_dir / "checkpoints" / "epoch_0001"
-    checkpoint.mkdir(parents=True)
-    about = {"evaluated": True, "data": {"train_path": config.train_path}}
-    about |= {"versions": {"torch": "2.13", "started": str(config.run_dir)}}
-    cost = {"step": 10, "tokens": 700, "passes": 20}
-    cost = {key: value * config.num_epochs for key, value in cost.items()} | {"peak_memory": config.num_epochs}
-    state = {"epoch": config.num_epochs, "stage": 0, **cost, **about}
-    (checkpoint / "trainer.json").write_text(json.dumps(state))
+    for epoch in range(1, config.num_epochs + 1):
+        checkpoint = config.run_dir / "checkpoints" / f"epoch_{epoch:04d}"
+        checkpoint.mkdir(parents=True)
+        cost = {"step": 10 * epoch, "tokens": 700 * epoch, "passes": 20 * epoch, "peak_memory": epoch}
+        about = {
+            "evaluated": True,
+            "accuracy": 1 / epoch,
+            "data": {"train_path": config.train_path},
+        }  # the first is best
+        about |= {"versions": {"torch": "2.13", "started": str(config.run_dir)}}
+        (checkpoint / "trainer.json").write_text(json.dumps({"epoch": epoch, "stage": 0, **cost, **about}))

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_runs import write_samples
+import yaml
+from fake_runs import started, write_run, write_samples
 
 from multicoco.cli import main
+from multicoco.study.keys import ArmSpec, QuestionsSpec, StudySpec
 from multicoco.study.schema import PairResult, RunResult, StudyResult
-from multicoco.study.spec import ArmSpec, QuestionsSpec, StudySpec
 
 
 def result() -> StudyResult:
@@ -82,10 +83,65 @@ def test_a_folder_of_another_study_is_left_alone(written, study, capsys):
     study["arms"] = {"direct": {}}
     assert main(["study", str(written())]) == 0
     before = Path("studies/tiny/study.json").read_text()
-    study["arms"] = {"else": {}}
-    assert main(["study", str(written())]) == 1
-    assert "is of another study" in capsys.readouterr().err
+    study["arms"] = {"direct": {"set": {"lr": 0.3}}}  # a name that both have is not enough
+    Path("other.yaml").write_text(written().read_text())
+    assert main(["study", "other.yaml"]) == 1
+    assert "is of another study, " in capsys.readouterr().err
     assert Path("studies/tiny/study.json").read_text() == before
     Path("studies/tiny/study.json").write_text("{}")
     assert main(["study", str(written())]) == 1
     assert "study.json is not what a study writes" in capsys.readouterr().err
+
+
+def test_studies_that_share_a_folder_each_keep_their_results(written, study):
+    study["seeds"], study["arms"] = [0], {"direct": {}, "start": {}}
+    larger = written()
+    assert main(["study", str(larger)]) == 0
+    before = result()
+    study["arms"] = {"direct": {}}
+    Path("smaller.yaml").write_text(yaml.safe_dump(study))
+    started()
+    assert main(["study", "smaller.yaml"]) == 0 and not started()
+    assert result().arms == ["direct"]
+    kept = Path("studies/tiny/study.study.json")
+    assert StudyResult.model_validate_json(kept.read_text()) == before
+    assert main(["study", str(larger)]) == 0
+    assert result() == before and not kept.exists()
+    assert Path("studies/tiny/study.smaller.json").exists()
+
+
+def test_a_test_set_that_cannot_be_compared_costs_no_other_one(written, study, capsys):
+    """Nor does a training that is damaged cost more than its own answers."""
+    study["seeds"], study["arms"] = [0], {"direct": {}, "other": {"set": {"lr": 0.4}}}
+    study["tests"] = {name: {"set": {"val_path": "val.json", "max_val_samples": n}} for n, name in enumerate("abc", 1)}
+    assert main(["study", str(written())]) == 0
+    assert {run.test for run in result().runs} == {*"abc"}
+    [fewer] = Path("studies/tiny").glob("direct-*/seed_0/a-*/evaluation")
+    write_run(fewer.parent, "vanilla", "+" * 40)
+    for unknown in Path("studies/tiny").glob("*/seed_0/b-*/evaluation"):
+        write_run(unknown.parent, "vanilla", "?" * 50)
+    assert main(["study", str(written())]) == 0
+    found = result()
+    assert {run.test for run in found.runs} == {"c"} and len(found.pairs) == 1
+    [of_a, of_b] = found.refused
+    assert "a: not the same questions" in of_a and "40 are shared, of 40 of direct/0; 50 of other/0" in of_a
+    assert "--shared" not in of_a and of_b.startswith("not read: b: no question with a known answer is shared")
+    [state] = Path("studies/tiny").glob("other-*/seed_0/train/checkpoints/*/trainer.json")
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"data": None}))
+    assert main(["study", str(written())]) == 0
+    found = result()
+    assert {(run.test, run.arm) for run in found.runs} == {("a", "direct"), ("c", "direct")}
+    assert f"{state} cannot be read: data" in found.refused[0]
+
+
+def test_what_is_the_same_is_not_told_by_how_its_path_is_written(written, study, tmp_path):
+    """And the same file is not the same data if fewer of its records are examples."""
+    (tmp_path / "model").mkdir()
+    study["seeds"], arms = [0], {"direct": {}, "other": {"set": {"model_id": "./model"}}}
+    arms["fewer"] = {"set": {"max_train_samples": 5}}
+    study["arms"] = arms
+    assert main(["study", str(written())]) == 0
+    assert {(pair.first, pair.second) for pair in result().pairs} == {("direct", "other")}
+    assert [sentence.split(";")[0] for sentence in result().refused] == [
+        f"not compared: {arms} differ in their data" for arms in ("direct and fewer", "fewer and other")
+    ]

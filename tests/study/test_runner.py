@@ -83,11 +83,9 @@ def test_a_scheduler_can_list_and_do_them_one_by_one(written, capsys):
 
 
 def test_the_plan_has_all_runs_and_starts_none(written, capsys):
-    records = [{"question": "Is it?", "steps": ["It is."], "answer": "yes"}] * 10
-    Path("train.json").write_text(json.dumps(records))
     assert main(["study", str(written()), "--plan"]) == 0
     text = capsys.readouterr().out
-    assert "12 of 12 runs to do: how long they take is known once one of each kind is done" in text
+    assert "12 of 12 runs to do.\ntraining: known once one is done\nevaluation: known once one is done\n" in text
     [hidden] = [line for line in text.splitlines() if line.startswith("hidden/1 training")]
     assert hidden.split()[:5] == ["hidden/1", "training", "to", "do", str(2 * 10)]
     assert not started() and not Path("studies").exists()

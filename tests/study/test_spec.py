@@ -40,6 +40,18 @@ def change(study: dict, where: str, value: object) -> None:
         ("tests/val/sets", {}, "tests.val.sets: is no key of a study"),
         ("config", None, "neither it nor the study names a config"),
         ("name", "../up", "must be the name of a folder"),
+        ("interventions", ["zeroo"], "interventions: there is no intervention 'zeroo'"),
+        ("interventions", ["only(3", "meen)"], "interventions: there is no intervention 'meen'"),
+        ("tests/val/set/seed", 5, "tests.val.set: seed is not about questions"),
+        ("tests/val/set/coconut.c_thought", 5, "tests.val.set: coconut.c_thought is not about questions"),
+        ("tests/val/set/eval_config", {"cot": True}, "tests.val.set: eval_config.cot is the study's to set"),
+        ("arms/start/set", {"resume": False}, "arms.start.set: resume is the study's to set"),
+        (
+            "arms/start/set",
+            {"mode": "eval_only", "method": "cot", "load_model_path": "x"},
+            "mode must not be eval_only",
+        ),
+        ("arms/start/set", {"save_only_improve": True}, "arm start: save_only_improve must be false"),
     ],
 )
 def test_each_is_named(study, written, capsys, where, value, expected):
@@ -61,6 +73,37 @@ def test_interventions_are_on_the_hidden_arm_and_on_those_that_are_said_to_be(st
 def test_an_unknown_run_is_named(written, capsys):
     assert main(["study", str(written()), "--only", "hidden/7"]) == 1
     assert "--only hidden/7: the study has direct/0, start/0, hidden/0" in capsys.readouterr().err
+
+
+def test_interventions_on_no_arm_are_refused(study, written):
+    study["arms"] = {"latent": {}, "direct": {}}
+    study["interventions"] = ["zero"]
+    with pytest.raises(UserError, match=r"no arm on whose thoughts they are made: give `role: hidden`"):
+        load_study(written())
+    study["arms"]["latent"]["role"] = "hidden"
+    assert load_study(written())
+
+
+def test_a_run_that_goes_on_with_none_is_refused_wherever_it_says_so(study, written):
+    path = Path("base.yaml")
+    path.write_text(f"{path.read_text()}\nresume: false\n")
+    with pytest.raises(UserError, match="arm direct: resume must be auto"):
+        load_study(written())
+
+
+def test_it_is_read_as_run_configs_are(tmp_path, study):
+    """Numbers, dates and words are what they are there, and no key counts that stands twice; names may have dots."""
+    path, content = tmp_path / "study.yaml", "name: tiny\nconfig: base.yaml\nseeds: [0]\ntests: {val: {set: {}}}\n"
+    path.write_text(
+        f"{content}arms:\n  no: {{set: {{lr: 1e-2, prompt_date: 2026-11-25, direct_instruction: no}}}}\n  v1.5: {{}}"
+    )
+    read = load_study(path)
+    config = read.training_config("no")
+    assert (config.lr, config.prompt_date, config.direct_instruction) == (0.01, "2026-11-25", "no")
+    assert [*read.spec.arms] == ["no", "v1.5"]
+    path.write_text(f"{content}arms:\n  cot: {{set: {{lr: 1}}}}\n  cot: {{}}\n")
+    with pytest.raises(UserError, match=r"study\.yaml:7: key 'arms\.cot' stands twice"):
+        load_study(path)
 
 
 @pytest.mark.parametrize("text", ["[", "- a", "", "\x00"])
