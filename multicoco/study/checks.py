@@ -84,7 +84,7 @@ def _check_interventions(config: RunConfig, trained: RunConfig) -> None:
     """As the evaluation will, of the last stage that the training comes to. Where the thoughts stand in a prompt is a
     matter of the steps' number, not of any word: no tokenizer is needed."""
 
-    def without_words(example: Example, asked: str, image_tokens: Any) -> ExampleTokens:
+    def without_words(example: Example, asked: str) -> ExampleTokens:
         return ExampleTokens([], [[] for _ in example.steps] if asked == "reasoning" else [])
 
     encoder: Any = SimpleNamespace(prompt=without_words)
