@@ -29,9 +29,10 @@ from multicoco.engine.state_files import StateFiles
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.freezing import freeze
 from multicoco.planning.geometry import ModelGeometry, Workload
-from multicoco.planning.memory import Setting, peak_memory
-from multicoco.planning.plan import ds_config, model_dtype, overrides
+from multicoco.planning.memory import peak_memory
+from multicoco.planning.plan import model_dtype
 from multicoco.planning.resident import host_memory
+from multicoco.planning.setting import Setting, ds_config, overrides
 from multicoco.process import end_process
 
 IMAGE, TILE_TOKENS, TILE_SIZE = 3, 64, 224

@@ -141,6 +141,8 @@ def _load(
     source = config.model_id if authors_file else weights.source
     dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32
     backbone = load_backbone(source, dtype, config.max_image_tiles, config.trust_remote_code)
+    if rank() == 0 and getattr(backbone.model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        print("kernel: reference, the only one that knows of the model's caps on scores; it is slower", flush=True)
     if authors_file:
         load_authors_weights(backbone, authors_file, init_token)
         backbone.base = None

@@ -92,12 +92,29 @@ class SimCoT(Coconut):
         nothing: list[list[int]] = [[]] * (c_thought - 1)
         return Supervision([part for step in steps for part in (*nothing, step)])
 
+    def further_rows(
+        self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str
+    ) -> dict[str, tuple[list[int], list[int]]]:
+        """What the decoder writes of each latent step, after the thoughts that it reads."""
+        c_thought = self.schedule.c_thought
+        read, nothing = [self._tokens.latent] * self._n_read, [IGNORE_INDEX] * self._n_read
+        steps = self.supervision(tokens, stage, epoch, example_id).stretches[c_thought - 1 :: c_thought]
+        return {
+            f"as the decoder reads latent step {place}": ([*read, *step], [*nothing, *step])
+            for place, step in enumerate(steps, start=1)
+            if step
+        }
+
+    @property
+    def _n_read(self) -> int:
+        """Thoughts of a latent step that the decoder reads: its last ones."""
+        return self.schedule.c_thought if self.own_keys.reads == "all" else 1
+
     def objective(self, model: PreTrainedModel) -> Objective:
         from multicoco.latent.step_decoder import StepDecoder, copied
         from multicoco.models.lora import adapted_twin
 
-        keys = self.own_keys
-        n_read = self.schedule.c_thought if keys.reads == "all" else 1
+        keys, n_read = self.own_keys, self._n_read
         if keys.decoder == "copy":
             return StepDecoder(keys.weight, n_read, *copied(model, keys.freeze_decoder, keys.decoder_layers))
         if keys.decoder_rank is not None:
@@ -115,17 +132,3 @@ class SimCoT(Coconut):
         """Tokens that the decoder writes."""
         supervision = batch["supervision"]
         return [int((supervision["stretches"][supervision["counted"]] != IGNORE_INDEX).sum())]
-
-    def further_rows(
-        self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str
-    ) -> dict[str, tuple[list[int], list[int]]]:
-        """What the decoder writes of each latent step, after the thoughts that it reads."""
-        c_thought = self.schedule.c_thought
-        n_read = c_thought if self.own_keys.reads == "all" else 1
-        read, nothing = [self._tokens.latent] * n_read, [IGNORE_INDEX] * n_read
-        steps = self.supervision(tokens, stage, epoch, example_id).stretches[c_thought - 1 :: c_thought]
-        return {
-            f"as the decoder reads latent step {place}": ([*read, *step], [*nothing, *step])
-            for place, step in enumerate(steps, start=1)
-            if step
-        }

@@ -7,7 +7,8 @@ start it: the first for the prefill, the others for a single latent column. Late
 from dataclasses import dataclass
 
 from multicoco.planning.geometry import ModelGeometry, Part, Workload
-from multicoco.planning.memory import Setting, optimizer_share
+from multicoco.planning.held import optimizer_share
+from multicoco.planning.setting import Setting
 from multicoco.planning.trace import Trace
 
 EFFICIENCY = 0.4  # of the peak, in long segments

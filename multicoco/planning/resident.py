@@ -6,7 +6,9 @@ On CPUs that is the memory of the training step as well, and the sum is what the
 from dataclasses import dataclass
 
 from multicoco.planning.geometry import ModelGeometry
-from multicoco.planning.memory import Memory, Setting, optimizer_share
+from multicoco.planning.held import optimizer_share
+from multicoco.planning.memory import Memory
+from multicoco.planning.setting import Setting
 
 # Python, PyTorch's CPU build, transformers, DeepSpeed: 450 MiB when they are loaded, the rest (threads, scratch memory)
 # with the first step; measured by benchmarks/plan_memory.py

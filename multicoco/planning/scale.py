@@ -10,10 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from multicoco.errors import UserError
+from multicoco.planning.candidates import Candidate, candidates, choose
 from multicoco.planning.cost import HOST_LINK, Cluster
+from multicoco.planning.explanation import loaded_bytes
 from multicoco.planning.geometry import ModelGeometry, Workload
-from multicoco.planning.memory import optimizer_share
-from multicoco.planning.plan import Candidate, candidates, choose, loaded_bytes, markdown_table, model_dtype
+from multicoco.planning.held import optimizer_share
+from multicoco.planning.plan import markdown_table, model_dtype
 from multicoco.planning.tables import (
     GPU_MEMORY,
     GPUS_PER_NODE,

@@ -122,3 +122,11 @@ def test_only_models_that_nobody_has_tried_are_compared_so(home, monkeypatch):
     for overrides in (("model_id={}/unknown",), (), ("model_id={}/unknown", "self_check=false")):
         start(home, *(override.format(home) for override in overrides))
     assert compared == ["llava"]
+
+
+def test_that_caps_leave_the_fast_kernels_out_is_said_once(home, capsys):
+    TINY["gemma2"](["red blue"], home / "capped", hidden_size=32, text_layers=2)
+    for name, times in (("capped", 1), ("unknown", 0)):
+        config = load_config(home / "run.yaml", [f"model_id={home / name}"])
+        assembly._load(config, weights_of(config), torch.device("cpu"), None)
+        assert capsys.readouterr().out.count("kernel: reference") == times

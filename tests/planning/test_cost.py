@@ -6,7 +6,7 @@ from reference import internvl
 
 from multicoco.planning.cost import Cluster, step_cost
 from multicoco.planning.geometry import ModelGeometry, Workload
-from multicoco.planning.memory import Setting
+from multicoco.planning.setting import Setting
 
 NOTHING = dict.fromkeys(("vision_tower", "projector", "language_model"), False)
 MODEL = ModelGeometry(internvl().config, torch.bfloat16, NOTHING)

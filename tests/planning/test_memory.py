@@ -12,7 +12,9 @@ from reference import internvl, qwen2
 
 from multicoco.latent.schedule import SEQUENTIAL, Jacobi
 from multicoco.planning.geometry import ModelGeometry, Workload
-from multicoco.planning.memory import PARTS, Setting, pass_activations, peak_memory
+from multicoco.planning.held import PARTS
+from multicoco.planning.memory import pass_activations, peak_memory
+from multicoco.planning.setting import Setting
 from multicoco_kernels import BufferPool, KeyMask, LayerCache
 
 NOTHING = dict.fromkeys(("vision_tower", "projector", "language_model"), False)

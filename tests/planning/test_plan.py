@@ -17,10 +17,12 @@ from multicoco.methods.method import ModelCopy
 from multicoco.models.backbone import load_backbone
 from multicoco.models.lora import add_lora
 from multicoco.models.tiny import TINY
+from multicoco.planning.candidates import GIB, HEADER, HEADROOM, candidates, choose
 from multicoco.planning.cost import Cluster, step_cost
 from multicoco.planning.geometry import ModelGeometry, Workload
-from multicoco.planning.memory import Setting, peak_memory
-from multicoco.planning.plan import GIB, HEADER, HEADROOM, candidates, choose, ds_config, model_dtype, overrides
+from multicoco.planning.memory import peak_memory
+from multicoco.planning.plan import model_dtype
+from multicoco.planning.setting import Setting, ds_config, overrides
 from multicoco.registry import load
 
 CONFIG = """
@@ -113,7 +115,7 @@ def test_what_is_kept_of_a_tile_is_known_of_every_family(name, tmp_path):
 
 def test_zero3_may_keep_the_language_model_or_all_gathered(monkeypatch):
     model = ModelGeometry(internvl().config, torch.float32, {})
-    monkeypatch.setattr("multicoco.planning.plan._MAX_LIVE", model.decoder_parameters // 2)
+    monkeypatch.setattr("multicoco.planning.setting._MAX_LIVE", model.decoder_parameters // 2)
     config = RunConfig(mode="cot_train", name="live", model_id="none", train_path="none.json", batch_size=1)
     cluster = Cluster(nodes=2, gpus=4, gpu_memory=80)
     found = candidates(config, model, [Workload(tiles=1, prompt=30, latents=4, written=8)], cluster)

@@ -5,8 +5,9 @@ import torch
 from reference import internvl
 
 from multicoco.planning.geometry import ModelGeometry, Workload
-from multicoco.planning.memory import Setting, peak_memory
+from multicoco.planning.memory import peak_memory
 from multicoco.planning.resident import LIBRARIES, HostMemory, host_memory
+from multicoco.planning.setting import Setting
 
 WORK = Workload(tiles=1, prompt=20, latents=3, written=8)
 SETTING = Setting(
