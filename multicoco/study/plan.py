@@ -21,7 +21,7 @@ def format_plan(study: Study, jobs: Sequence[Job], launcher: Sequence[str]) -> s
         UserError: training records, or the launcher's hostfile, cannot be read.
     """
     ranks = ranks_of(launcher)
-    steps = {arm: str(_steps(study.training_config(arm), ranks or 1)) for arm in {job.arm for job in jobs}}
+    steps = {arm: str(steps_of(study.training_config(arm), ranks or 1)) for arm in {job.arm for job in jobs}}
     done = [job for job in study.jobs if is_done(job)]
     missing = [job for job in jobs if job not in done]
     rows = [
@@ -101,7 +101,7 @@ def ranks_of(launcher: Sequence[str]) -> int | None:
     return sum(slots) if each is None else each * len(slots)
 
 
-def _steps(config: RunConfig, ranks: int) -> int:
+def steps_of(config: RunConfig, ranks: int) -> int:
     """Optimizer steps of a training."""
     if config.streaming:
         n_examples = len(open_stream(config, folder_of(config)))
