@@ -54,6 +54,7 @@ def test_what_is_told_of_the_families_is_what_was_measured():
     page = (REPO / "docs" / "models.md").read_text()
     assert "deepspeed --num_gpus 2" in result["settings"]["launcher"]
     assert all(row["ended"] == "well" for row in result["rows"])
+    assert {row["family"] for row in result["rows"]} == {*TINY}
     for family in {row["family"] for row in result["rows"]}:
         runs = [row for row in result["rows"] if row["family"] == family]
         assert [row["run"] for row in runs] == [*families.RUNS] and runs[1]["stages"] == [0, 1]
