@@ -225,7 +225,10 @@ class _Told(Dataset[Any]):
     """A data set whose errors are items, as a worker would raise them as others."""
 
     def __init__(self, dataset: Dataset[Any]):
-        self.dataset = dataset
+        self.dataset: Any = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
 
     def __getitem__(self, pick: Any) -> Any:
         try:
@@ -246,8 +249,12 @@ def _or_raise(item: T | UserError) -> T:
 
 
 def in_order(dataset: Dataset[T], num_workers: int) -> Iterator[T]:
-    """All of a data set, one by one, read by so many processes."""
-    return iter(_Loader(dataset, batch_size=None, collate_fn=lambda item: item, num_workers=num_workers))
+    """All of a data set, one by one, read by so many processes.
+
+    Raises:
+        UserError: while it is iterated, what the data set raises.
+    """
+    return iter(_Loader(_Told(dataset), batch_size=None, collate_fn=lambda item: item, num_workers=num_workers))
 
 
 def make_loader(

@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import chain, islice
@@ -23,7 +23,7 @@ from multicoco.data.kept import picked
 from multicoco.data.loader import Encoder, in_order
 from multicoco.data.verified import Entries, VerifiedImages, content_of, digest_of
 from multicoco.engine.keeping import IMAGES, folder_of
-from multicoco.engine.ranks import agree, gather, rank, world_size
+from multicoco.engine.ranks import agree, gather, in_turn, own_places, rank, world_size
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import Backbone
@@ -37,7 +37,7 @@ _OF_TEXT = ("text_config", "vocab_size", "architectures", "transformers_version"
 
 
 class _Read(NamedTuple):
-    """Images as their model takes them, or what is wrong with one.
+    """Images as their model takes them.
 
     Attributes:
         noted: of those whose files had to be read.
@@ -48,7 +48,6 @@ class _Read(NamedTuple):
     noted: Entries | None = None
     written: Sequence[Any] = ()
     tensors: dict[str, Tensor] | None = None
-    error: UserError | None = None
 
 
 class _Keys(Dataset[_Read]):
@@ -62,11 +61,8 @@ class _Keys(Dataset[_Read]):
         return len(self.examples)
 
     def __getitem__(self, place: int) -> _Read:
-        try:
-            images = self.examples[place].images
-            return self.read(images) if images else _Read()
-        except UserError as error:  # which a worker would raise as another one
-            return _Read(error=error)
+        images = self.examples[place].images
+        return self.read(images) if images else _Read()
 
     def read(self, images: Images) -> _Read:
         key = images_key([self.verified.digest(image) for image in images])
@@ -144,15 +140,12 @@ class Features:
     def _keys_of(self, examples: Sequence[Example]) -> tuple[Keys, list[Entries]]:
         """In their order, empty where there is no image, and what had to be read for them; each rank reads its
         share."""
-        own = _Keys(picked(examples, np.arange(rank(), len(examples), world_size())), self.verified)
+        own = _Keys(picked(examples, own_places(len(examples))), self.verified)
         read = agree(lambda: _keys_and_noted(in_order(own, self.config.num_workers)))
         shares, noted = zip(*gather(read), strict=True)
-        keys = np.empty(len(examples), KEY)
-        for first, share in enumerate(shares):
-            keys[first :: len(shares)] = share
         new = list(chain.from_iterable(noted))
         self.verified.learn(new)
-        return keys, new
+        return in_turn(shares), new
 
     def _keep(self, examples: Sequence[Example], keys: Keys, between: Callable[[], None]) -> str | None:
         """Returns: why not all could be kept, if so."""
@@ -215,8 +208,8 @@ class Features:
     def _compute(self, store: FeatureStore, examples: Sequence[Example], between: Callable[[], None]) -> str | None:
         """Returns: why not all could be kept, if so."""
         most = -(-len(examples) // world_size())  # every rank calls the model as often, as ZeRO-3 needs
-        share = picked(examples, np.arange(rank(), len(examples), world_size()))
-        pictures = _unless_refused(in_order(_Pictures(share, self.verified, self.encoder), self.config.num_workers))
+        share = picked(examples, own_places(len(examples)))
+        pictures = in_order(_Pictures(share, self.verified, self.encoder), self.config.num_workers)
         was_training = self.reasoner.training
         self.reasoner.eval()
         try:
@@ -281,17 +274,10 @@ class Features:
         return {name: any_image[name][:0]}
 
 
-def _unless_refused(read: Iterable[_Read]) -> Iterator[_Read]:
-    for picture in read:
-        if picture.error is not None:
-            raise picture.error
-        yield picture
-
-
 def _keys_and_noted(read: Iterable[_Read]) -> tuple[Keys, list[Entries]]:
     """Nothing is held of an image that is known but its key."""
     keys, noted = bytearray(), []
-    for picture in _unless_refused(read):
+    for picture in read:
         keys += picture.key.encode().ljust(KEY.itemsize, b"\0")
         if picture.noted is not None and len(picture.noted):
             noted.append(picture.noted)

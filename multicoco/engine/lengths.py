@@ -13,7 +13,7 @@ from multicoco.data.example import Example
 from multicoco.data.kept import picked
 from multicoco.data.loader import Encoder
 from multicoco.data.stream import TooLong
-from multicoco.engine.ranks import agree, gather, rank, world_size
+from multicoco.engine.ranks import agree, gather, in_turn, own_places, rank
 from multicoco.errors import UserError
 from multicoco.methods import Method
 from multicoco.tracking import write_bytes
@@ -58,10 +58,9 @@ def those_that_fit(
     stages = list(stages)
     lengths = agree(lambda: _recall(remembered, len(examples)), only_rank_0=True)
     if lengths is None:
-        places = range(rank(), len(examples), world_size())
+        places = own_places(len(examples)).tolist()
         own = agree(lambda: [longest_row(method, encoder.tokens(examples[i], method.asked), stages) for i in places])
-        of_ranks = gather(np.array(own, np.int32))
-        lengths = np.array([of_ranks[i % len(of_ranks)][i // len(of_ranks)] for i in range(len(examples))], np.int32)
+        lengths = in_turn(gather(np.array(own, np.int32)))
         if remembered is not None and rank() == 0:
             with suppress(OSError):  # it costs no more than time, at the next start
                 write_bytes(remembered, lengths.tobytes())

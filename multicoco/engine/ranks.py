@@ -2,13 +2,15 @@
 
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from hashlib import sha256
 from typing import TypeVar, cast
 
+import numpy as np
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from multicoco.errors import UserError
 from multicoco.process import say_before_meeting
@@ -16,6 +18,7 @@ from multicoco.process import say_before_meeting
 SPEAK_SECONDS = 30.0  # for the rank that is to say something
 STAY_SECONDS = 5.0  # of rank 0, without which nobody can hear any more
 T = TypeVar("T")
+A = TypeVar("A", bound=np.generic)
 
 
 def rank() -> int:
@@ -24,6 +27,19 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def own_places(n: int) -> NDArray[np.int64]:
+    """This rank's share of n places, which ranks have in turn."""
+    return np.arange(rank(), n, world_size())
+
+
+def in_turn(shares: Sequence[NDArray[A]]) -> NDArray[A]:
+    """What every rank has found at its `own_places`, at all of them."""
+    together = np.empty(sum(map(len, shares)), shares[0].dtype)
+    for first, share in enumerate(shares):
+        together[first :: len(shares)] = share
+    return together
 
 
 def gather(value: T) -> list[T]:

@@ -17,16 +17,15 @@ from multicoco.data.kept import picked
 from multicoco.data.loader import Encoder, in_order
 from multicoco.data.order import Sizes
 from multicoco.data.prompt import Asked
-from multicoco.engine.ranks import agree, gather, rank, world_size
-from multicoco.errors import UserError
+from multicoco.engine.ranks import agree, gather, in_turn, own_places, rank
 from multicoco.methods import Method
 from multicoco.tracking import write_bytes
 
 Lengths = NDArray[np.int32]
 
 
-class _Measured(Dataset[list[int] | UserError]):
-    """Tokens of each example's prompt, steps and answer; or why they are not known."""
+class _Measured(Dataset[list[int]]):
+    """Tokens of each example's prompt, steps and answer."""
 
     def __init__(self, examples: Sequence[Example], encoder: Encoder, asked: Asked):
         self.examples = examples
@@ -36,11 +35,8 @@ class _Measured(Dataset[list[int] | UserError]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, place: int) -> list[int] | UserError:
-        try:
-            return lengths_of(self.encoder.tokens(self.examples[place], self.asked))
-        except UserError as error:  # which a worker would raise as another one
-            return error
+    def __getitem__(self, place: int) -> list[int]:
+        return lengths_of(self.encoder.tokens(self.examples[place], self.asked))
 
 
 def lengths_of(tokens: ExampleTokens) -> list[int]:
@@ -72,9 +68,7 @@ class ExampleSizes:
     @classmethod
     def dealt(cls, shares: Sequence["ExampleSizes"]) -> Self:
         """All examples, of which each rank has every so manyth."""
-        n_parts = np.empty(sum(len(share.n_parts) for share in shares), np.int32)
-        for first, share in enumerate(shares):
-            n_parts[first :: len(shares)] = share.n_parts
+        n_parts = in_turn([share.n_parts for share in shares])
         starts = np.cumsum(n_parts) - n_parts
         lengths = np.empty(n_parts.sum(), np.int32)
         for first, share in enumerate(shares):
@@ -130,18 +124,11 @@ def measure_sizes(
     known = agree(lambda: ExampleSizes.read(remembered, len(examples)) if remembered else None, only_rank_0=True)
     if known is not None:
         return known
-    own = _Measured(picked(examples, np.arange(rank(), len(examples), world_size())), encoder, asked)
+    own = _Measured(picked(examples, own_places(len(examples))), encoder, asked)
     with torch.random.fork_rng(devices=[]):  # loaders draw from it, and what follows must be as without
-        share = agree(lambda: ExampleSizes.of(_unless_refused(in_order(own, num_workers))))
+        share = agree(lambda: ExampleSizes.of(in_order(own, num_workers)))
     sizes = ExampleSizes.dealt(gather(share))
     if remembered is not None and rank() == 0:
         with suppress(OSError):  # it costs no more than time, at the next start
             sizes.write(remembered)
     return sizes
-
-
-def _unless_refused(measured: Iterable[list[int] | UserError]) -> Iterator[list[int]]:
-    for lengths in measured:
-        if isinstance(lengths, UserError):
-            raise lengths
-        yield lengths
