@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD
+from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD, SIGHTED
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -32,7 +32,8 @@ def make_examples(model_name: str) -> list[ExampleTokens]:
     def words(n: int) -> list[int]:
         return torch.randint(0, 58, (n,), generator=rng).tolist()
 
-    image = [IMAGE] * IMAGE_TOKENS * (model_name == "internvl")
+    n_image = {"llava_onevision": 36}.get(model_name, IMAGE_TOKENS)  # it shows an image as a whole and as a tile
+    image = [IMAGE] * n_image * (model_name in SIGHTED)
     lengths = ((4, (3, 1, 2), 3), (2, (4,), 2), (3, (), 3), (5, (1, 2), 4))
     return [
         ExampleTokens([*image, *words(prompt)], [words(n) for n in steps], words(answer), answer_prefix=1)
@@ -46,11 +47,21 @@ def make_rows(method: Method, model_name: str, stage: int, filler: int | None = 
     rows = []
     for i, tokens in enumerate(make_examples(model_name)):
         supervision, counted = method.supervision(tokens, stage, 0, IDS[i]), i != filler
-        picture = torch.randn(1, 3, 56, 56, generator=rng, dtype=torch.float64)
-        inputs = {"pixel_values": picture} if model_name == "internvl" else {}
+        inputs = make_picture(model_name, rng) if model_name in SIGHTED else {}
         row = method.train_row(tokens, stage, 0, IDS[i])
         rows.append(Row(*row, i, counted, inputs, supervision=supervision))
     return rows
+
+
+def make_picture(model_name: str, rng: torch.Generator) -> dict[str, Tensor]:
+    """A square of 56 pixels, as the model takes it."""
+    if model_name.startswith("qwen"):  # of 4 x 4 patches
+        pixels = torch.randn(16, 3 * 2 * 14 * 14, generator=rng, dtype=torch.float64)
+        return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 4, 4]])}
+    n_tiles, lie = 1, {}
+    if model_name == "llava_onevision":
+        n_tiles, lie = 2, {"image_sizes": torch.tensor([[56, 56]]), "batch_num_images": torch.tensor([1])}
+    return {"pixel_values": torch.randn(n_tiles, 3, 56, 56, generator=rng, dtype=torch.float64), **lie}
 
 
 def make_reasoner(method: Method, model: PreTrainedModel) -> LatentReasoner:
