@@ -190,7 +190,7 @@ def test_sets_out_of_distribution(tmp_path, shape, nodes, hops):
     records = json.loads((tmp_path / "ood" / "prosqa_test.json").read_text())
     for record in records:
         check(record)
-    assert [len(record["steps"]) for record in records] == [hops[i % len(hops)] for i in range(7)]
+    assert [len(record["steps"]) for record in records] == [kind.hops[i % len(kind.hops)] for i in range(7)]
 
 
 def test_depth_gives_the_answer_away_in_nine_of_ten_but_not_where_it_is_the_same(tmp_path, thousand):
