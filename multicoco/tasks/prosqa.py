@@ -157,7 +157,7 @@ class Kind:
         nodes: of a graph, those included that end up without an edge and are not mentioned: 5 of 28.
         hops: lengths of the path, taken in turn; None leaves it to the graph, as published (3 to 6, rarely more).
         shape: "dag" as published, "tree" (one way to everything), "dense" (twice the parents).
-        same_depth: only questions whose options are as deep (`Graph.depths`), so that depth does not tell the right one.
+        same_depth: only questions whose options are as deep (`Graph.depths`), so that depth tells nothing.
     """
 
     nodes: int = 28
@@ -297,6 +297,6 @@ def _draw_record(rng: random.Random, kind: Kind, hops: int | None, seen: set[Key
     length += " and options of one depth" if kind.same_depth else ""
     problem = "no further questions" if found else "no questions"
     raise UserError(
-        f"prosqa: {problem} with {length} in {MAX_TRIES:,} graphs of {kind.nodes} nodes, shape {kind.shape}: raise nodes, "
-        "or ask for shorter paths or fewer records"
+        f"prosqa: {problem} with {length} in {MAX_TRIES:,} graphs of {kind.nodes} nodes, shape {kind.shape}: raise "
+        "nodes, or ask for shorter paths or fewer records"
     )

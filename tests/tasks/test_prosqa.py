@@ -182,11 +182,9 @@ def test_a_drawn_question_that_is_to_be_avoided_is_drawn_again(tmp_path):
     assert not set(questions(tmp_path / "a")) & set(questions(tmp_path / "b"))
 
 
-@pytest.mark.parametrize(
-    ("shape", "nodes", "hops"), [("tree", 28, (7, 8)), ("dag", 44, (6,)), ("dense", 28, (2, 3, 4))]
-)
-def test_sets_out_of_distribution(tmp_path, shape, nodes, hops):
-    write_prosqa(tmp_path / "ood", n=0, val=0, test=7, kind=Kind(nodes, hops, shape))
+@pytest.mark.parametrize("kind", [Kind(28, (7, 8), "tree"), Kind(44, (6,)), Kind(shape="dense", hops=(2, 3, 4))])
+def test_sets_out_of_distribution(tmp_path, kind):
+    write_prosqa(tmp_path / "ood", n=0, val=0, test=7, kind=kind)
     records = json.loads((tmp_path / "ood" / "prosqa_test.json").read_text())
     for record in records:
         check(record)
