@@ -12,7 +12,7 @@ from multicoco.interventions import split_specs
 def prepare_scenes(args: argparse.Namespace) -> None:
     from multicoco.tasks.scenes import Form, render_scenes
 
-    form = Form(args.text, args.distractors)
+    form = Form(args.text, args.distractors, tuple(args.tiles))
     sizes = (args.train, args.val, args.test)
     _print_counts(args.out, render_scenes(args.out, *sizes, args.seed, args.kinds, args.hops, form, args.apart_from))
 
