@@ -123,7 +123,7 @@ def short_and_long(examples: Sequence[Example], encoder: Encoder, max_length: in
 
 
 def _size(example: Example) -> tuple[int, int]:
-    return len(example.images), len(example.question) + sum(map(len, (*example.choices, *example.steps)))
+    return len(example.images), len(example.conversation) + sum(map(len, (*example.choices, *example.steps)))
 
 
 def _load(
