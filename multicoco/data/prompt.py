@@ -139,9 +139,12 @@ class PromptBuilder:
             end = self._encode("\n")
             return [self._beginning_of_text(), *chain(*([*([] for _ in pieces[1:]), end] for pieces in shown))]
         roles = islice(cycle(("user", "assistant")), len(shown))
+        turns: list[dict[str, Any]] = [
+            {"role": role, "content": self._content(pieces)} for role, pieces in zip(roles, shown, strict=True)
+        ]
         try:
             rendered = self.tokenizer.apply_chat_template(
-                [{"role": role, "content": self._content(pieces)} for role, pieces in zip(roles, shown, strict=True)],
+                turns,
                 chat_template=self._dated(self.tokenizer.get_chat_template()),
                 tokenize=False,  # into a text
                 add_generation_prompt=True,

@@ -193,10 +193,12 @@ def _worst(
     largest = [0.0 if of_one is None else of_one.abs().max().item() for of_one in expected]
     least = max(_SMALL * max(largest), torch.finfo(torch.float32).tiny)
     worst, of_worst = names[0], 0.0
-    for name, most, one, other in zip(names, largest, expected, actual, strict=True):
-        if one is None and other is None:
+    for name, most, *both in zip(names, largest, expected, actual, strict=True):
+        given = [gradient for gradient in both if gradient is not None]
+        if not given:
             continue
-        apart = (other if one is None else one if other is None else one - other).abs().max().item() / max(most, least)
+        difference = given[0] if len(given) == 1 else given[0] - given[1]
+        apart = difference.abs().max().item() / max(most, least)
         if not apart <= of_worst:  # or no number
             worst, of_worst = name, apart
     return worst, of_worst
