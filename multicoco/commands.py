@@ -57,7 +57,7 @@ def prepare_model(args: argparse.Namespace) -> None:
     texts = []
     for e in examples:
         asked = [f"The choices are {', '.join(e.choices)}."] if e.choices else [e.answer or ""]
-        texts.append("\n".join([e.question, *asked, *e.steps]))
+        texts.append("\n".join([e.conversation, *asked, *e.steps]))
     print(f"{TINY[args.family](texts, args.out, args.seed)}: a tiny model of the family {args.family}, random weights")
 
 
