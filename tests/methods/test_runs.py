@@ -1,11 +1,10 @@
 """Methods from a run config to their evaluation: alike on one rank and on two that share every weight, and going on."""
 
-import json
 from pathlib import Path
 
 import pytest
 from homes import make_home
-from runs import signalled_at
+from runs import losses, signalled_at
 
 pytestmark = pytest.mark.distributed
 CONFIG = """mode: train
@@ -45,11 +44,6 @@ def whole(home, run_server) -> dict[str, Path]:
         assert ended.codes == [0], ended.said
         folders[name] = home / "runs" / name
     return folders
-
-
-def losses(run: Path) -> list[float]:
-    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [entry["train/loss"] for entry in entries if "train/loss" in entry]
 
 
 @pytest.mark.parametrize(
