@@ -98,4 +98,4 @@ def _remembered(config: RunConfig, tokenizer: PreTrainedTokenizerBase, asked: As
     good = np.flatnonzero((records.flags & BAD) == 0)[: config.max_train_samples]
     examples = KeptExamples(records, good)
     file = lengths_file(config, examples, "parts", prompt_date(config), asked, len(tokenizer))
-    return ExampleSizes.read(file, len(examples)) if file else None
+    return ExampleSizes.recall(file, len(examples))
