@@ -55,7 +55,7 @@ check: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not distributed"
 
 BENCHMARKS := latent_overhead baselines methods cached_attention generation checkpointing gathering plan_memory startup \
-	data_memory features_cache length_groups evaluation_batching
+	data_memory features_cache length_groups evaluation_batching collectives step_overhead
 
 # every model family through DeepSpeed's launcher, on data in published forms: docs/models.md
 families: $(READY)

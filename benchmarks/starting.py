@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -16,8 +17,8 @@ IMAGE_EVERY = 50  # records
 RANKS = 2
 
 
-def generate(folder: Path, records: int) -> Path:
-    """Records (JSON Lines), images, a tiny model that sees and a run config, which is returned."""
+def generate(folder: Path, records: int, sizes: Mapping[str, int] | None = None) -> Path:
+    """Records (JSON Lines), images, a tiny model that sees (of these sizes) and a run config, which is returned."""
     from PIL import Image
 
     from multicoco.models.tiny import build_tiny_internvl
@@ -37,7 +38,9 @@ def generate(folder: Path, records: int) -> Path:
                     folder / record["image"]
                 )
             file.write(json.dumps(record) + "\n")
-    build_tiny_internvl(["Box holds red and blue balls How many are the one It 0 1 2 3"], folder / "model")
+    build_tiny_internvl(
+        ["Box holds red and blue balls How many are the one It 0 1 2 3"], folder / "model", **(sizes or {})
+    )
     (folder / "zero.json").write_text('{"zero_optimization": {"stage": 2}}')
     config = {
         **{"name": "run", "output_dir": f"{folder}/runs", "model_id": f"{folder}/model", "data_dir": str(folder)},

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD
+from reference import IMAGE, IMAGE_TOKENS, LATENT, PAD, SIGHTED
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -52,17 +52,22 @@ def image_tokens(model_name: str, i: int) -> int:
     """Of an example's picture."""
     if model_name.startswith("qwen") and model_name.endswith("vl"):
         return math.prod(GRIDS[i]) // 4
-    return IMAGE_TOKENS if model_name == "internvl" else 0
+    if model_name == "llava_onevision":  # it shows an image as a whole and as a tile
+        return 36
+    return IMAGE_TOKENS * (model_name in SIGHTED)
 
 
 def picture(model_name: str, i: int, rng: torch.Generator) -> dict[str, Tensor]:
     """The inputs of an example's picture; none for a model that does not see."""
     if not image_tokens(model_name, i):
         return {}
-    if model_name == "internvl":
-        return {"pixel_values": torch.randn(1, 3, 56, 56, generator=rng, dtype=torch.float64)}
-    pixels = torch.randn(math.prod(GRIDS[i]), 3 * 2 * 14 * 14, generator=rng, dtype=torch.float64)
-    return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, *GRIDS[i]]])}
+    if model_name.startswith("qwen"):
+        pixels = torch.randn(math.prod(GRIDS[i]), 3 * 2 * 14 * 14, generator=rng, dtype=torch.float64)
+        return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, *GRIDS[i]]])}
+    n_tiles, lie = 1, {}
+    if model_name == "llava_onevision":
+        n_tiles, lie = 2, {"image_sizes": torch.tensor([[56, 56]]), "batch_num_images": torch.tensor([1])}
+    return {"pixel_values": torch.randn(n_tiles, 3, 56, 56, generator=rng, dtype=torch.float64), **lie}
 
 
 def make_rows(method: Method, model_name: str, stage: int, filler: int | None = None) -> list[Row]:

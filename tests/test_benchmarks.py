@@ -193,6 +193,21 @@ def test_a_start_is_measured_on_all_ranks(tmp_path, run_server):
     assert 100 < measured["worker_mib"] <= measured["peak_mib"] and measured["rank_mib"] <= measured["peak_mib"]
 
 
+@pytest.mark.distributed
+def test_what_surrounds_a_step_is_no_more_than_it_was(tmp_path, run_server):
+    asked = ["step_overhead", "--repeats", "1", "--threads", "1", "--steps", "5", "--out", str(tmp_path)]
+    asked += ["--geometry", json.dumps({"hidden_size": 32, "text_layers": 2})]
+    patch = f"import sys; sys.path += {sys.path}; sys.argv = {asked}; import step_overhead; step_overhead.main(); "
+    patch += "from multicoco.process import end_process; end_process(0)"
+    (tmp_path / "run.yaml").write_text("")
+    ended = run_server.run(tmp_path / "run.yaml", patch=patch)
+    assert ended.codes == [0], ended.said
+    result = json.loads((tmp_path / "step_overhead.json").read_text())
+    [row] = result["rows"]
+    assert row["loop_ms"] > 0 < row["bare_ms"] and row["operators_bare"] > 1000
+    assert 10 < row["operators"] - row["operators_bare"] < 130  # with one log entry of five steps; else of ten
+
+
 @pytest.mark.parametrize(("module", "rows"), [(startup, 4), (data_memory, 2)])
 def test_starts_of_every_size_are_a_table(tmp_path, monkeypatch, module, rows):
     asked = []

@@ -17,7 +17,7 @@ layer, with a first segment of 5 columns and then single ones:
 torch.Size([2, 2, 8, 16])
 """
 
-from multicoco_kernels.cache import BufferPool, KeyMask, LayerCache, send
+from multicoco_kernels.cache import BufferPool, KeyMask, LayerCache, coordinates, send
 from multicoco_kernels.operator import KERNELS, cached_attention, first_handle, implementation
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "KeyMask",
     "LayerCache",
     "cached_attention",
+    "coordinates",
     "first_handle",
     "implementation",
     "send",

@@ -39,6 +39,11 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def coordinates(mask: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+    """Where a mask is true: of each of its axes, (N,) on the device. Waits for it only if the mask is there itself."""
+    return tuple(send(along, device) for along in mask.nonzero(as_tuple=True))
+
+
 class KeyMask:
     """Which columns of a batch may be attended to, in the forms that the kernels read; each is made once.
 

@@ -49,7 +49,7 @@ def keep_parts(config: RunConfig, parts: Sequence[tuple[Part, Location]], limit:
     """
     if limit is not None and limit < KEPT_FROM:
         return None
-    paths = [folder_of(config) / f"{_key(config, part, location)}.examples" for part, location in parts]
+    paths = kept_paths(config, parts)
     if all(path.exists() for path in paths):
         return paths
     of_parts = [open_records(location) for _, location in parts]
@@ -66,6 +66,11 @@ def keep_parts(config: RunConfig, parts: Sequence[tuple[Part, Location]], limit:
             print(f"{location}: cannot be kept in {path.parent} ({error}): every rank holds it in memory", flush=True)
             return None
     return paths
+
+
+def kept_paths(config: RunConfig, parts: Sequence[tuple[Part, Location]]) -> list[Path]:
+    """The files that the sets are kept in, if they are."""
+    return [folder_of(config) / f"{_key(config, part, location)}.examples" for part, location in parts]
 
 
 def open_kept(config: RunConfig, location: Location, path: Path, limit: int | None) -> KeptExamples:

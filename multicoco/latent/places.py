@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from multicoco_kernels import send
+from multicoco_kernels import coordinates, send
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,6 @@ def find(
         raise ValueError("a thought in the last column cannot be hidden: nothing follows it")
     ends = {column + 1: is_latent & is_last[:, : column + 1].any(-1, keepdim=True) for column in last}
     return Places(send(is_latent, device), send(k, device), columns, ends, is_latent)
-
-
-def coordinates(mask: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-    """Where a mask is true: of each of its axes, (N,) on the device. Waits for it only if the mask is there itself."""
-    return tuple(send(along, device) for along in mask.nonzero(as_tuple=True))
 
 
 def _columns_with_any(*flags: Tensor) -> list[list[int]]:

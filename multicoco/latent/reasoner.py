@@ -22,12 +22,12 @@ from multicoco.latent.kinds import check_supported
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.objective import NOTHING, Asked, Objective, Supervised
 from multicoco.latent.passes import Passes, Thinking, run
-from multicoco.latent.places import coordinates, find
+from multicoco.latent.places import find
 from multicoco.latent.schedule import SEQUENTIAL, Branched, OnePass, PassSchedule
 from multicoco.latent.thoughts import ThoughtSource, hidden_state, put
 from multicoco.latent.weight_gradients import stack_weight_gradients
 from multicoco.models.families import Embedded, Embedding, Keeping, family_of
-from multicoco_kernels import KERNELS, BufferPool
+from multicoco_kernels import KERNELS, BufferPool, coordinates
 
 
 @dataclass
@@ -225,7 +225,7 @@ class LatentReasoner(nn.Module):
         order = schedule.passes(places.columns, list(places.hidden_from), input_ids.shape[1], n_passes)
         if position_ids is None:
             position_ids = positions(self.family, input_ids, attention_mask, inputs, fork)
-        embedded = Embedded(*self.embedding(self.family, self.model, input_ids, inputs))
+        embedded = Embedded(*self.embedding(self.family, self.model, input_ids, inputs, tokens if on_host else None))
         if self.fixed_thoughts is not None:
             embedded = replace(embedded, embeds=self.fixed_thoughts(embedded.embeds, input_ids, seeds))
         if asked.given is not None:

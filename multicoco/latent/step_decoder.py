@@ -16,10 +16,9 @@ from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_ma
 from multicoco.latent.head import AS_THEY_ARE, Rescaling, rescaling_of
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.objective import NOTHING, Asked, Objective, Supervised
-from multicoco.latent.places import coordinates
 from multicoco.models.layers import keep_first_layers
 from multicoco.models.lora import without_lora
-from multicoco_kernels import BufferPool, send
+from multicoco_kernels import BufferPool, coordinates, send
 
 if TYPE_CHECKING:
     from multicoco.latent.reasoner import LatentReasoner

@@ -9,8 +9,9 @@ import torch
 from multicoco.config import RunConfig
 from multicoco.errors import UserError
 from multicoco.methods import method_class
-from multicoco.planning.candidates import GIB, HEADER, HEADROOM, MIB, candidates, choose
+from multicoco.planning.candidates import HEADER, HEADROOM, candidates, choose
 from multicoco.planning.cost import Cluster
+from multicoco.planning.data import describe_data
 from multicoco.planning.explanation import explain
 from multicoco.planning.geometry import ModelGeometry, Workload, read_model_config
 from multicoco.planning.setting import ds_config, overrides
@@ -31,24 +32,25 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
     if config.mode == "eval_only":
         raise UserError("mode is eval_only: only training is planned")
     files = (path, explanation_path(path)) if path else None
+    method = method_class(config.trained_method)(config)
     model = ModelGeometry(
         read_model_config(config.model_id, config.trust_remote_code),
         model_dtype(config),
         config.freeze.model_dump(),
-        method_class(config.trained_method)(config).objective,
+        method.objective,
         kept_parts=() if config.features is None else ("vision_tower", *["projector"] * config.freeze.projector),
         lora=config.lora,
     )
-    workloads, source = stage_workloads(config, model, tiles, assumed)
+    workloads, source, sample = stage_workloads(config, model, tiles, assumed)
     found = candidates(config, model, workloads, cluster)
     chosen = choose(found, cluster)
-    explanation = explain(chosen, model, cluster)
+    of_data = describe_data(config, model, method, workloads[-1], chosen, cluster, sample)
+    explanation = "\n".join([explain(chosen, model, cluster), *(f"- {line}" for line in of_data)])
     lines = [
         f"{config.model_id}: {model.parameters / 1e9:.2f} billion parameters, {model.trainable / 1e9:.2f} trained, "
         f"on {cluster.nodes} x {cluster.gpus} GPUs of {cluster.gpu_memory:g} GiB",
         *(f"longest example: {_describe(work)}" for work in workloads),
         f"lengths {source}",
-        *([_describe_features(config, model, workloads[-1])] if config.features else []),
         "",
         f"Estimates of {len(found)} settings, the fastest first. In GiB a GPU, each part at its own worst moment, the "
         "peak at that of the whole; CPU: what rank 0 holds in the CPU's memory while it saves; resident: both, as a "
@@ -77,16 +79,6 @@ def _describe(work: Workload) -> str:
         rows, read, written = work.beside
         besides = f"; besides, {rows} rows of {read} columns that are read and {written} that are written"
     return f"{work.prompt} columns{image}, {work.latents} latent, {work.written} written{branch}{besides}"
-
-
-def _describe_features(config: RunConfig, model: ModelGeometry, work: Workload) -> str:
-    image = work.tiles * model.kept_bytes
-    read = config.batch_size * config.gradient_accumulation_steps * work.rows * image
-    what = "what the vision tower makes is kept" if model.projects_kept else "features kept"
-    return (
-        f"{what}: {image / MIB:.1f} MiB of an image on disk, {1000 * image / GIB:.1f} GiB of 1,000 such images; "
-        f"a GPU is given {read / MIB:.0f} MiB of them a step, and the vision tower is not called"
-    )
 
 
 def model_dtype(config: RunConfig) -> torch.dtype:

@@ -16,7 +16,7 @@ from multicoco.engine.keeping import folder_of
 from multicoco.engine.records import at_hand, load_training_records
 from multicoco.engine.streaming import open_stream, stream_hash
 from multicoco.errors import UserError
-from multicoco.planning.workload import _first
+from multicoco.planning.sample import first_of_run
 from multicoco.preview import preview
 from multicoco.study.plan import steps_of
 
@@ -97,7 +97,7 @@ def test_commands_read_the_first_records_alone(home):
     config = config_of(home, "num_epochs=3")
     text = "\n".join(preview(config, 4, colours=False))
     assert "12 records: 4 examples, 0 bad, the other 8 not read (limit 4)" in text
-    assert steps_of(config, 1) == 9 and len(_first(config, config.train_path)) == 12
+    assert steps_of(config, 1) == 9 and len(first_of_run(config, config.train_path)) == 12
     (home / "scenes" / "a-0.jsonl").unlink()
     (home / "scenes" / "a-1.jsonl").write_text("")
     with pytest.raises(UserError, match="holds no records"):

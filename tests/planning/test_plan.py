@@ -85,7 +85,9 @@ def test_every_setting_is_reported_with_its_parts_passes_traffic_and_time(run_co
 def test_kept_features_leave_the_tower_out_of_memory_time_and_traffic(run_config, capsys):
     frozen = ("--set", "freeze.vision_tower=true", "--set", "freeze.projector=true")
     assert plan(run_config, *frozen, "--set", "features=cache", "--set", "batch_size=1") == 0
-    assert "the vision tower is not called" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "the vision tower is not called" in printed
+    assert re.search(r"A rank reads \d+ MiB a step: below [\d.]+ GB/s for each, and [\d.]+ GB/s for a node", printed)
     config, work = internvl().config, Workload(tiles=2, prompt=30, latents=2, written=8)
     settings = Setting(3, "none", False, 2, 1, 8, 0, 10**9)
     kept_parts = [(), ("vision_tower", "projector"), ("vision_tower",)]
@@ -163,7 +165,10 @@ def test_lengths_are_those_of_the_options_or_of_the_data(run_config, tmp_path, c
     assert "16 columns with 2 image tiles, 0 latent, 27 written" in capsys.readouterr().out
     home = make_home(tmp_path / "home", 8, 2, "mode: cot_train\n")
     assert plan(home / "run.yaml") == 0
-    assert "lengths measured on the first 8 records of aokvqa_v1p0_train.json" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "lengths measured on the first 8 records of aokvqa_v1p0_train.json" in printed
+    assert "- 8 records, held by each rank: 0.0 MiB" in printed
+    assert re.search(r"- Padding in batches of \d+, of the lengths of 8 records: \d+% shuffled, \d+% with", printed)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def test_measured_lengths_are_those_of_the_longest_rows_that_are_trained(tmp_pat
     home = make_home(tmp_path, 20, 2, f"mode: coconut_train\nnum_epochs: 4\n{coconut}")
     config = load_config(home / "run.yaml")
     model = ModelGeometry(read_model_config(config.model_id, False), torch.float32, config.freeze.model_dump())
-    workloads, _ = stage_workloads(config, model, tiles=1, assumed=None)
+    workloads, *_ = stage_workloads(config, model, tiles=1, assumed=None)
 
     backbone = load_backbone(config.model_id)
     add_latent_tokens(backbone)

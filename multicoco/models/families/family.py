@@ -138,9 +138,15 @@ class Family:
         or with further axes in front."""
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
-    def embed(self, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor]) -> Embedded:
+    def embed(
+        self, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor], on_host: Tensor | None = None
+    ) -> Embedded:
         """(B, T) tokens and a batch's `ImageInputs.tensors` -> what the decoder takes. Calls the same modules whatever
-        the batch holds, as ZeRO-3 needs."""
+        the batch holds, as ZeRO-3 needs.
+
+        Args:
+            on_host: the tokens once more, on the CPU: with them, nothing is read from the device.
+        """
         embedding: nn.Module = model.get_input_embeddings()
         return Embedded(embedding(input_ids))
 
@@ -251,10 +257,15 @@ class Embedding(nn.Module):
     its modules, and makes image features with outside of its forward."""
 
     def forward(
-        self, family: Family, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor]
+        self,
+        family: Family,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        inputs: dict[str, Tensor],
+        on_host: Tensor | None = None,
     ) -> tuple[Tensor, Callable[[slice], dict[str, Any]]]:
         """The attributes of `Embedded`; of a tuple, DeepSpeed's hooks find the tensors."""
-        embedded = family.embed(model, input_ids, inputs)
+        embedded = family.embed(model, input_ids, inputs, on_host)
         return embedded.embeds, embedded.further
 
 

@@ -2,6 +2,7 @@
 one after each of its first layers (DeepStack, Meng et al. 2024, arXiv:2406.04334)."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from transformers.vision_utils import (
     get_vision_position_ids,
 )
 
+from multicoco.models.families.family import Embedded
 from multicoco.models.families.qwen_vl import QwenVL
+from multicoco_kernels import send
 
 
 class Qwen3VL(QwenVL):
@@ -36,16 +39,25 @@ class Qwen3VL(QwenVL):
         first, later = (model.base_model.get_submodule(path) for path in self.parts["projector"])
         return [first, *later.children()]
 
+    def embed(
+        self, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor], on_host: Tensor | None = None
+    ) -> Embedded:
+        decoder: Any = model.get_decoder()
+        if "_deepstack_process" not in vars(decoder):
+            decoder._deepstack_process = partial(_add_features, decoder._deepstack_process)
+        return super().embed(model, input_ids, inputs, on_host)
+
     def further(self, at_image: Tensor, later: Sequence[Tensor]) -> Callable[[slice], dict[str, Any]]:
-        column = at_image.nonzero()[:, 1]  # [N], of every image token, in the order of the features
+        row, column = at_image.nonzero(as_tuple=True)  # [N], of every image token, in the order of the features
         taken = set(column.tolist())
 
         def of_pass(columns: slice) -> dict[str, Any]:
             if taken.isdisjoint(range(columns.start, columns.stop)):
                 return {}
-            here = (column >= columns.start) & (column < columns.stop)
-            features = [of_layer[here] for of_layer in later]
-            return {"visual_pos_masks": at_image[:, columns], "deepstack_visual_embeds": features}
+            here = ((column >= columns.start) & (column < columns.stop)).nonzero()[:, 0]
+            places = send(torch.stack([row[here], column[here] - columns.start]), later[0].device)
+            own = send(here, later[0].device)
+            return {"visual_pos_masks": places, "deepstack_visual_embeds": [of_layer[own] for of_layer in later]}
 
         return of_pass
 
@@ -66,3 +78,11 @@ class Qwen3VL(QwenVL):
         config = super().with_layers(layers)
         config.vision_config.deepstack_visual_indexes = list(range(layers))[-1:]
         return config
+
+
+def _add_features(by_mask: Callable[..., Tensor], hidden: Tensor, places: Tensor, features: Tensor) -> Tensor:
+    """In the place of the decoder's own addition, which asks the device where its mask is true: (B, T, D) and (N, D) at
+    places (2, N), in rows and columns; at the mask of the model's own forward by its own way."""
+    if places.dtype == torch.bool:
+        return by_mask(hidden, places, features)
+    return hidden.index_put(tuple(places), features.to(hidden), accumulate=True)

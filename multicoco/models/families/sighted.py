@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTraine
 from multicoco.data.features import FEATURES, SEEN
 from multicoco.errors import UserError
 from multicoco.models.families.family import Embedded, Family, nothing_further
+from multicoco_kernels import coordinates
 
 
 class Sighted(Family):
@@ -39,7 +40,9 @@ class Sighted(Family):
         """What stands for an image of so many tokens, in the place of the one token of the template."""
         return [self.config.image_token_id] * int(written)
 
-    def embed(self, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor]) -> Embedded:
+    def embed(
+        self, model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Tensor], on_host: Tensor | None = None
+    ) -> Embedded:
         embeds = super().embed(model, input_ids, inputs).embeds
         if FEATURES in inputs:  # all rows' are given, or none's: every rank calls the same modules
             first, *later = inputs[FEATURES].unbind(1)
@@ -50,8 +53,10 @@ class Sighted(Family):
         if not inputs or (SEEN in inputs and not len(inputs[SEEN])):
             # a blank picture that counts for nothing: every rank must call the same modules
             return Embedded(embeds + 0 * sum(features.sum().to(embeds) for features in (first, *later)))
-        at_image = self.at_images(input_ids)
-        return Embedded(embeds.masked_scatter(at_image[..., None], first.to(embeds)), self.further(at_image, later))
+        at_image = self.at_images(input_ids if on_host is None else on_host)
+        places = coordinates(at_image, embeds.device)  # not by the mask: its backward would ask the device
+        embeds = embeds.index_put(places, first.flatten(0, -2).to(embeds))
+        return Embedded(embeds, self.further(at_image, later))
 
     def columns_of_images(
         self, input_ids: Tensor, tokens: Sequence[Any], tokenizer: PreTrainedTokenizerBase
@@ -110,7 +115,8 @@ class Sighted(Family):
         return [given[projector] for projector in projectors]
 
     def further(self, at_image: Tensor, later: Sequence[Tensor]) -> Callable[[slice], dict[str, Any]]:
-        """`Embedded.further`: at_image (B, T) bool, and features that enter the language model later."""
+        """`Embedded.further`: at_image (B, T) bool, on the host if the tokens are there, and features that enter the
+        language model later, on the device."""
         return nothing_further
 
     def at_images(self, input_ids: Tensor) -> Tensor:
