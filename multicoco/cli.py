@@ -252,6 +252,9 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     prosqa.add_argument("--nodes", type=int, default=28, help="nodes of a graph, 5 of which end up unused (default 28)")
     prosqa.add_argument("--hops", type=int, nargs="+", help="lengths of the path (default: of the deepest leaf's)")
     prosqa.add_argument("--shape", default="dag", help="of the graphs: dag, tree or dense (default dag)")
+    prosqa.add_argument(
+        "--same-depth", action="store_true", help="only questions whose two options are as deep (docs/tasks.md)"
+    )
     prosqa.set_defaults(run=commands.prepare_prosqa)
 
     gsm8k = prepare.add_parser(

@@ -18,11 +18,11 @@ def prepare_scenes(args: argparse.Namespace) -> None:
 
 
 def prepare_prosqa(args: argparse.Namespace) -> None:
-    from multicoco.tasks.prosqa import write_prosqa
+    from multicoco.tasks.prosqa import Kind, write_prosqa
 
+    kind = Kind(args.nodes, args.hops and tuple(args.hops), args.shape, args.same_depth)
     sizes = (args.n, args.val, args.test)
-    drawn = (args.seed, args.nodes, args.hops, args.shape, args.apart_from)
-    _print_counts(args.out, write_prosqa(args.out, *sizes, *drawn))
+    _print_counts(args.out, write_prosqa(args.out, *sizes, args.seed, kind, args.apart_from))
 
 
 def _print_counts(out: Path, counts: dict[str, int]) -> None:
@@ -57,7 +57,7 @@ def prepare_model(args: argparse.Namespace) -> None:
     texts = []
     for e in examples:
         asked = [f"The choices are {', '.join(e.choices)}."] if e.choices else [e.answer or ""]
-        texts.append("\n".join([e.question, *asked, *e.steps]))
+        texts.append("\n".join([e.conversation, *asked, *e.steps]))
     print(f"{TINY[args.family](texts, args.out, args.seed)}: a tiny model of the family {args.family}, random weights")
 
 

@@ -42,6 +42,19 @@ ImageSource = Path | bytes | StoredImage
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What was asked and answered before, in the same conversation.
+
+    Attributes:
+        image_places: of each image that is shown with it, the character of the question that it stands in front of.
+    """
+
+    question: str
+    answer: str
+    image_places: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Example:
     """A question, the written reasoning and the answer.
 
@@ -56,10 +69,11 @@ class Example:
         answer_index: index into `choices`, None without choices or without an answer.
         direct_answers: free-text answers of several annotators; may be ().
         judge: how an answer to an open question is compared with the right one.
-        image_places: of each image, the character of the question that it stands in front of; () for all images in
-            front of the question.
+        image_places: of each image that is not an earlier turn's, the character of the question that it stands in front
+            of. If not all images have a place, here or there, all are in front of the first question.
         metric: the name of the data set's own evaluation (`multicoco.registry`), if it has one.
         groups: what that tells questions apart by, such as {"subject": "natural science"}.
+        earlier: what was asked and answered before; its images are the first ones.
     """
 
     id: str
@@ -74,6 +88,7 @@ class Example:
     image_places: tuple[int, ...] = ()
     metric: str | None = None
     groups: Mapping[str, str] = field(default_factory=dict, hash=False)
+    earlier: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", tuple(self.images or ()))
@@ -82,6 +97,11 @@ class Example:
     def image(self) -> ImageSource | None:
         """The first image."""
         return self.images[0] if self.images else None
+
+    @property
+    def conversation(self) -> str:
+        """All that was said up to the question, and the question; a line each."""
+        return "\n".join([*(text for turn in self.earlier for text in (turn.question, turn.answer)), self.question])
 
 
 def load_image(source: ImageSource, name: str | None = None) -> Image.Image:

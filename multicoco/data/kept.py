@@ -19,7 +19,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from multicoco.data.example import Example, ImageSource
+from multicoco.data.example import Example, ImageSource, Turn
 from multicoco.data.sources.location import Location
 from multicoco.data.sources.mixture import copies_of, copy_id, own_id
 from multicoco.data.sources.tables import StoredInTable
@@ -223,7 +223,11 @@ def _flags(result: Example | UserError) -> int:
 
 def _content(example: Example) -> dict[str, Any]:
     shallow = {field.name: getattr(example, field.name) for field in fields(example)}
-    return shallow | {"images": [_image(image) for image in example.images], "groups": dict(example.groups)}
+    return shallow | {
+        "images": [_image(image) for image in example.images],
+        "groups": dict(example.groups),
+        "earlier": [asdict(turn) for turn in example.earlier],
+    }
 
 
 def _image(image: ImageSource) -> Any:
@@ -238,7 +242,8 @@ def _image(image: ImageSource) -> Any:
 
 def _example(kept: dict[str, Any]) -> Example:
     lists = {key: tuple(kept[key]) for key in _TUPLES}
-    return Example(**{**kept, **lists, "images": tuple(map(_kept_image, kept["images"]))})
+    earlier = tuple(Turn(**{**turn, "image_places": tuple(turn["image_places"])}) for turn in kept["earlier"])
+    return Example(**{**kept, **lists, "images": tuple(map(_kept_image, kept["images"])), "earlier": earlier})
 
 
 def _kept_image(kept: Any) -> ImageSource:

@@ -8,9 +8,10 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from itertools import chain, islice
+from itertools import chain, cycle, islice
 from typing import Any, Literal, Protocol, cast
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from multicoco.curriculum import ExampleTokens
@@ -24,7 +25,9 @@ Asked = Literal["answer", "reasoning"]  # what a prompt asks for: the answer alo
 
 # the call by which Llama 3.2's and others' templates read the clock
 _CLOCK = re.compile(r"""strftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
-_USER_TEXT = "\N{OBJECT REPLACEMENT CHARACTER}user-text\N{OBJECT REPLACEMENT CHARACTER}"
+# of each message, the user's and the assistant's in turn: how many images are in front of each piece of its text
+Shown = tuple[tuple[int, ...], ...]
+_TEXT = "\N{OBJECT REPLACEMENT CHARACTER}text\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 class ImageTokens(Protocol):
@@ -52,13 +55,11 @@ def choice_label(index: int, answer_format: AnswerFormat) -> str:
     return chr(ord("A") + index) if answer_format == "letter" else str(index)
 
 
-def _interleaved(text: str, places: Sequence[int], n_images: int) -> tuple[list[str], tuple[int, ...]]:
-    """A text in pieces with images between them; how many images are in front of each piece, and behind the last."""
-    if len(places) != n_images:  # images that are another example's have no places in this text
-        return [text], (n_images, 0)
+def _interleaved(text: str, places: Sequence[int]) -> tuple[list[str], tuple[int, ...]]:
+    """A text in pieces with images between them, and how many images are in front of each piece."""
     cuts = sorted(set(places) - {0})
     pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    return pieces, (*(places.count(start) for start in [0, *cuts]), 0)
+    return pieces, tuple(places.count(start) for start in [0, *cuts])
 
 
 class PromptBuilder:
@@ -71,8 +72,8 @@ class PromptBuilder:
         date: YYYY-MM-DD, for chat templates that write the day's date; None where there is none to be written.
 
     Raises:
-        UserError: when called, if the chat template does not fit: it loses the question, shows the images otherwise
-            than once each, or asks for a date that is not given.
+        UserError: when called, if the chat template does not fit: it loses the question or what was said before it,
+            shows the images otherwise than once each, or asks for a date that is not given.
     """
 
     def __init__(
@@ -91,17 +92,17 @@ class PromptBuilder:
         self.reasoning_instruction = reasoning_instruction
         self.date = date
         self.announcement = self._encode(ANSWER_PREFIX)  # what an answer begins with
-        self._templates: dict[tuple[int, ...], list[list[int]]] = {}  # by the numbers of images around the texts
+        self._templates: dict[Shown, list[list[int]]] = {}
 
     def __call__(self, example: Example, asked: Asked = "reasoning", image_tokens: Sequence[Any] = ()) -> ExampleTokens:
         """Tokens of one example whose images are written in so many tokens each, or as their family says otherwise.
 
         If only the answer is asked for, the prompt ends with the answer's prefix: the model can do nothing but answer.
         """
-        texts, n_images = _interleaved(self._question(example, asked), example.image_places, len(image_tokens))
+        texts, shown = self._messages(example, asked, len(image_tokens))
         tokens = iter(image_tokens)
         prompt: list[int] = []
-        for part, n, text in zip(self._template(n_images), n_images, [*texts, ""], strict=True):
+        for part, n, text in zip(self._template(shown), [*chain(*shown), 0], [*texts, ""], strict=True):
             prompt += self.images.place_images(part, list(islice(tokens, n)), self.tokenizer) + self._encode(text)
         prefix, steps = self.announcement, [self._encode(f"{step}\n") for step in example.steps]
         if asked == "answer":
@@ -115,39 +116,57 @@ class PromptBuilder:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
 
-    def _template(self, n_images: tuple[int, ...]) -> list[list[int]]:
-        """The token ids around the texts of the user's turn, up to the assistant's: one more than texts.
+    def _messages(self, example: Example, asked: Asked, n_images: int) -> tuple[list[str], Shown]:
+        """What was said before and what is asked, in pieces with images between them; and where these are."""
+        messages: list[tuple[str, tuple[int, ...]]] = []
+        for turn in example.earlier:
+            messages += [(turn.question, turn.image_places), (turn.answer, ())]
+        messages.append((self._question(example, asked), example.image_places))
+        texts, places = zip(*messages, strict=True)
+        if sum(map(len, places)) != n_images:  # they have no places, or are another example's
+            places = ((0,) * n_images, *((),) * (len(texts) - 1))
+        pieces, shown = zip(*map(_interleaved, texts, places), strict=True)
+        return [*chain(*pieces)], shown
 
-        Args:
-            n_images: in front of each text, and behind the last one.
-        """
-        if n_images not in self._templates:
-            self._templates[n_images] = self._render(n_images)
-        return self._templates[n_images]
+    def _template(self, shown: Shown) -> list[list[int]]:
+        """The token ids around the pieces of text, up to the assistant's own turn: one more than pieces."""
+        if shown not in self._templates:
+            self._templates[shown] = self._render(shown)
+        return self._templates[shown]
 
-    def _render(self, n_images: tuple[int, ...]) -> list[list[int]]:
-        n_texts = len(n_images) - 1
-        if self.tokenizer.chat_template is None:
-            return [self._beginning_of_text(), *([] for _ in n_images[2:]), self._encode("\n")]
-        content: str | list[dict[str, str]] = self.images.content(_USER_TEXT, n_images[0])
-        if any(n_images[1:]):  # among the texts
-            pieces = [[{"type": "image"}] * n + [{"type": "text", "text": _USER_TEXT}] for n in n_images]
-            content = list(chain.from_iterable(pieces))[:-1]
-        turn: dict[str, Any] = {"role": "user", "content": content}
-        rendered = self.tokenizer.apply_chat_template(
-            [turn],
-            chat_template=self._dated(self.tokenizer.get_chat_template()),
-            tokenize=False,  # into a text
-            add_generation_prompt=True,
-        )
-        parts = cast(str, rendered).split(_USER_TEXT)
-        if len(parts) != n_texts + 1:
+    def _render(self, shown: Shown) -> list[list[int]]:
+        if self.tokenizer.chat_template is None:  # a line each
+            end = self._encode("\n")
+            return [self._beginning_of_text(), *chain(*([*([] for _ in pieces[1:]), end] for pieces in shown))]
+        roles = islice(cycle(("user", "assistant")), len(shown))
+        turns: list[dict[str, Any]] = [
+            {"role": role, "content": self._content(pieces)} for role, pieces in zip(roles, shown, strict=True)
+        ]
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                turns,
+                chat_template=self._dated(self.tokenizer.get_chat_template()),
+                tokenize=False,  # into a text
+                add_generation_prompt=True,
+            )
+        except TemplateError as error:
+            raise UserError(f"the model's chat template does not take {len(shown)} messages: {error}") from error
+        parts = cast(str, rendered).split(_TEXT)
+        if len(parts) != (n_texts := sum(map(len, shown))) + 1:
             expected = "once" if n_texts == 1 else f"{n_texts} times, in its pieces"
+            what = "a question" if len(shown) == 1 else f"a conversation of {len(shown)} messages"
             raise UserError(
-                f"the model's chat template shows a question {len(parts) - 1} times, not {expected}: give the model's "
+                f"the model's chat template shows {what} {len(parts) - 1} times, not {expected}: give the model's "
                 "folder (chat_template.jinja or tokenizer_config.json) a template for chats"
             )
         return [self.tokenizer.encode(part, add_special_tokens=False) for part in parts]
+
+    def _content(self, n_images: tuple[int, ...]) -> str | list[dict[str, str]]:
+        """Of a message for the chat template, with so many images in front of each piece of its text."""
+        if len(n_images) == 1:
+            return self.images.content(_TEXT, *n_images)
+        pieces = [[{"type": "image"}] * n + [{"type": "text", "text": _TEXT}] for n in n_images]
+        return [*chain(*pieces)]
 
     def _beginning_of_text(self) -> list[int]:
         """What the tokenizer itself puts in front of a text: base models have never seen one without."""

@@ -18,10 +18,11 @@ from multicoco.registry import load_all
 def check_exactness(config_path: Path, overrides: Sequence[str]) -> Iterator[str]:
     """Lines that say what was compared and what came out, of the weights that the run would start from or evaluate.
 
-    On the CPU, in the memory of the model in fp32.
+    On the CPU, in the memory that `measure_exactness` says.
 
     Raises:
-        UserError: the two losses disagree; config, data or model cannot be read, or the passes cannot run the model.
+        UserError: the two losses or their gradients disagree; config, data or model cannot be read, or the passes
+            cannot run the model.
     """
     config = load_config(config_path, overrides)
     weights = weights_of(config)
@@ -38,16 +39,26 @@ def check_exactness(config_path: Path, overrides: Sequence[str]) -> Iterator[str
     proven = "which tests hold against transformers" if family.is_proven else "which is tried, and checked in every run"
     yield f"{weights.source}: a {model.config.model_type} model, of the family {name}, {proven}"
     example = short_and_long(examples, assembly.encoder, config.max_length)[-1]
-    found = measure_exactness(model, config.kernel, example)
+    found = measure_exactness(model, config.kernel, example, trains=config.mode != "eval_only")
     longest = f"of the first {len(examples)} examples the longest"
     tolerance = f"{found.tolerance.of_spread:.0e} of the spread of the logits: {found.tolerance.reason}"
-    for what, value in {
+    lines = {
         "example": f"{found.tokens} tokens, {found.thoughts} of them thoughts; {longest}",
         "loss, through the passes": f"{found.passes:.7f}",
         "loss, by recomputing": f"{found.recomputed:.7f}",
         "difference": f"{found.difference:.1e}",
         "tolerance": tolerance,
-    }.items():
+    }
+    if gradients := found.gradients:
+        some = "all" if gradients.compared == gradients.trained else f"the {gradients.compared} smallest of"
+        lines |= {
+            "gradients": f"of {some} {gradients.trained} trained parameters",
+            "furthest apart": f"{gradients.difference:.1e} of its largest entry, {gradients.worst}",
+            "tolerance of gradients": f"{gradients.tolerance:.0e}: they are sums over the tokens",
+        }
+    elif found.agrees:
+        lines["gradients"] = "none, nothing is trained"
+    for what, value in lines.items():
         yield f"{what:26}{value}"
     if not found.agrees:
         raise UserError(found.refusal)

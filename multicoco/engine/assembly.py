@@ -84,7 +84,7 @@ def assemble(
     backbone, reasoner = agree(lambda: _load(config, weights, device, n_rows))
     encoder = encoder_of(config, backbone, date)
     if config.self_check:
-        agree(lambda: _compare(reasoner, short_and_long(examples, encoder, config.max_length)), only_rank_0=True)
+        agree(lambda: _compare(config, reasoner, examples, encoder), only_rank_0=True)
     features = agree(lambda: Features(config, backbone, reasoner, encoder)) if config.features else None
     return Assembly(backbone, reasoner, encoder, features)
 
@@ -102,11 +102,12 @@ def encoder_of(config: RunConfig, reader: Backbone | Reader, date: str) -> Encod
     return Encoder(prompt, partial(reader.family.read_images, image_processor=reader.image_processor))
 
 
-def _compare(reasoner: LatentReasoner, examples: Sequence[dict[str, Tensor]]) -> None:
+def _compare(config: RunConfig, reasoner: LatentReasoner, examples: Sequence[Example], encoder: Encoder) -> None:
     """The passes with the model's own forward; of a kind of model that no test does, with thoughts first."""
+    rows = short_and_long(examples, encoder, config.max_length)
     if not reasoner.family.is_proven:
-        require_exact(reasoner.model, reasoner.kernel, examples[-1])
-    self_check(reasoner, examples)
+        require_exact(reasoner.model, reasoner.kernel, rows[-1], trains=config.mode != "eval_only")
+    self_check(reasoner, rows)
 
 
 def short_and_long(examples: Sequence[Example], encoder: Encoder, max_length: int | None) -> list[dict[str, Tensor]]:
@@ -123,7 +124,7 @@ def short_and_long(examples: Sequence[Example], encoder: Encoder, max_length: in
 
 
 def _size(example: Example) -> tuple[int, int]:
-    return len(example.images), len(example.question) + sum(map(len, (*example.choices, *example.steps)))
+    return len(example.images), len(example.conversation) + sum(map(len, (*example.choices, *example.steps)))
 
 
 def _load(

@@ -29,7 +29,7 @@ from multicoco.errors import UserError
 from multicoco.registry import names
 
 IMAGES = "images.npy"  # in `folder_of` a config: `VerifiedImages`
-_FORMAT = 2  # of `data.kept`
+_FORMAT = 3  # of `data.kept`
 KEPT_FROM = 5_000  # records of all parts; fewer are read anew at every start, and held by every rank
 _ROUND = 100_000  # records that are verified before what is verified is saved
 _BLOCK = 256  # records that a thread takes at a time

@@ -268,7 +268,7 @@ def _sample(example: Example, said: Sample, cost: dict[str, int], measured: Sequ
     """A line of the samples file."""
     return {
         "id": example.id,
-        "question": example.question,
+        "question": example.conversation,
         "choices": list(example.choices),
         "generated": said["generated"],
         "said": said["said"],

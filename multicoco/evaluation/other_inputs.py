@@ -22,7 +22,7 @@ def other_inputs(seed: int, examples: Sequence[Example]) -> list[int | None]:
     shown = [
         images_key([digest_of(content_of(image)) for image in example.images])
         if example.images
-        else " ".join(example.question.split())
+        else " ".join(example.conversation.split())
         for example in examples
     ]
     return choose_donors(seed, [example.id for example in examples], [bool(e.images) for e in examples], shown)

@@ -28,7 +28,7 @@ def asked_with(inputs: Inputs, examples: Sequence[Example], seed: int) -> Sequen
                 f"eval_config.inputs is choices_only, and question {open_one.id!r:.60} has no choices: evaluate a set "
                 "of multiple choice"
             )
-        return [replace(example, question="", images=(), image_places=()) for example in examples]
+        return [replace(example, question="", images=(), image_places=(), earlier=()) for example in examples]
     if not any(example.images for example in examples):
         raise UserError(f"eval_config.inputs is {inputs}, and no question has an image: it would change nothing")
     if inputs == "question_only":

@@ -97,6 +97,9 @@ def _counts(loaded: Loaded, limit: int | None) -> Iterator[str]:
         yield f"{without} without an answer, {sum(bool(example.choices) for example in examples)} with choices"
         yield from histogram("images per example", [len(example.images) for example in examples])
         yield from histogram("steps per example", [len(example.steps) for example in examples])
+        if any(example.earlier for example in examples):
+            name = "earlier turns per example, read without their reasoning and not learned"
+            yield from histogram(name, [len(example.earlier) for example in examples])
 
 
 def _lengths(measured: Sequence[Measured], n: int) -> Iterator[str]:

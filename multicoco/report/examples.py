@@ -23,4 +23,4 @@ def read_examples(run: RunFolder) -> dict[tuple[str, str], Example]:
         first = " ".join(str(error).split("\n")[:2])
         run.problems.append(f"without pictures and written steps, the questions' data is not to be had: {first}")
         return {}
-    return {(example.id, example.question): example for example in examples}
+    return {(example.id, example.conversation): example for example in examples}

@@ -12,9 +12,11 @@ def test_they_are_the_runs_own_or_those_of_a_file(asker, examples, trained_home,
     assert len(examples) == 6 and examples[0].images[0].exists()
     shutil.copy(examples[0].images[0], tmp_path / "mine.png")
     records = [{"question": "Mine?", "choices": ["a", "b"], "answer": "a", "image": "mine.png"}] * 30
+    several = [{"role": role, "content": "So?"} for role in ("user", "assistant", "user")]
+    records.insert(0, {"messages": several})  # which has no place on the page
     (tmp_path / "mine.json").write_text(json.dumps(records))
     mine = read_examples(asker, tmp_path / "mine.json")
-    assert len(mine) == 24 and mine[0].question == "Mine?" and mine[0].images == (tmp_path / "mine.png",)
+    assert len(mine) == 23 and mine[0].question == "Mine?" and mine[0].images == (tmp_path / "mine.png",)
     assert read_examples(multicoco.load(trained_home / "model"), None) == []  # of no run
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicoco.data.example import Example
+from multicoco.data.example import Example, Turn
 from multicoco.data.kept import KeptExamples, KeptRecords, NotKept, keep
 from multicoco.data.sources.location import Location
 from multicoco.data.sources.tables import StoredInTable
@@ -37,6 +37,7 @@ examples = st.builds(
     st.lists(st.integers(0, 5), max_size=2).map(tuple),
     st.none() | texts,
     st.dictionaries(texts, texts, max_size=2),
+    st.lists(st.builds(Turn, texts, texts, st.lists(st.integers(0, 5), max_size=2).map(tuple)), max_size=2).map(tuple),
 )
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 
-from multicoco.data.example import Example
+from multicoco.data.example import Example, Turn
 from multicoco.data.prompt import PromptBuilder
 from multicoco.errors import UserError
 from multicoco.models.families.internvl import InternVL
@@ -122,6 +123,97 @@ def test_images_stand_where_the_question_has_them(pieces):
     assert shown == expected[0] + images[0] + expected[1] + images[1] + expected[2]
 
 
+SEVERAL = example(
+    question="Is it black?",
+    choices=(),
+    answer_index=None,
+    images=(b"1", b"2", b"3"),
+    image_places=(2, 12),
+    earlier=(Turn("What is it?", "A cat.", (0,)), Turn("Where?", "In the box.")),
+)
+
+
+def placed(turns: list[dict], n_tokens: list[int]) -> str:
+    """As the chat template writes them, each image in so many tokens."""
+    written = TOKENIZER.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    for n in n_tokens:
+        written = written.replace("<IMG_CONTEXT>", f"<img>{'<IMG_C>' * n}</img>", 1)
+    return written.replace("<IMG_C>", "<IMG_CONTEXT>")
+
+
+@pytest.mark.parametrize(("asked", "ending"), [("reasoning", ""), ("answer", "Answer:")])
+def test_several_turns_read_as_the_chat_template_writes_them(asked, ending):
+    tokens = builder(reasoning_instruction="Think.", direct_instruction="Think.")(SEVERAL, asked, [1, 2, 3])
+    image = {"type": "image"}
+    said = [
+        [image, "What is it?"],
+        ["A cat."],
+        ["Where?"],
+        ["In the box."],
+        ["Is", image, " it black?", image, "\nThink."],
+    ]
+    contents = [[part if part is image else {"type": "text", "text": part} for part in parts] for parts in said]
+    turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+    assert text(tokens.prompt) == placed(turns, [1, 2, 3]) + ending
+    assert text(tokens.answer) == ("" if ending else "Answer:") + " cat<|im_end|>"
+
+
+# of SmolVLM, and of Gemma
+PUBLISHED = {
+    "parts": (
+        "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+        "{{ ':' if message['content'][0]['type'] == 'image' else ': ' }}"
+        "{% for line in message['content'] %}{{ line['text'] if line['type'] == 'text' else '<IMG_CONTEXT>' }}"
+        "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    ),
+    "text": (
+        "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+        "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+        "{{ '<|im_start|>' + role + '\n' + message['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("contents", PUBLISHED)
+def test_published_templates_take_several_turns(contents):
+    tokenizer = build_tokenizer(["What is it?\n"] * 5, vocab_size=300)
+    tokenizer.chat_template = PUBLISHED[contents]
+    sees = contents == "parts"
+    asked = replace(SEVERAL, images=(b"1",), image_places=()) if sees else replace(SEVERAL, images=())
+    texts = [*(said for turn in SEVERAL.earlier for said in (turn.question, turn.answer)), SEVERAL.question]
+    turns = [
+        {"role": ("user", "assistant")[i % 2], "content": [{"type": "text", "text": said}] if sees else said}
+        for i, said in enumerate(texts)
+    ]
+    if sees:
+        turns[0]["content"].insert(0, {"type": "image"})
+    expected = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    tokens = PromptBuilder(tokenizer, images=FAMILY if sees else None)(asked, "reasoning", [1] * sees)
+    assert tokenizer.decode(tokens.prompt) == expected.replace("<IMG_CONTEXT>", "<img><IMG_CONTEXT></img>")
+    assert tokenizer.decode(tokens.prompt).count(tokenizer.eos_token) == 5
+
+
+def test_images_without_places_are_in_front_of_the_first_of_several_turns():
+    moved = replace(SEVERAL, image_places=(), earlier=tuple(replace(turn, image_places=()) for turn in SEVERAL.earlier))
+    for asked, n_tokens in ((moved, [1, 2, 3]), (SEVERAL, [4])):
+        shown = text(builder()(asked, "reasoning", n_tokens).prompt)
+        images = "\n".join(f"<img>{'<IMG_CONTEXT>' * n}</img>" for n in n_tokens)
+        assert images + "\nWhat is it?" in shown and shown.count("<img>") == len(n_tokens)
+
+
+def test_of_a_template_for_one_question_several_turns_are_refused():
+    tokenizer = build_tokenizer(["What is it?\n"] * 5, vocab_size=300)
+    for template, reason in (
+        ("{{ messages[0]['content'] }}", "shows a conversation of 5 messages 1 times, not 5 times"),
+        ("{% if messages[1:] %}{{ raise_exception('one at a time') }}{% endif %}", "does not take.*: one at a time"),
+    ):
+        tokenizer.chat_template = template
+        with pytest.raises(UserError, match=reason):
+            PromptBuilder(tokenizer)(SEVERAL)
+
+
 def test_without_a_question_the_choices_stand_alone():
     shown = text(builder()(example(question=""), "reasoning").prompt)
     assert "user\nA. cat\nB. dog<|im_end|>" in shown
@@ -156,6 +248,8 @@ def test_a_tokenizer_without_chat_template_gets_the_bare_question():
     tokenizer.chat_template = None
     tokens = PromptBuilder(tokenizer)(example(choices=()), "reasoning")
     assert tokenizer.decode(tokens.prompt) == "What is in the box?\n"
+    tokens = PromptBuilder(tokenizer)(SEVERAL, "answer")
+    assert tokenizer.decode(tokens.prompt) == "What is it?\nA cat.\nWhere?\nIn the box.\nIs it black?\nAnswer:"
 
 
 def test_a_text_only_chat_template_gets_plain_text():

@@ -114,11 +114,18 @@ def test_one_that_is_not_exact_is_refused_with_both_losses(home, monkeypatch, pl
     start(home, f"model_id={home}/unknown", "self_check=false")
 
 
+def test_one_that_learns_otherwise_is_refused_by_its_worst_parameter_where_it_is_trained(home, monkeypatch):
+    own = modeling_llama.LlamaMLP.forward
+    cut = lambda self, hidden: own(self, hidden.detach() if hidden.shape[1] == 1 else hidden)  # noqa: E731
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", cut)
+    with pytest.raises(UserError, match=r"do not learn what the llava model learns.* the gradient of \S+\.weight is"):
+        start(home, f"model_id={home}/unknown")
+    start(home, f"model_id={home}/unknown", "mode=eval_only", "eval_config.cot=true")
+
+
 def test_only_models_that_nobody_has_tried_are_compared_so(home, monkeypatch):
     compared = []
-    monkeypatch.setattr(
-        assembly, "require_exact", lambda model, kernel, example: compared.append(model.config.model_type)
-    )
+    monkeypatch.setattr(assembly, "require_exact", lambda model, *args, **how: compared.append(model.config.model_type))
     for overrides in (("model_id={}/unknown",), (), ("model_id={}/unknown", "self_check=false")):
         start(home, *(override.format(home) for override in overrides))
     assert compared == ["llava"]

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from multicoco.data.example import Example
+from multicoco.data.example import Example, Turn
 from multicoco.errors import UserError
 from multicoco.evaluation.other_inputs import other_inputs
 
@@ -37,6 +39,8 @@ def test_texts_are_given_other_texts_and_pictures_pictures(seed):
     donors = other_inputs(seed, [*texts, question(6, b"a"), question(7, b"b")])
     assert all(donor is not None and donor < 6 and donor % 3 != i % 3 for i, donor in enumerate(donors[:6]))
     assert donors[6:] == [7, 6]
+    what_came_before = [replace(question(i), earlier=(Turn(f"{i % 2}?", "Yes."),)) for i in range(4)]
+    assert all(donor is not None and donor % 2 != i % 2 for i, donor in enumerate(other_inputs(seed, what_came_before)))
 
 
 def test_where_there_is_no_other_one_there_is_none():

@@ -110,6 +110,26 @@ def test_questions_are_those_that_are_asked(home):
     assert "as vanilla asks" in both and "as coconut asks" in both and "tokens, of 2 of 10 examples" in both
 
 
+def test_a_conversation_is_trained_on_and_asked_with_its_earlier_turns(home, tmp_path):
+    texts = ["<image>\nIs it red?", "It is blue.", "And now?", "<think>I go on. It is red.</think>It is red."]
+    turns = [{"from": ("human", "gpt")[place % 2], "value": value} for place, value in enumerate(texts)]
+    picture = next((home / "scenes").rglob("*.png"))
+    record = {"id": "c", "image": str(picture.relative_to(home / "scenes")), "conversations": turns}
+    (tmp_path / "c.json").write_text(json.dumps([record, record | {"conversations": [turns[0], turns[3]]}]))
+    asked = ("eval_config.vanilla=true", "eval_config.cot=true", "eval_config.coconut=true")
+    paths = (f"train_path={tmp_path}/c.json", f"val_path={tmp_path}/c.json", f"image_dir={home}/scenes")
+    trained, *questions = shown(home, *paths, *asked).split("\nas ")
+    assert "earlier turns per example, read without their reasoning and not learned: 0 to 1" in trained
+    rows = re.findall(r"record 'c', \d+ tokens:\n(.*?)(?=\nstage|\n\n)", trained, re.DOTALL)
+    assert len(rows) == 4 and [text.split(" ")[0] for text in questions] == ["coconut", "cot", "vanilla"]
+    for row in rows + questions:
+        first, *others = (row.find(text) for text in ("<img>", "Is it red?", "It is blue.", "And now?"))
+        assert 0 < first < others[0] < others[1] < others[2] and row.count("<img>") == 1
+        learned = row[row.find("  loss") :] if "  loss" in row else ""
+        assert "It is blue." not in learned
+    assert "Answer: It is red." in rows[0] and "I go on." in rows[0] and "I go on." not in rows[3]
+
+
 def test_a_run_that_only_evaluates(home):
     text = shown(home, "mode=eval_only", "coconut.enabled=false", "eval_config.cot=true")
     assert "train_path" not in text and "as cot asks record" in text

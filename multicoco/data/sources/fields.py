@@ -169,25 +169,35 @@ def images_of(record: Record, folder: Path) -> tuple[ImageSource, ...]:
 
 
 def place_images(example: Example) -> Example:
-    """The same with the marks of its images taken out of the question, as `image_places`."""
-    pieces = example.question.split(IMAGE_MARK)
+    """The same with the marks of its images taken out of its questions, as `image_places`."""
     if not example.images:
         return example  # what looks like a mark is text
     if any(IMAGE_MARK in choice for choice in example.choices):
         raise UserError(f"a choice has the mark {IMAGE_MARK}: choices that are pictures are not supported")
-    if len(pieces) == 1:
+    n_marks = sum(question.count(IMAGE_MARK) for question in (*(t.question for t in example.earlier), example.question))
+    if n_marks == 0:
         return example
-    if len(pieces) - 1 != len(example.images):
+    if n_marks != len(example.images):
         raise UserError(
-            f"the text has {len(pieces) - 1} marks {IMAGE_MARK} for {len(example.images)} images: write one for each, "
-            "or none"
+            f"the text has {n_marks} marks {IMAGE_MARK} for {len(example.images)} images: write one for each, or none"
         )
+    earlier = []
+    for turn in example.earlier:
+        question, places = _without_marks(turn.question)
+        earlier.append(replace(turn, question=question, image_places=places))
+    question, places = _without_marks(example.question)
+    in_front = not earlier and not any(places)
+    return replace(example, question=question, image_places=() if in_front else places, earlier=tuple(earlier))
+
+
+def _without_marks(marked: str) -> tuple[str, tuple[int, ...]]:
+    """A question without its marks, and the characters that these stood in front of."""
+    pieces = marked.split(IMAGE_MARK)
     whole = "".join(pieces)
     question = text(whole, f"question without {IMAGE_MARK}")
     cut_off = len(whole) - len(whole.lstrip())
-    ends = [len("".join(pieces[: place + 1])) - cut_off for place in range(len(example.images))]
-    places = tuple(min(max(end, 0), len(question)) for end in ends)
-    return replace(example, question=question, image_places=places if any(places) else ())
+    ends = [len("".join(pieces[: place + 1])) - cut_off for place in range(len(pieces) - 1)]
+    return question, tuple(min(max(end, 0), len(question)) for end in ends)
 
 
 def refuse_other_reasoning(record: Record, also: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Conversations of one question and one answer, as chat models are trained on them.
+"""Conversations, as chat models are trained on them: the last answer is the example's, the rest is context.
 
 - LLaVA's and ShareGPT's: conversations: [{"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt", "value": ...}];
 - OpenAI's: messages: [{"role": "user", "content": text or parts}, {"role": "assistant", "content": ...}].
@@ -9,10 +9,11 @@ al. 2024, arXiv:2411.10440); a part of type "reasoning" or "thinking"; the messa
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from multicoco.data.example import Example, ImageSource
+from multicoco.data.example import Example, ImageSource, Turn
 from multicoco.data.sources import fields
 from multicoco.data.sources.source import ID_KEYS, Record, Source
 from multicoco.data.sources.steps import split_reasoning
@@ -29,16 +30,18 @@ _REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
 
 
 @dataclass
-class _Turn:
-    """What a message says: its text, with a mark for each image in it, the images given there, the reasoning."""
+class _Said:
+    """Messages of one side, one after the other: their text, with a mark for each image in it, the images given there,
+    the reasoning."""
 
+    by: str
     text: str = ""
     images: list[Any] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
 
 
 class Messages(Source):
-    """A system message stands in front of the question."""
+    """A system message stands in front of the question that follows it."""
 
     keys = frozenset({*ID_KEYS, "conversations", "messages", "image", "images", "system", "steps"})
 
@@ -53,100 +56,119 @@ class Messages(Source):
         given = [key for key in ("conversations", "messages") if record.get(key) is not None]
         if len(given) != 1:
             raise UserError("there must be either 'messages' or 'conversations'")
-        turns = _turns(record[given[0]], given[0])
-        system = [*filter(None, [record.get("system")]), *(turn.text for turn in turns.get("system", []))]
-        asked, answered = turns.get("user", []), turns.get("assistant", [])
-        if len(asked) != 1 or len(answered) > 1:
-            raise UserError(
-                f"'{given[0]}' must be one question and one answer, found {len(asked)} of user and {len(answered)} of "
-                "assistant: split the conversation into records of one each"
-            )
-        if asked[0].reasoning:
-            raise UserError("reasoning stands in a message of user: it belongs to assistant's")
-        question = "\n\n".join([*(fields.text(text, "system") for text in system), asked[0].text])
-        images = self._images(record, asked[0])
-        if not images and fields.IMAGE_MARK in question:
+        sides = _sides(record[given[0]], given[0])
+        asked, answered = sides[::2], sides[1::2]
+        if record.get("system"):
+            asked[0].text = f"{fields.text(record['system'], 'system')}\n\n{asked[0].text}"
+        images = self._images(record, asked)
+        if not images and any(fields.IMAGE_MARK in one.text for one in asked):
             raise UserError(f"the text has the mark {fields.IMAGE_MARK}, and the record has no image")
-        question = fields.text(question, f"{given[0]} of user")
-        if not answered:
-            return fields.place_images(Example(record_id, question, images, (), (), None, None))
-        reasoning, answer = _reasoning_and_answer(answered[0])
+        questions = [fields.text(one.text, f"{given[0]} of user") for one in asked]
+        said = [_reasoning_and_answer(one) for one in answered]
+        answers = [fields.text(answer, "answer") for _, answer in said]
+        earlier = tuple(map(Turn, questions[:-1], answers))
+        steps: tuple[str, ...] = ()
+        answer = None
+        if len(answers) == len(questions):
+            steps, answer = self._steps(record, said[-1][0]), answers[-1]
+        return fields.place_images(Example(record_id, questions[-1], images, (), steps, answer, None, earlier=earlier))
+
+    def _images(self, record: Record, asked: Sequence[_Said]) -> tuple[ImageSource, ...]:
+        """Those of the record, in the order of the marks, or those of the messages themselves."""
+        own = fields.images_of(record, self.image_dir)
+        shown = [image for one in asked for image in one.images]
+        given = [image for image in shown if image is not None]
+        if not given:
+            return own
+        if own or len(given) < len(shown):
+            raise UserError("images are given in a message and beside the messages: leave one of them out")
+        return tuple(fields.image_of(image, "image", self.image_dir) for image in given)
+
+    def _steps(self, record: Record, reasoning: Any) -> tuple[str, ...]:
+        """Of the reasoning in the answer, or of the record's own."""
         if record.get("steps") is not None:
             if reasoning:
                 raise UserError("'steps' and reasoning in the answer are both given: leave one of them out")
             reasoning = record["steps"]
         elif not reasoning:
             fields.refuse_other_reasoning(record, also=" and source: messages")
-        steps = self._steps(reasoning)
-        return fields.place_images(Example(record_id, question, images, (), steps, fields.text(answer, "answer"), None))
-
-    def _images(self, record: Record, asked: _Turn) -> tuple[ImageSource, ...]:
-        """Those of the record, in the order of the marks, or those of the message itself."""
-        own = fields.images_of(record, self.image_dir)
-        given = [image for image in asked.images if image is not None]
-        if not given:
-            return own
-        if own or len(given) < len(asked.images):
-            raise UserError("images are given in a message and beside the messages: leave one of them out")
-        return tuple(fields.image_of(image, "image", self.image_dir) for image in given)
-
-    def _steps(self, reasoning: Any) -> tuple[str, ...]:
         if isinstance(reasoning, str):
             return split_reasoning(fields.text(reasoning, "steps"), self.steps_from) if reasoning.strip() else ()
         return fields.texts(reasoning, "steps")
 
 
-def _turns(messages: Any, name: str) -> dict[str, list[_Turn]]:
-    """By role, in their order."""
+def _sides(messages: Any, name: str) -> list[_Said]:
+    """Of user and assistant in turn, the user first; a system message is a part of the question that follows it."""
     if not isinstance(messages, list):
         raise UserError(f"{name!r} must be a list of messages, found {messages!r:.60}")
-    turns: dict[str, list[_Turn]] = {}
+    sides: list[_Said] = []
     for place, message in enumerate(messages):
-        where = f"{name}[{place}]"
-        if not isinstance(message, dict):
-            raise UserError(f"{where!r} must be a message, found {message!r:.60}")
-        said_by = message.get("role") or message.get("from")  # a table has all keys of all its messages
-        role = _ROLES.get(said_by) if isinstance(said_by, str) else None
-        if role is None:
-            raise UserError(f"{where!r} is of {said_by!r:.60}: messages are of system, user and assistant")
-        if message.get("tool_calls"):
-            raise UserError(f"{where!r} calls tools, which is not supported: leave the record out")
-        content = message.get("content")
-        turn = _turn(message.get("value") if content is None else content, where)
-        turn.reasoning += [fields.text(message[key], f"{where}.{key}") for key in _REASONING_KEYS if message.get(key)]
-        turns.setdefault(role, []).append(turn)
-    if (first := next((m for m in turns if m != "system"), "user")) != "user":
-        raise UserError(f"'{name}' begins with a message of {first}: the question comes first")
-    return turns
+        said = _message(message, f"{name}[{place}]")
+        if sides and (sides[-1].by == "assistant") == (said.by == "assistant"):
+            said = _together(sides.pop(), said)
+        sides.append(said)
+    if not any(one.by == "user" for one in sides):
+        raise UserError(f"{name!r} has no message of user")
+    if sides[0].by == "assistant":
+        raise UserError(f"{name!r} begins with a message of assistant: the question comes first")
+    if any(one.by == "system" for one in sides):
+        raise UserError(f"{name!r} has a message of system with no question behind it")
+    return sides
 
 
-def _turn(content: Any, where: str) -> _Turn:
+def _message(message: Any, where: str) -> _Said:
+    if not isinstance(message, dict):
+        raise UserError(f"{where!r} must be a message, found {message!r:.60}")
+    said_by = message.get("role") or message.get("from")  # a table has all keys of all its messages
+    role = _ROLES.get(said_by) if isinstance(said_by, str) else None
+    if role is None:
+        raise UserError(f"{where!r} is of {said_by!r:.60}: messages are of system, user and assistant")
+    if message.get("tool_calls"):
+        raise UserError(f"{where!r} calls tools, which is not supported: leave the record out")
+    content = message.get("content")
+    said = _said(role, message.get("value") if content is None else content, where)
+    said.reasoning += [fields.text(message[key], f"{where}.{key}") for key in _REASONING_KEYS if message.get(key)]
+    if said.reasoning and role != "assistant":
+        raise UserError(f"reasoning stands in a message of {role}: it belongs to assistant's")
+    return said
+
+
+def _together(first: _Said, second: _Said) -> _Said:
+    return _Said(
+        by=first.by if second.by == "system" else second.by,
+        text="\n\n".join(filter(None, (first.text, second.text))),
+        images=first.images + second.images,
+        reasoning=first.reasoning + second.reasoning,
+    )
+
+
+def _said(by: str, content: Any, where: str) -> _Said:
     if isinstance(content, str):
-        return _Turn(content.strip())
+        return _Said(by, content.strip())
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         raise UserError(f"the content of {where!r} must be a text or a list of parts, found {content!r:.60}")
-    turn = _Turn()
+    said = _Said(by)
     for part in content:
         kind = str(part.get("type")).removeprefix("input_").removeprefix("output_")
         if kind == "text":
-            turn.text += fields.text(part.get("text"), f"{where}.text") + "\n"
+            said.text += fields.text(part.get("text"), f"{where}.text") + "\n"
         elif kind in ("image", "image_url"):
             value = next((part[key] for key in ("image", "image_url", "url", "path") if part.get(key)), None)
-            turn.images.append(value["url"] if isinstance(value, dict) and "url" in value else value)
-            turn.text += fields.IMAGE_MARK
+            said.images.append(value["url"] if isinstance(value, dict) and "url" in value else value)
+            said.text += fields.IMAGE_MARK
         elif kind in ("reasoning", "thinking", "think"):
             value = next((part[key] for key in (kind, "text", "content") if part.get(key)), None)
-            turn.reasoning.append(fields.text(value, f"{where}.{kind}"))
+            said.reasoning.append(fields.text(value, f"{where}.{kind}"))
         else:
             raise UserError(f"a part of {where!r} is of type {kind!r:.60}: there are text, image and reasoning")
-    turn.text = turn.text.strip()
-    return turn
+    said.text = said.text.strip()
+    return said
 
 
-def _reasoning_and_answer(turn: _Turn) -> tuple[str, str]:
-    if turn.images:
+def _reasoning_and_answer(said: _Said) -> tuple[str, str]:
+    if said.images:
         raise UserError("the answer holds an image, which is not supported")
-    reasoning, answer = list(turn.reasoning), turn.text
+    reasoning, answer = list(said.reasoning), said.text
     if thought := _THOUGHT.fullmatch(answer):
         reasoning, answer = [*reasoning, thought[1].strip()], thought[2].strip()
     if concluded := _CONCLUDED.fullmatch(answer):

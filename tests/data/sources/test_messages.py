@@ -2,6 +2,7 @@ import base64
 
 import pytest
 
+from multicoco.data.example import Turn
 from multicoco.errors import UserError
 
 
@@ -106,15 +107,73 @@ def test_a_question_without_an_answer(read):
     assert (example.question, example.answer) == ("Who?", None)
 
 
+LLAVA_TURNS = [
+    ("human", "<image>\nWhat are the colors of the bus in the image?"),
+    ("gpt", "The bus in the image is white and red."),
+    ("human", "What feature can be seen on the back of the bus?"),
+    ("gpt", "The back of the bus features an advertisement."),
+    ("human", "Is the bus driving down the street or pulled off to the side?"),
+    ("gpt", "<think>It is near people. It drives.</think>The bus is driving down the street."),
+]  # of liuhaotian/LLaVA-Instruct-150K, but for the reasoning
+
+
+def said(*turns: tuple[str, str]) -> list[dict]:
+    return [{"from": name, "value": value} for name, value in turns]
+
+
+def test_of_several_turns_the_last_answer_is_the_examples(read, tmp_path):
+    (example,) = read(llava(conversations=said(*LLAVA_TURNS)))
+    assert (example.question, example.answer) == (LLAVA_TURNS[4][1], "The bus is driving down the street.")
+    assert example.steps == ("It is near people.", "It drives.") and example.images == (tmp_path / "a.png",)
+    first = Turn("What are the colors of the bus in the image?", LLAVA_TURNS[1][1], (0,))
+    assert example.earlier == (first, Turn(LLAVA_TURNS[2][1], LLAVA_TURNS[3][1])) and example.image_places == ()
+    texts = [turn[1].removeprefix("<image>\n") for turn in LLAVA_TURNS[:5]]
+    assert example.conversation == "\n".join(texts)
+
+
+def test_what_was_answered_before_has_no_reasoning(read):
+    before = {"role": "assistant", "content": "<think>Hm.</think>\n\nA cat.", "reasoning": "I look."}
+    (example,) = read({"messages": [USER, before, {"role": "user", "content": "So?"}, GPT]})
+    assert example.earlier == (Turn("Who?", "A cat."),) and example.steps == ()
+
+
+def test_images_of_several_turns_are_given_in_their_order(read, tmp_path):
+    turns = said(("human", "<image>\nThis?"), ("gpt", "A cat."), ("human", "And <image> or <image>?"), ("gpt", "Dogs."))
+    (example,) = read(llava(conversations=turns, image=["b.png", "a.png", "b.png"]))
+    assert example.images == (tmp_path / "b.png", tmp_path / "a.png", tmp_path / "b.png")
+    assert example.earlier[0].image_places == (0,) and example.image_places == (4, 8)
+    parts = [[{"type": "image", "image": name}, {"type": "text", "text": "This?"}] for name in ("a.png", "b.png")]
+    messages = [{"role": "user", "content": parts[0]}, GPT, {"role": "user", "content": parts[1]}, GPT]
+    (example,) = read({"messages": messages})
+    assert example.images == (tmp_path / "a.png", tmp_path / "b.png")
+    assert (example.earlier, example.image_places) == ((Turn("This?", "Me.", (0,)),), (0,))
+
+
+def test_a_conversation_that_ends_with_a_question_is_not_answered(read):
+    (example,) = read({"messages": [USER, GPT, {"role": "user", "content": "So?"}]})
+    assert (example.earlier, example.question, example.answer) == ((Turn("Who?", "Me."),), "So?", None)
+
+
+def test_messages_of_one_side_in_a_row_are_one(read):
+    system = {"role": "system", "content": "Be brief."}
+    (example,) = read({"messages": [system, USER, USER, GPT, GPT, system, USER, GPT]})
+    assert example.earlier == (Turn("Be brief.\n\nWho?\n\nWho?", "Me.\n\nMe."),)
+    assert (example.question, example.answer) == ("Be brief.\n\nWho?", "Me.")
+
+
 USER, GPT = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}
 
 
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"messages": [USER, GPT, USER, GPT]}, "found 2 of user and 2 of assistant"),
         ({"messages": [GPT, USER]}, "begins with a message of assistant"),
-        ({"messages": []}, "found 0 of user"),
+        ({"messages": []}, "has no message of user"),
+        ({"messages": [{"role": "system", "content": "Be brief."}, GPT]}, "has no message of user"),
+        ({"messages": [USER, GPT, {"role": "system", "content": "Be brief."}]}, "system with no question behind it"),
+        ({"messages": [USER, GPT | {"content": "<think>so"}, USER, GPT]}, "<think>"),
+        (llava(conversations=said(("human", "<image>"), ("gpt", "A cat."), ("human", "Why?"))), "without <image>"),
+        (llava(conversations=said(("human", "a <image>"), ("gpt", "b"), ("human", "<image> c"))), "2 marks.*1 images"),
         ({"messages": [USER, "Me."]}, r"'messages\[1\]' must be a message"),
         ({"messages": [USER, {"role": "tool", "content": "x"}]}, "is of 'tool'"),
         ({"messages": [USER, GPT | {"tool_calls": [{}]}]}, "calls tools"),
