@@ -21,7 +21,7 @@ CHECKPOINTED = "activation_checkpointing=true"
 METHODS = {
     "projected": ("method=coconut", "coconut.projection=mlp", "coconut.norm=embedding", "coconut.gradient_passes=1"),
     "codi": ("method=codi", "coconut.projection=mlp", "codi.distillation_weight=2", "coconut.first_stage=null"),
-    "sim_cot": ("method=sim_cot", "sim_cot.weight=0.5", CHECKPOINTED),
+    "codi_sim_cot": ("method=codi_sim_cot", "sim_cot.weight=0.5", "coconut.first_stage=null", CHECKPOINTED),
     "adapters": ("method=sim_cot", "sim_cot.decoder=adapters", "sim_cot.decoder_rank=2", CHECKPOINTED),
     "c_mtp": ("method=c_mtp", "coconut.projection=linear"),
 }
@@ -58,7 +58,7 @@ def test_two_ranks_train_as_one_process_does(home, run_server, whole, name, shar
     assert losses(home / "runs" / f"{name}_{sharded}") == pytest.approx(losses(whole[name]), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["projected", "adapters", "codi", "c_mtp"])
+@pytest.mark.parametrize("name", ["projected", "adapters", "codi_sim_cot", "c_mtp"])
 def test_a_run_that_ends_within_an_epoch_goes_on_bit_for_bit(home, run_server, whole, name):
     settings = (*METHODS[name], "batch_size=4", f"name={name}_preempted")
     ended = run_server.run(home / "run.yaml", *settings, patch=signalled_at(3))
