@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files whose tests start processes come first: they take long, and the last worker ends sooner without them."""
     slow = {item.path for item in items if item.get_closest_marker("distributed")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # all that is imported: a collection, as benchmarks and DeepSpeed ask for, looks through the rest alone
 
 
 @pytest.fixture(scope="module")

@@ -52,9 +52,9 @@ def image_tokens(model_name: str, i: int) -> int:
     """Of an example's picture."""
     if model_name.startswith("qwen") and model_name in SIGHTED:
         return math.prod(GRIDS[i]) // 4
-    if model_name == "llava_onevision":  # of the whole, and of a tile, whose four rows end with a new line
-        return 16 + 4 * (4 + 1)
-    return IMAGE_TOKENS if model_name in SIGHTED else 0
+    if model_name == "llava_onevision":  # it shows an image as a whole and as a tile
+        return 36
+    return IMAGE_TOKENS * (model_name in SIGHTED)
 
 
 def picture(model_name: str, i: int, rng: torch.Generator) -> dict[str, Tensor]:

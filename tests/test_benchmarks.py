@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
+import baselines
 import data_memory
 import methods
 import pytest
@@ -19,18 +22,34 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = {"layers": 2, "hidden": 32, "intermediate": 48, "heads": 4, "vocabulary": 50, "batch": 2, "prefix": 9}
 
 
-def run(name: str, out: Path, *arguments: str, geometry: dict = TINY) -> dict:
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--repeats", "1", "--threads", "1"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "kernels")))}
+Run = Callable[..., dict]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys, one_thread) -> Run:
+    """Does a benchmark in this process: what it has stored, and what it has printed."""
+
+    def run(name: str, *arguments: str, geometry: dict = TINY) -> dict:
+        options = ["--repeats", "1", "--threads", "1", "--out", str(tmp_path), "--geometry", json.dumps(geometry)]
+        monkeypatch.setattr(sys, "argv", [name, *options, *arguments])
+        import_module(name).main()
+        [result] = tmp_path.iterdir()
+        return json.loads(result.read_text()) | {"printed": capsys.readouterr().out}
+
+    return run
+
+
+def launch(out: Path, launcher: list[str], name: str, *arguments: str) -> str:
+    """Does a benchmark in processes of its own, and returns what is printed."""
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
     done = subprocess.run(
-        [*command, "--out", str(out), "--geometry", json.dumps(geometry), *arguments],
-        env=environment,
+        [*launcher, str(ROOT / "benchmarks" / f"{name}.py"), "--out", str(out), *arguments],
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    [result] = out.iterdir()
-    return json.loads(result.read_text()) | {"printed": done.stdout}
+    return done.stdout
 
 
 def test_an_interrupted_run_keeps_every_row_and_time_and_the_results_before(tmp_path, capsys):
@@ -61,41 +80,41 @@ def test_a_ratio_comes_with_its_range_over_the_turns():
     assert slow.over(fast, "ratio") == {"ratio": 2.0, "ratio_lowest": 2.0, "ratio_highest": 3.0}
 
 
-@pytest.mark.distributed
-def test_latent_overhead(tmp_path):
-    result = run("latent_overhead", tmp_path)
+def test_latent_overhead(run):
+    result = run("latent_overhead")
     assert [row["K"] for row in result["rows"]] == [0, 1, 2, 4, 6, 12]
     assert result["goals"][0]["measured"] == pytest.approx(result["rows"][4]["ratio"], rel=5e-3)  # three digits
     assert result["settings"]["prefix"] == 9 and result["machine"].keys() > {"cpu", "cores", "memory_gib", "torch"}
     assert all(row["ratio_lowest"] <= row["ratio_highest"] for row in result["rows"])
 
 
-@pytest.mark.distributed
-def test_latent_overhead_of_internvl3(tmp_path):
+def test_latent_overhead_of_internvl3(run):
     sizes = {"vision_layers": 1, "vision_hidden": 32, "tile_size": 56}  # 4 tokens a tile
-    result = run("latent_overhead", tmp_path, "--internvl3", geometry=TINY | sizes)
+    result = run("latent_overhead", "--internvl3", geometry=TINY | sizes)
     assert [row["K"] for row in result["rows"]] == [0, 1, 2, 4, 6, 12]
     assert result["goals"][0]["aim"] == "<= 1.15" and result["settings"]["suffix"] == 64
 
 
 @pytest.mark.distributed
-def test_baselines_compute_the_same_loss(tmp_path):
+def test_baselines_compute_the_same_loss(run, monkeypatch):
+    """Of one way the memory is measured, in a process of its own."""
+    measured, alone = "multicoco, checkpointing", baselines.in_new_process
+    monkeypatch.setattr(baselines, "in_new_process", lambda *a: alone(*a) if measured in a else {"peak": 2**20})
     sizes = {"hidden": 64, "intermediate": 128, "prefix": 200}  # activations beyond what malloc keeps of freed memory
-    rows = run("baselines", tmp_path, "--vocabularies", "50", geometry=TINY | sizes)["rows"]
+    rows = run("baselines", "--vocabularies", "50", geometry=TINY | sizes)["rows"]
     assert [row["words"] for row in rows] == 6 * [50]
     losses = [float(row["loss"]) for row in rows]
     assert max(losses) - min(losses) < 1e-5  # fp32, printed to six digits
-    assert all(row["peak_mib"] > 0 for row in rows)
+    peaks = {row["way"]: row["peak_mib"] for row in rows}
+    assert 0 < peaks.pop(measured) != 1 and {*peaks.values()} == {1.0}
 
 
-@pytest.mark.distributed
-def test_generation_gives_the_same_tokens(tmp_path):
-    assert "are the same both ways" in run("generation", tmp_path, "--new-tokens", "3")["printed"]
+def test_generation_gives_the_same_tokens(run):
+    assert "are the same both ways" in run("generation", "--new-tokens", "3")["printed"]
 
 
-@pytest.mark.distributed
-def test_cached_attention(tmp_path):
-    rows = run("cached_attention", tmp_path, "--lengths", "40", "200", geometry={})["rows"]
+def test_cached_attention(run):
+    rows = run("cached_attention", "--lengths", "40", "200", geometry={})["rows"]
     saved = {(row["length"], row["way"]): row["saved_kib"] for row in rows}
     for kernel in ("cpu", "reference"):
         assert saved[40, kernel] == saved[200, kernel]  # nothing that grows with the cache
@@ -106,7 +125,10 @@ def test_cached_attention(tmp_path):
 
 @pytest.mark.distributed
 def test_checkpointing(tmp_path):
-    rows = run("checkpointing", tmp_path, geometry={"hidden_size": 32, "text_layers": 1})["rows"]
+    """In a process of its own, which becomes a rank."""
+    options = ["--repeats", "1", "--threads", "1", "--geometry", '{"hidden_size": 32, "text_layers": 1}']
+    launch(tmp_path, [sys.executable], "checkpointing", *options)
+    rows = json.loads((tmp_path / "checkpointing.json").read_text())["rows"]
     assert [row["way"] for row in rows] == ["deepspeed alone", "multicoco", "multicoco, asynchronous"]
     assert rows[1]["mib"] > rows[0]["mib"] > 0  # the weights once more
 
@@ -116,20 +138,15 @@ def test_gathering_counts_a_step(tmp_path):
     """One of its sides."""
     build_tiny_internvl(["start at red"], tmp_path / "model", hidden_size=32, text_layers=2)
     side = json.dumps({"checkpointing": True, "live": "half"})
-    script, environment = ROOT / "benchmarks" / "gathering.py", os.environ | {"OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command = [*launcher, str(script), "--side", side, "--out", str(tmp_path), "--latents", "2"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    measured = json.loads(done.stdout.splitlines()[-1])
+    printed = launch(tmp_path, launcher, "gathering", "--side", side, "--latents", "2")
+    measured = json.loads(printed.splitlines()[-1])
     assert measured["gathers"] > 0 and 1 <= measured["gathered_of_model"] < 8
 
 
 def test_methods_compute_the_losses_that_they_are_compared_with(tmp_path, monkeypatch):
     task = methods.Task(**TINY | {"latents": 2, "suffix": 5, "parallel_latents": 4})
     monkeypatch.setattr(methods, "in_new_process", lambda *_: {"peak": 2**20})
-    monkeypatch.setattr("measuring.gc.collect", lambda: 0)  # takes longer than the steps
     report = Report("methods", task, tmp_path)
     for plain in ("coconut", "parallel, in sequence"):
         methods.compare(report, task, plain, repeats=1)
@@ -153,26 +170,21 @@ def test_memory_of_a_method_is_measured_alone(tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["peak"] >= 0
 
 
-@pytest.mark.distributed
-def test_features_cache_gives_the_same_losses(tmp_path):
+def test_features_cache_gives_the_same_losses(run):
     sizes = {"vision_layers": 1, "vision_hidden": 32, "tile_size": 56, "batch": 2}
-    result = run(
-        "features_cache", tmp_path, "--tiles", "2", "--images", "3", geometry=TINY | {"vocabulary": 500} | sizes
-    )
+    result = run("features_cache", "--tiles", "2", "--images", "3", geometry=TINY | {"vocabulary": 500} | sizes)
     assert result["printed"].count("the losses are the same") == len(result["rows"]) == 4
     assert all(row["first_epoch_s"] > row["kept_s"] > 0 and row["mib_an_image"] > 0 for row in result["rows"])
 
 
-@pytest.mark.distributed
-def test_length_groups(tmp_path):
-    result = run("length_groups", tmp_path, "--examples", "16", geometry=TINY | {"vocabulary": 50})
+def test_length_groups(run):
+    result = run("length_groups", "--examples", "16", geometry=TINY | {"vocabulary": 50})
     assert all(row["grouped"] < row["shuffled"] for row in result["rows"][:-1]) and len(result["rows"]) == 10
     assert result["goals"][0]["met"] == "yes" and result["rows"][-1]["speed_up"] > 0
 
 
-@pytest.mark.distributed
-def test_evaluation_batching_gives_the_same_tokens(tmp_path):
-    result = run("evaluation_batching", tmp_path, "--new-tokens", "5", "--mean", "4", "--batches", "2")
+def test_evaluation_batching_gives_the_same_tokens(run):
+    result = run("evaluation_batching", "--new-tokens", "5", "--mean", "4", "--batches", "2")
     assert "the tokens are the same both ways" in result["printed"]
     assert [row["speed_up"] > 0 for row in result["rows"]] == [True, True]
 

@@ -3,7 +3,6 @@
 The launches take about a minute. Nothing here has a GPU, Docker's engine or Slurm.
 """
 
-import json
 import os
 import re
 import shlex
@@ -20,6 +19,7 @@ import train
 import yaml
 from deepspeed.launcher import runner
 from homes import REPO, make_home
+from runs import logged
 from torch.distributed.run import get_args_parser
 
 from multicoco.cli import parser as multicoco_parser
@@ -142,9 +142,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 def metrics(home: Path, name: str) -> dict[str, list[float]]:
     """The losses by step, and the accuracies."""
-    lines = (home / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    entries = [json.loads(line) for line in lines]
-    return {key: [e[key] for e in entries if key in e] for key in ("train/loss", "train/lr", "eval/cot/accuracy")}
+    return {key: logged(home / "runs" / name, key) for key in ("train/loss", "train/lr", "eval/cot/accuracy")}
 
 
 @pytest.fixture(scope="module")

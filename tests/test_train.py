@@ -20,7 +20,7 @@ import torch
 from homes import make_home
 from peft import PeftModel
 from PIL import Image
-from runs import Ended, RunServer
+from runs import Ended, RunServer, logged, losses
 from tracked import scalars
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
@@ -50,7 +50,7 @@ def home(tmp_path_factory) -> Path:
     """A data set, a tiny model, and a run config over them."""
     config = """mode: cot_train
 batch_size: 4
-generation: {max_new_tokens: 8}
+generation: {max_new_tokens: 4}
 """
     return make_home(tmp_path_factory.mktemp("train"), N_TRAIN, N_VAL, config)
 
@@ -80,11 +80,6 @@ def launch(home: Path, *settings: str, launcher: str = "python", ok: bool = True
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=home)
     assert (done.returncode == 0) == ok, done.stdout[-3000:] + done.stderr[-5000:]
     return done
-
-
-def metrics(run: Path, key: str) -> list:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line[key] for line in lines if key in line]
 
 
 def samples(run: Path, name: str) -> list[dict]:
@@ -178,9 +173,9 @@ def zero3() -> tuple[str, ...]:
 class TestCot:
     def test_every_epoch_is_trained_evaluated_and_saved(self, cot_run):
         steps = -(-N_TRAIN // 4)
-        assert len(metrics(cot_run, "train/loss")) == 2 * steps
-        assert metrics(cot_run, "train/loss")[-1] < metrics(cot_run, "train/loss")[0]
-        assert len(metrics(cot_run, "eval/cot/n")) == 2 and set(metrics(cot_run, "eval/cot/n")) == {N_VAL}
+        assert len(losses(cot_run)) == 2 * steps
+        assert losses(cot_run)[-1] < losses(cot_run)[0]
+        assert len(logged(cot_run, "eval/cot/n")) == 2 and set(logged(cot_run, "eval/cot/n")) == {N_VAL}
         assert sorted(p.name for p in (cot_run / "checkpoints").iterdir()) == ["epoch_0001", "epoch_0002", "latest"]
         assert {"config.yaml", "environment.json"} <= {p.name for p in cot_run.iterdir()}
 
@@ -190,7 +185,7 @@ class TestCot:
         assert [s["id"] for s in found] == [r["question_id"] for r in records]
         assert [s["gold"] for s in found] == [r["correct_choice_idx"] for r in records]
         assert all(s["correct"] == (s["extracted"] == s["gold"]) for s in found)
-        assert all(1 <= s["new_tokens"] <= 8 and s["latent_passes"] == 0 for s in found)
+        assert all(1 <= s["new_tokens"] <= 4 and s["latent_passes"] == 0 for s in found)
 
     def test_weights_load_in_plain_transformers(self, cot_run):
         path = cot_run / "checkpoints" / "epoch_0002" / "model"
@@ -217,51 +212,49 @@ class TestCot:
         assert "num_epochs: 1 -> 2" in refused and "--allow-change" in refused
         train("name=broken", "num_epochs=2", tracked, allow_change=("num_epochs",))
         broken = home / "runs" / "broken"
-        assert metrics(broken, "train/loss") == metrics(cot_run, "train/loss")
+        assert losses(broken) == losses(cot_run)
         events = scalars(broken)
         for name in ("train/loss", "eval/cot/accuracy"):
-            assert [value for _, value in events[name]] == pytest.approx(metrics(broken, name))
+            assert [value for _, value in events[name]] == pytest.approx(logged(broken, name))
         for name in ("epoch_0001", "epoch_0002"):
             weights = [run / "checkpoints" / name / "model" / "model.safetensors" for run in (broken, cot_run)]
             assert weights[0].read_bytes() == weights[1].read_bytes()
 
     def test_two_ranks_train_like_one(self, home, cot_run):
         launch(home, "name=ranks", "batch_size=2", "num_epochs=1", launcher="torchrun")
-        expected = metrics(cot_run, "train/loss")[: -(-N_TRAIN // 4)]
-        assert metrics(home / "runs" / "ranks", "train/loss") == pytest.approx(
-            expected, rel=1e-4
-        )  # fp32 sums reordered
+        expected = losses(cot_run)[: -(-N_TRAIN // 4)]
+        assert losses(home / "runs" / "ranks") == pytest.approx(expected, rel=1e-4)  # fp32 sums reordered
 
 
 class TestCoconut:
     def test_stages_follow_each_other_and_restart_the_schedule(self, coconut_run):
         steps = -(-N_TRAIN // 8)
-        assert metrics(coconut_run, "train/stage") == [1] * steps + [2] * steps + [3] * steps
-        rates = metrics(coconut_run, "train/lr")
+        assert logged(coconut_run, "train/stage") == [1] * steps + [2] * steps + [3] * steps
+        rates = logged(coconut_run, "train/lr")
         assert rates[steps : 2 * steps] == rates[2 * steps :] == pytest.approx([rate / 2 for rate in rates[:steps]])
         assert rates[0] > rates[steps - 1]
         for key in ("thoughts/norm", "thoughts/effective_rank"):
-            assert len(metrics(coconut_run, key)) == 3 * steps and min(metrics(coconut_run, key)) > 0
+            assert len(logged(coconut_run, key)) == 3 * steps and min(logged(coconut_run, key)) > 0
 
     def test_a_stage_goes_on_as_a_new_optimizer_on_its_weights_would(self, home, train, coconut_run):
         """A second run starts at stage 2 from the first one's weights, so its AdamW is new by construction."""
         weights = f"load_model_path={coconut_run}/checkpoints/epoch_0001"
         train(*COCONUT, *zero3(), "name=new", weights, "resume=1", ranks=2)
         steps = -(-N_TRAIN // 8)
-        expected = metrics(coconut_run, "train/loss")[steps:]
-        assert metrics(home / "runs" / "new", "train/loss") == pytest.approx(expected, rel=1e-5)  # fp32 sums reordered
+        expected = losses(coconut_run)[steps:]
+        assert losses(home / "runs" / "new") == pytest.approx(expected, rel=1e-5)  # fp32 sums reordered
 
     def test_without_reset_the_schedule_spans_the_run(self, home, train):
         settings = ("reset_optimizer=false", "lr_schedule=linear", "coconut.first_stage=2", "freeze.vision_tower=true")
         train("name=spanning", *COCONUT, *settings, "max_train_samples=8", "max_val_samples=2")
         run = home / "runs" / "spanning"
-        assert metrics(run, "train/stage") == [2, 2, 3, 3, 3, 3]
-        rates = metrics(run, "train/lr")
+        assert logged(run, "train/stage") == [2, 2, 3, 3, 3, 3]
+        rates = logged(run, "train/lr")
         assert rates == sorted(rates, reverse=True) and len(set(rates)) == len(rates)
 
     def test_evaluation_uses_the_latents_of_the_stage(self, coconut_run):
-        assert metrics(coconut_run, "eval/coconut/mean_latent_passes") == [2.0, 4.0, 4.0]
-        assert metrics(coconut_run, "eval/coconut/n") == [N_VAL] * 3
+        assert logged(coconut_run, "eval/coconut/mean_latent_passes") == [2.0, 4.0, 4.0]
+        assert logged(coconut_run, "eval/coconut/n") == [N_VAL] * 3
 
     def test_evaluation_in_all_modes_is_the_same_on_any_number_of_ranks(self, home, train, coconut_run):
         """With the keys of the checkpoint's method, whatever the config has."""
@@ -330,11 +323,11 @@ def test_lora_resumes_exactly_and_saves_a_plain_model(home, train, cot_run):
     train(*settings, "name=lora_broken", "num_epochs=1", ranks=2)
     train(*settings, "name=lora_broken", "num_epochs=2", ranks=2, allow_change=("num_epochs",))
     unbroken, broken = (home / "runs" / name for name in ("lora", "lora_broken"))
-    assert metrics(unbroken, "train/loss") == metrics(broken, "train/loss")
+    assert losses(unbroken) == losses(broken)
     for part, times in (("projector", 3), ("language_model", 1), ("new_tokens", 2)):
-        rates = metrics(unbroken, f"train/lr/{part}")
-        assert rates == metrics(broken, f"train/lr/{part}")
-        assert rates == pytest.approx([times * rate for rate in metrics(unbroken, "train/lr")])
+        rates = logged(unbroken, f"train/lr/{part}")
+        assert rates == logged(broken, f"train/lr/{part}")
+        assert rates == pytest.approx([times * rate for rate in logged(unbroken, "train/lr")])
     paths = [run / "checkpoints" / "epoch_0002" / "model" for run in (unbroken, broken)]
     saved, again = ((path / "model.safetensors").read_bytes() for path in paths)
     assert saved == again
@@ -374,7 +367,7 @@ def test_records_without_answers_are_predicted(home, train, cot_run):
 def test_checkpoints_are_pruned_to_the_newest_and_the_best(home, train):
     train("name=pruned", "num_epochs=4", "max_checkpoints_to_keep=2", "keep_best_checkpoints=1", "max_val_samples=4")
     run = home / "runs" / "pruned"
-    accuracies = metrics(run, "eval/cot/accuracy")
+    accuracies = logged(run, "eval/cot/accuracy")
     best = max(range(4), key=lambda epoch: (accuracies[epoch], epoch)) + 1
     kept = {path.name for path in (run / "checkpoints").glob("epoch_*")}
     assert kept == {"epoch_0003", "epoch_0004", f"epoch_{best:04d}"}
@@ -417,7 +410,7 @@ def test_an_evaluation_that_fails_costs_no_trained_epoch_and_is_made_up_for(home
         weights = [folder / "model" / "model.safetensors" for folder in (ours, theirs)]
         assert weights[0].read_bytes() == weights[1].read_bytes()
         assert samples(run, f"{epoch}_cot") == samples(cot_run, f"{epoch}_cot")
-    assert metrics(run, "train/loss") == metrics(cot_run, "train/loss")
+    assert losses(run) == losses(cot_run)
 
 
 def test_a_prompts_date_is_the_day_on_which_its_run_began(home, train):
@@ -433,7 +426,7 @@ def test_a_prompts_date_is_the_day_on_which_its_run_began(home, train):
     train("name=dated_later", *settings, "num_epochs=2", patch=later)
     unbroken, broken, other = (home / "runs" / f"dated{name}" for name in ("", "_broken", "_later"))
     assert read_state(broken / "checkpoints" / "epoch_0002").prompt_date == "2026-01-05"
-    assert metrics(broken, "train/loss") == metrics(unbroken, "train/loss") != metrics(other, "train/loss")
+    assert losses(broken) == losses(unbroken) != losses(other)
     weights = [run / "checkpoints" / "epoch_0002" / "model" / "model.safetensors" for run in (unbroken, broken, other)]
     assert weights[0].read_bytes() == weights[1].read_bytes() != weights[2].read_bytes()
     evaluation = ("mode=eval_only", "eval_config.cot=true", "max_val_samples=2", f"load_model_path={unbroken}")
@@ -457,7 +450,7 @@ def test_flattened_aokvqa_trains_and_evaluates_with_stand_in_images(home, train)
     data = (f"data_dir={folder}", *paths, "answer_format=letter", "max_image_tiles=2")
     train("name=aokvqa", *COCONUT, *data, "max_train_samples=8", "batch_size=2", ranks=2)
     run = home / "runs" / "aokvqa"
-    assert metrics(run, "train/stage") == [0, 0, 1, 1, 2, 2]
+    assert logged(run, "train/stage") == [0, 0, 1, 1, 2, 2]
     assert summary(run, "coconut")["n"] == 100
 
 
@@ -475,8 +468,7 @@ def test_a_run_of_steps_that_are_not_finite_ends_with_their_examples(home, train
     named = re.findall(r"rank (\d): LOSS NOT FINITE of (.*)", "\n".join(ended.said))
     assert {rank for rank, _ in named} == {"0", "1"}
     assert set(", ".join(examples for _, examples in named).split(", ")) <= ids
-    logged = [json.loads(line) for line in (home / f"runs/diverged_{stage}/metrics.jsonl").read_text().splitlines()]
-    assert [entry["train/skipped_steps"] for entry in logged if "train/skipped_steps" in entry][:2] == [1, 2]
+    assert logged(home / "runs" / f"diverged_{stage}", "train/skipped_steps")[:2] == [1, 2]
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the ProsQA records are not at hand")
@@ -500,7 +492,7 @@ def test_a_text_only_model_trains_on_prosqa(home, train):
     limits = ("max_train_samples=8", "max_val_samples=5", "batch_size=2")
     train("name=prosqa", *COCONUT, *data, *limits, f"model_id={home}/text_model", ranks=2)
     run = home / "runs" / "prosqa"
-    assert metrics(run, "train/stage") == [0, 0, 1, 1, 2, 2]
+    assert logged(run, "train/stage") == [0, 0, 1, 1, 2, 2]
     assert summary(run, "coconut")["n"] == 5 and summary(run, "coconut")["chance"] == 0.5
 
 

@@ -20,7 +20,7 @@ def home(tmp_path_factory) -> Path:
     """Rows, and some whole micro-batches, without an image; rows with fewer latents than others; a short last batch."""
     home = make_home(
         tmp_path_factory.mktemp("gathering"),
-        n_train=25,
+        n_train=17,
         n_val=5,
         config="""
 mode: coconut_train
@@ -87,6 +87,6 @@ def test_so_it_is_when_thoughts_are_made_in_parallel(run_server, home):
     ],
 )
 def test_so_it_is_when_a_method_asks_for_more_than_labels(run_server, home, method, more):
-    settings = ("mode=train", f"method={method}", *more, "num_epochs=1", "max_train_samples=17")
+    settings = ("mode=train", f"method={method}", *more, "num_epochs=1")
     counts = count(run_server, home, method, {"stage3_max_live_parameters": 10**9}, *settings)
     assert min(steady_steps(counts)) >= 1 and max(steady_steps(counts)) <= LIMIT

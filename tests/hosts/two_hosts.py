@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from torch.utils.cpp_extension import get_default_build_root
 
 from multicoco.engine.deepspeed import free_port
 
@@ -72,7 +75,10 @@ class TwoHosts:
             "  UserKnownHostsFile /dev/null\n  LogLevel ERROR\n  ServerAliveInterval 3\n  ServerAliveCountMax 3\n"
         )
         (folder / "hostfile").write_text("".join(f"{name} slots=1\n" for name in self.names))
-        (folder / ".deepspeed_env").write_text("GLOO_SOCKET_IFNAME=eth7\nOMP_NUM_THREADS=1\n")
+        self._share_builds(folder / "extensions")
+        (folder / ".deepspeed_env").write_text(
+            f"GLOO_SOCKET_IFNAME=eth7\nOMP_NUM_THREADS=1\nTORCH_EXTENSIONS_DIR={folder}/extensions\n"
+        )
         for host, name in enumerate(self.names):
             sshd = (
                 f"/usr/sbin/sshd -D -e -f /dev/null -p {PORT} -h {folder}/host_key -o PidFile=none -o UsePAM=no "
@@ -87,6 +93,14 @@ class TwoHosts:
                 if time.monotonic() > deadline:
                     raise RuntimeError((folder / f"sshd_{name}.log").read_text())
                 time.sleep(0.2)
+
+    def _share_builds(self, root: Path) -> None:
+        """Both find what this machine has compiled, which is no other: they would take a minute each."""
+        built = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root(), socket.gethostname())
+        built.mkdir(parents=True, exist_ok=True)
+        root.mkdir()
+        for name in self.names:
+            (root / name).symlink_to(built)
 
     def launch(self, config: Path, *arguments: str, launcher: Sequence[str] = ()) -> subprocess.Popen:
         """`deepspeed --hostfile hostfile train.py config` on host a, its output in launch.log."""

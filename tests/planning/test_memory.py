@@ -8,33 +8,15 @@ import pytest
 import torch
 from homes import REPO
 from plan_memory import CASES, batch, build_reasoner
-from reference import internvl, qwen2
+from planned import NOTHING, PLAIN, WORK, model
+from reference import qwen2
 from supervised import make_examples, make_method, make_reasoner, make_rows, training_loss
 
 from multicoco.latent.schedule import SEQUENTIAL, Jacobi
 from multicoco.planning.geometry import ModelGeometry, Workload
-from multicoco.planning.held import PARTS
 from multicoco.planning.memory import pass_activations, peak_memory
-from multicoco.planning.setting import Setting
 from multicoco.planning.trace import LiveBytes
 from multicoco_kernels import BufferPool, KeyMask, LayerCache
-
-NOTHING = dict.fromkeys(("vision_tower", "projector", "language_model"), False)
-WORK = Workload(tiles=1, prompt=20, latents=3, written=8)
-PLAIN = Setting(
-    stage=0,
-    offload="none",
-    checkpointing=False,
-    micro_batch=2,
-    accumulation=1,
-    ranks=1,
-    reduce_bucket=1000,
-    max_live=10**9,
-)
-
-
-def model(dtype=torch.float32, **freezing) -> ModelGeometry:
-    return ModelGeometry(internvl().config, dtype, NOTHING | freezing)
 
 
 @pytest.mark.distributed
@@ -94,14 +76,6 @@ def test_what_a_decoder_of_steps_leaves_for_backward_is_as_predicted(keys):
     assert predicted[0] - predicted[1] == pytest.approx(measured[0] - measured[1], rel=0.15)
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_a_part_is_never_less_than_at_the_peak(stage):
-    memory = peak_memory(model(torch.bfloat16), WORK, replace(PLAIN, stage=stage, ranks=2))
-    at_peak = {part: sum(memory.device.get(kind, 0) for kind in kinds) for part, kinds in PARTS.items()}
-    assert all(0 < memory.parts[part] >= at_peak[part] for part in PARTS)
-    assert sum(at_peak.values()) + memory.device["inputs"] == memory.peak
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_pass_leaves_activations_for_its_columns(checkpointing):
     setting = replace(PLAIN, checkpointing=checkpointing)
@@ -147,27 +121,6 @@ def test_gradients_of_latent_passes_are_whole_in_every_stage():
         latent, plain = (peak_memory(geometry, Workload(0, 20, latents, 8), setting) for latents in (3, 0))
         assert latent.device["unfinished gradients"] == whole
         assert latent.peak - plain.peak > 0.8 * whole
-
-
-@pytest.mark.parametrize(("checkpointing", "latents", "whole"), [(False, 3, True), (True, 3, False), (False, 0, False)])
-def test_zero_3_lets_go_of_layers_in_backward_but_after_several_passes(checkpointing, latents, whole):
-    geometry = model()
-    live = geometry.decoder_parameters // 4
-    setting = replace(PLAIN, stage=3, ranks=2, max_live=live, checkpointing=checkpointing)
-    gathered = peak_memory(geometry, replace(WORK, latents=latents), setting).parts["parameters"]
-    shard = geometry.width * -(-geometry.parameters // 2)
-    assert gathered - shard == geometry.width * (geometry.decoder_parameters if whole else live)
-
-
-@pytest.mark.parametrize("stage", [2, 3])
-def test_a_gradient_larger_than_the_bucket_waits_for_the_next(stage):
-    config = qwen2().config
-    config.tie_word_embeddings, config.vocab_size = False, 1000
-    geometry, work = ModelGeometry(config, torch.float32, NOTHING), replace(WORK, tiles=0)
-    head = geometry.head.largest
-    settings = [replace(PLAIN, stage=stage, ranks=2, reduce_bucket=bucket) for bucket in (head, head - 1)]
-    fits, waits = (peak_memory(geometry, work, setting).parts["gradients"] for setting in settings)
-    assert waits > fits
 
 
 @pytest.mark.parametrize("stage", range(4))

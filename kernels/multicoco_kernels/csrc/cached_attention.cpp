@@ -8,8 +8,12 @@
 // what is read. Every split owns its rows of dK and dV, and partial results are added in a fixed order: the same
 // inputs give the same bits whatever the number of threads.
 
+// torch/extension.h has all of these, and takes most of the time of compiling
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <torch/extension.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
 #include <cmath>
