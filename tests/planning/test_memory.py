@@ -1,13 +1,11 @@
 import json
-import os
-import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+import plan_memory
 import pytest
 import torch
-from homes import REPO
-from plan_memory import CASES, batch, build_reasoner
+from plan_memory import CASES, Case, batch, build_reasoner
 from planned import NOTHING, PLAIN, WORK, model
 from reference import qwen2
 from supervised import make_examples, make_method, make_reasoner, make_rows, training_loss
@@ -18,18 +16,43 @@ from multicoco.planning.memory import pass_activations, peak_memory
 from multicoco.planning.trace import LiveBytes
 from multicoco_kernels import BufferPool, KeyMask, LayerCache
 
+# in place of a run: what `in_new_process` does to the C library's allocator, then the measurement
+MEASURE = """
+import ctypes, json, sys
+sys.path += {path}
+import plan_memory
+
+for option, value in ((-3, 2**16), (-1, 0)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    ctypes.CDLL(None).mallopt(option, value)
+measured = plan_memory.allocated(plan_memory.Case(**{case}))
+if rank == 0:
+    with open({out!r}, "w") as file:
+        json.dump(measured, file)
+plan_memory.torch.distributed.barrier()
+plan_memory.end_process(0)
+"""
+
 
 @pytest.mark.distributed
-def test_what_is_allocated_copied_and_resident_is_as_predicted(tmp_path):
-    script, cases = REPO / "benchmarks" / "plan_memory.py", ["zero2 tied frozen sim_cot", "zero3 bf16, 2 ranks"]
-    smaller = {"layers": 2, "prompt": 100, "written": 40}
-    command = [sys.executable, str(script), "--threads", "1", "--out", str(tmp_path), "--cases", *cases]
-    command += ["--resident", cases[0]]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(REPO), str(REPO / "kernels")))}
-    done = subprocess.run(
-        [*command, "--geometry", json.dumps(smaller)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_what_is_allocated_copied_and_resident_is_as_predicted(tmp_path, monkeypatch, run_server, one_thread):
+    """What is allocated in forked ranks, what is resident in a process that has imported all by itself."""
+    in_new_process = plan_memory.measure
+
+    def measure(case: Case, threads: int, *options: str, frees: bool = True) -> dict[str, int]:
+        if options:
+            return in_new_process(case, threads, *options, frees=frees)
+        out = tmp_path / "measured.json"
+        patch = MEASURE.format(path=sys.path, case=asdict(case), out=str(out))
+        ended = run_server.run(tmp_path / "none.yaml", ranks=case.ranks, patch=patch)
+        assert ended.codes == [0] * case.ranks, ended.said
+        return json.loads(out.read_text())
+
+    cases = ["zero2 tied frozen sim_cot", "zero3 bf16, 2 ranks"]
+    smaller = json.dumps({"layers": 2, "prompt": 100, "written": 40})
+    arguments = ["--threads", "1", "--out", str(tmp_path), "--cases", *cases, "--resident", cases[0]]
+    monkeypatch.setattr(plan_memory, "measure", measure)
+    monkeypatch.setattr(sys, "argv", ["plan_memory.py", *arguments, "--geometry", smaller])
+    plan_memory.main()
     rows = json.loads((tmp_path / "plan_memory.json").read_text())["rows"]
     assert [row["case"] for row in rows] == cases
     assert all(row["measured_mib"] > 100 and abs(row["ratio"] - 1) <= 0.15 for row in rows), rows
