@@ -79,11 +79,12 @@ def ours(task: Task, name: str) -> tuple[nn.Module, Loss]:
     method, model = task.method(name), task.model().train()
     batch, reasoner = task.collated(method), thinking_model(method, model, LATENT)
     tokens = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
-    supervision = None
-    if batch["supervision"]:
-        supervision = batch["supervision"] | {"divisors": torch.tensor(method.counts(batch)).clamp(min=1)}
+    supervision, on_host = None, tokens
+    if asked := batch["supervision"]:
+        supervision = asked | {"divisors": torch.tensor(method.counts(batch)).clamp(min=1)}
+        on_host = tokens | {key: tensor for key, tensor in asked.items() if isinstance(tensor, Tensor)}
     n_passes = method.passes(task.latents + 1)
-    return reasoner, lambda: reasoner(**tokens, on_host=tokens, n_passes=n_passes, supervision=supervision).loss
+    return reasoner, lambda: reasoner(**tokens, on_host=on_host, n_passes=n_passes, supervision=supervision).loss
 
 
 class Ran(NamedTuple):

@@ -12,6 +12,7 @@ import json
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -20,13 +21,16 @@ from deepspeed import DeepSpeedEngine
 from measuring import Report
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._pytree import tree_leaves
-from transformers import InternVLConfig, PreTrainedConfig, Qwen2Config
+from transformers import InternVLConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
 from multicoco.config import RunConfig
 from multicoco.engine.deepspeed import build_engine, init_distributed, model_shape, whole_state_dict
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.engine.state_files import StateFiles
+from multicoco.latent.objective import Objective
 from multicoco.latent.reasoner import LatentReasoner
+from multicoco.methods import method_class
+from multicoco.methods.method import Beside
 from multicoco.models.freezing import freeze
 from multicoco.planning.geometry import ModelGeometry, Workload
 from multicoco.planning.memory import peak_memory
@@ -36,6 +40,7 @@ from multicoco.planning.setting import Setting, ds_config, overrides
 from multicoco.process import end_process
 
 IMAGE, TILE_TOKENS, TILE_SIZE = 3, 64, 224
+STEP_TOKENS = 24  # of each written step
 FIRST_STEP = "first step"
 TOLERANCE = 0.15
 
@@ -58,6 +63,7 @@ class Case:
     tied: bool = False
     images: bool = True  # one tile an example
     frozen: bool = False  # the vision tower
+    decoder: str | None = None  # of sim_cot
     layers: int = 6
     hidden: int = 384
     vocabulary: int = 8000
@@ -80,12 +86,15 @@ class Case:
     @property
     def workload(self) -> Workload:
         tiles = int(self.images)
-        return Workload(tiles, tiles * TILE_TOKENS + self.prompt, self.latents, self.written)
+        beside = Beside(self.latents, 1, STEP_TOKENS) if self.decoder else None
+        return Workload(tiles, tiles * TILE_TOKENS + self.prompt, self.latents, self.written, beside=beside)
 
     @property
     def config(self) -> RunConfig:
+        method = {"method": "sim_cot", "sim_cot": {"decoder": self.decoder}} if self.decoder else {"method": "coconut"}
         return RunConfig(
-            mode="coconut_train",
+            mode="train",
+            **method,
             name="case",
             model_id="none",
             train_path="none.json",
@@ -94,6 +103,9 @@ class Case:
             coconut={"enabled": True, "first_stage": 1},
             **overrides(self.setting),
         )
+
+    def objective(self, model: PreTrainedModel) -> Objective | None:
+        return method_class(self.config.trained_method)(self.config).objective(model)
 
     @property
     def model_config(self) -> PreTrainedConfig:
@@ -141,6 +153,8 @@ CASES = {
     "zero2 checkpointing frozen B=8": Case(stage=2, checkpointing=True, frozen=True, micro_batch=8),
     "zero2 wide vocabulary": Case(stage=2, images=False, vocabulary=32_000, written=200),
     "zero2 bf16 offload accumulation": Case(stage=2, bf16=True, offload="optimizer", accumulation=2),
+    "zero2 tied frozen sim_cot": Case(stage=2, tied=True, frozen=True, decoder="copy"),
+    "zero2 sim_cot, self": Case(stage=2, decoder="self"),
     "zero3 K=1": Case(stage=3, latents=1),
     "zero0, 2 ranks": Case(ranks=2, latents=1),
     "zero1 bf16, 2 ranks": Case(stage=1, ranks=2, bf16=True),
@@ -161,7 +175,7 @@ RESIDENT = ("zero0", "zero2 bf16, 2 ranks", "zero2 checkpointing frozen B=8", "z
 def predict(case: Case) -> dict[str, int]:
     """Bytes of rank 0: of a step, on what would be its device and its host; of a save's copy; and all that it holds."""
     config = case.config
-    model = ModelGeometry(case.model_config, model_dtype(config), config.freeze.model_dump())
+    model = ModelGeometry(case.model_config, model_dtype(config), config.freeze.model_dump(), case.objective)
     memory = peak_memory(model, case.workload, case.setting)
     host = host_memory(model, case.setting, memory, asynchronous=True)
     return {
@@ -184,7 +198,7 @@ def measure(case: Case, threads: int, *options: str, frees: bool = True) -> dict
     return in_new_process("-m", *launcher, __file__, *arguments, frees=frees)
 
 
-def batch(case: Case) -> dict[str, torch.Tensor]:
+def batch(case: Case) -> dict[str, Any]:
     work, rows = case.workload, case.micro_batch
     ids = torch.randint(IMAGE + 1, case.vocabulary, (rows, work.length))
     ids[:, : work.tiles * TILE_TOKENS] = IMAGE
@@ -192,7 +206,10 @@ def batch(case: Case) -> dict[str, torch.Tensor]:
     labels = ids.clone()
     labels[:, : work.length - work.written] = -100
     images = {"pixel_values": torch.randn(rows, 3, TILE_SIZE, TILE_SIZE)} if case.images else {}
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, **images}
+    steps = torch.randint(IMAGE + 1, case.vocabulary, (rows, work.latents, STEP_TOKENS))
+    counted, divisors = torch.ones(rows, dtype=torch.bool), torch.tensor([steps.numel()])
+    asked = {"supervision": {"stretches": steps, "counted": counted, "divisors": divisors}} if case.decoder else {}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, **images, **asked}
 
 
 def build_reasoner(case: Case) -> LatentReasoner:
@@ -201,7 +218,7 @@ def build_reasoner(case: Case) -> LatentReasoner:
         case.model_config, dtype=model_dtype(case.config)
     )
     freeze(model.train(), **case.config.freeze.model_dump())
-    return LatentReasoner(model, LATENT)
+    return LatentReasoner(model, LATENT, objective=case.objective(model))
 
 
 def build(case: Case) -> DeepSpeedEngine:
@@ -215,7 +232,7 @@ def build(case: Case) -> DeepSpeedEngine:
     return build_engine(reasoner, config, resolved)
 
 
-def train(case: Case, engine: DeepSpeedEngine, inputs: dict[str, torch.Tensor]) -> None:
+def train(case: Case, engine: DeepSpeedEngine, inputs: dict[str, Any]) -> None:
     """One optimizer step."""
     for _ in range(case.accumulation):
         loss = engine(**inputs, n_passes=case.latents + 1).loss

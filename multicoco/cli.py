@@ -245,12 +245,16 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     scenes.add_argument("--hops", type=int, default=3, help="reasoning steps of each question, to 8 (default 3)")
     scenes.add_argument("--distractors", type=int, default=0, help="tiles with a dot that means nothing (default 0)")
     scenes.add_argument("--text", action="store_true", help="the same scenes in sentences, without pictures")
+    scenes.add_argument("--tiles", type=int, nargs="+", default=[9], help="of scenes in sentences, in turn (default 9)")
     scenes.set_defaults(run=commands.prepare_scenes)
 
     prosqa = data_set("prosqa", "ProsQA by the paper's generator", {"n": 17886, "val": 300, "test": 500})
     prosqa.add_argument("--nodes", type=int, default=28, help="nodes of a graph, 5 of which end up unused (default 28)")
     prosqa.add_argument("--hops", type=int, nargs="+", help="lengths of the path (default: of the deepest leaf's)")
     prosqa.add_argument("--shape", default="dag", help="of the graphs: dag, tree or dense (default dag)")
+    prosqa.add_argument(
+        "--same-depth", action="store_true", help="only questions whose two options are as deep (docs/tasks.md)"
+    )
     prosqa.set_defaults(run=commands.prepare_prosqa)
 
     gsm8k = prepare.add_parser(

@@ -12,17 +12,17 @@ from multicoco.interventions import split_specs
 def prepare_scenes(args: argparse.Namespace) -> None:
     from multicoco.tasks.scenes import Form, render_scenes
 
-    form = Form(args.text, args.distractors)
+    form = Form(args.text, args.distractors, tuple(args.tiles))
     sizes = (args.train, args.val, args.test)
     _print_counts(args.out, render_scenes(args.out, *sizes, args.seed, args.kinds, args.hops, form, args.apart_from))
 
 
 def prepare_prosqa(args: argparse.Namespace) -> None:
-    from multicoco.tasks.prosqa import write_prosqa
+    from multicoco.tasks.prosqa import Kind, write_prosqa
 
+    kind = Kind(args.nodes, args.hops and tuple(args.hops), args.shape, args.same_depth)
     sizes = (args.n, args.val, args.test)
-    drawn = (args.seed, args.nodes, args.hops, args.shape, args.apart_from)
-    _print_counts(args.out, write_prosqa(args.out, *sizes, *drawn))
+    _print_counts(args.out, write_prosqa(args.out, *sizes, args.seed, kind, args.apart_from))
 
 
 def _print_counts(out: Path, counts: dict[str, int]) -> None:

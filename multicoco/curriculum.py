@@ -49,6 +49,11 @@ class StageSchedule:
                 number, in_stage = number + 1, 0
         return min(self.first_stage + number, self.max_latent_stage + 1)
 
+    @property
+    def n_stages(self) -> int:
+        """From the first one to the one past max_latent_stage."""
+        return self.max_latent_stage + 2 - self.first_stage
+
     def reachable(self, n_epochs: int) -> set[int]:
         """The stages that so many epochs can come to."""
         first = self.stage(0)

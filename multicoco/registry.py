@@ -29,6 +29,7 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
         "c_mtp": "multicoco.methods.c_mtp:CMTP",
         "codi": "multicoco.methods.codi:CODI",
         "sim_cot": "multicoco.methods.sim_cot:SimCoT",
+        "codi_sim_cot": "multicoco.methods.codi_sim_cot:CODISimCoT",
     },
     "families": {
         "internvl": "multicoco.models.families.internvl:InternVL",

@@ -7,6 +7,7 @@ launchers do, which leave them time after a preemption. Answers with a line of J
 the kill came before the end.
 """
 
+import gc
 import json
 import math
 import os
@@ -22,13 +23,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401  # and with it PyTorch's compiler
 import train  # noqa: E402
 import transformers.conversion_mapping  # noqa: E402
+from deepspeed.comm.torch import build_shm_op  # noqa: E402
 from transformers import InternVLForConditionalGeneration, Qwen2ForCausalLM  # noqa: E402, F401  # imported lazily
 
 from multicoco import training  # noqa: E402, F401
+from multicoco.engine.builds import prepare_builds  # noqa: E402
 from multicoco.engine.deepspeed import free_port  # noqa: E402
 from multicoco.process import end_process  # noqa: E402
 
 transformers.conversion_mapping.get_checkpoint_conversion_mapping("llava")  # kept for all models once built
+prepare_builds()
+build_shm_op()  # or every rank asks the compiler and ninja whether it is still as built
+gc.freeze()  # what is imported: ranks do not look through it when they collect, as DeepSpeed makes them
 assert len(os.listdir("/proc/self/task")) == 1, "a forked process has but one of the threads"
 
 GRACE_SECONDS = 30  # after a preemption, torchrun's
@@ -42,6 +48,7 @@ def become_rank(rank: int, request: dict, port: int) -> None:
         RANK=str(rank),
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(request["ranks"]),
+        LOCAL_SIZE=str(request["ranks"]),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )

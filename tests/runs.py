@@ -48,6 +48,20 @@ LossWindow.read = read_and_signal
 """
 
 
+def entries(run: Path) -> list[dict[str, Any]]:
+    """What a run has logged, in its order."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def logged(run: Path, key: str) -> list[Any]:
+    """The values of one key."""
+    return [entry[key] for entry in entries(run) if key in entry]
+
+
+def losses(run: Path) -> list[float]:
+    return logged(run, "train/loss")
+
+
 class RunServer:
     """Does runs of `train.py` (see run_server.py), one at a time, `logs` holding what they say."""
 

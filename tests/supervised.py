@@ -1,6 +1,8 @@
 """Batches with supervision, made of examples as training makes them; and a row alone, in plain PyTorch."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +14,13 @@ from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens, LatentTokens
 from multicoco.data.collate import Collator, Row
 from multicoco.latent.reasoner import LatentOutput, LatentReasoner
+from multicoco.latent.thoughts import Projection
 from multicoco.methods import Method, method_class
 from multicoco.methods.thinking import thinking_model
 
 TOKENS = LatentTokens(58, LATENT, 59)
 IDS = "abcd"
+GRIDS = ((4, 6), (2, 2), (6, 4), (2, 8))  # patches of a Qwen's pictures, 2 x 2 of which are a token
 
 
 def make_method(name: str, **sections: Any) -> Method:
@@ -32,12 +36,33 @@ def make_examples(model_name: str) -> list[ExampleTokens]:
     def words(n: int) -> list[int]:
         return torch.randint(0, 58, (n,), generator=rng).tolist()
 
-    image = [IMAGE] * IMAGE_TOKENS * (model_name == "internvl")
     lengths = ((4, (3, 1, 2), 3), (2, (4,), 2), (3, (), 3), (5, (1, 2), 4))
     return [
-        ExampleTokens([*image, *words(prompt)], [words(n) for n in steps], words(answer), answer_prefix=1)
-        for prompt, steps, answer in lengths
+        ExampleTokens(
+            [*[IMAGE] * image_tokens(model_name, i), *words(prompt)],
+            [words(n) for n in steps],
+            words(answer),
+            answer_prefix=1,
+        )
+        for i, (prompt, steps, answer) in enumerate(lengths)
     ]
+
+
+def image_tokens(model_name: str, i: int) -> int:
+    """Of an example's picture."""
+    if model_name.startswith("qwen") and model_name.endswith("vl"):
+        return math.prod(GRIDS[i]) // 4
+    return IMAGE_TOKENS if model_name == "internvl" else 0
+
+
+def picture(model_name: str, i: int, rng: torch.Generator) -> dict[str, Tensor]:
+    """The inputs of an example's picture; none for a model that does not see."""
+    if not image_tokens(model_name, i):
+        return {}
+    if model_name == "internvl":
+        return {"pixel_values": torch.randn(1, 3, 56, 56, generator=rng, dtype=torch.float64)}
+    pixels = torch.randn(math.prod(GRIDS[i]), 3 * 2 * 14 * 14, generator=rng, dtype=torch.float64)
+    return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, *GRIDS[i]]])}
 
 
 def make_rows(method: Method, model_name: str, stage: int, filler: int | None = None) -> list[Row]:
@@ -46,10 +71,8 @@ def make_rows(method: Method, model_name: str, stage: int, filler: int | None = 
     rows = []
     for i, tokens in enumerate(make_examples(model_name)):
         supervision, counted = method.supervision(tokens, stage, 0, IDS[i]), i != filler
-        picture = torch.randn(1, 3, 56, 56, generator=rng, dtype=torch.float64)
-        inputs = {"pixel_values": picture} if model_name == "internvl" else {}
         row = method.train_row(tokens, stage, 0, IDS[i])
-        rows.append(Row(*row, i, counted, inputs, supervision=supervision))
+        rows.append(Row(*row, i, counted, picture(model_name, i, rng), supervision=supervision))
     return rows
 
 
@@ -62,13 +85,17 @@ def training_loss(method: Method, reasoner: LatentReasoner, rows: Sequence[Row],
     return training_output(method, reasoner, rows, stage).loss
 
 
-def training_output(method: Method, reasoner: LatentReasoner, rows: Sequence[Row], stage: int) -> LatentOutput:
+def training_output(
+    method: Method, reasoner: LatentReasoner, rows: Sequence[Row], stage: int, on_host: bool = True
+) -> LatentOutput:
+    """Args: on_host: whether the reasoner is given what it may read on the host."""
     batch = Collator(PAD, LATENT, reasoner.family.batch, min_length=method.passes(stage))(rows)
     labelled = int((batch["labels"][:, 1:] != -100).sum())
     tokens = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+    supervision = {key: x for key, x in batch["supervision"].items() if isinstance(x, Tensor)}
     return reasoner(
         **tokens,
-        on_host=tokens,
+        on_host=tokens | supervision if on_host else None,
         **batch["inputs"],
         n_passes=method.passes(stage),
         loss_divisor=labelled,
@@ -76,23 +103,52 @@ def training_output(method: Method, reasoner: LatentReasoner, rows: Sequence[Row
     )
 
 
-def embedded(model: PreTrainedModel, ids: Sequence[int], inputs: dict[str, Tensor]) -> list[Tensor]:
-    """What a row's tokens are fed as, an image's features in place."""
-    embeds = [*model.get_input_embeddings()(torch.tensor(ids))]
+@dataclass
+class Alone:
+    """A row without padding.
+
+    Attributes:
+        embeds: (D,) each, of its columns; thoughts are put there once they are made.
+        latent: the columns of these.
+        positions: (3, 1, T) of a model that counts along several axes.
+    """
+
+    model: PreTrainedModel
+    embeds: list[Tensor]
+    latent: list[int]
+    positions: Tensor | None
+
+    def think(self, projection: Projection | None) -> list[Tensor]:
+        """The thoughts, (D,) each, one after the other."""
+        for column in self.latent:
+            hidden = self.layers(column)[-1][-1]
+            self.embeds[column] = hidden if projection is None else projection(hidden)
+        return [self.embeds[column] for column in self.latent]
+
+    def layers(self, end: int | None = None) -> list[Tensor]:
+        """(T, D) each: what every layer of the language model gives of the columns up to `end`, the last one's after
+        the last norm."""
+        seen: list[Tensor] = []
+        decoder, given = self.model.get_decoder(), {}
+        hooks = [layer.register_forward_hook(lambda module, args, out: seen.append(out[0])) for layer in decoder.layers]
+        if self.positions is not None:
+            given["position_ids"] = self.positions[..., :end]
+        last = decoder(inputs_embeds=torch.stack(self.embeds[:end])[None], use_cache=False, **given).last_hidden_state
+        for hook in hooks:
+            hook.remove()
+        return [*seen[:-1], last[0]]
+
+
+def alone(model: PreTrainedModel, ids: Sequence[int], inputs: dict[str, Tensor]) -> Alone:
+    """A row as it is fed before there are thoughts, an image's features in place."""
+    embeds, positions = [*model.get_input_embeddings()(torch.tensor(ids))], None
     if inputs:
-        features = model.get_image_features(**inputs, return_dict=True).pooler_output.flatten(0, -2)
+        features = model.get_image_features(**inputs, return_dict=True).pooler_output
+        features = torch.cat([*features]).flatten(0, -2)  # a tensor, or one for each image
         places = [i for i, token in enumerate(ids) if token == IMAGE]
         for place, feature in zip(places, features, strict=True):
             embeds[place] = feature
-    return embeds
-
-
-def layers_of(model: PreTrainedModel, embeds: Sequence[Tensor]) -> list[Tensor]:
-    """(T, D) each: what every layer of the language model gives of a row, the last one's after the last norm."""
-    seen: list[Tensor] = []
-    decoder = model.get_decoder()
-    hooks = [layer.register_forward_hook(lambda module, args, out: seen.append(out[0])) for layer in decoder.layers]
-    last = decoder(inputs_embeds=torch.stack(list(embeds))[None], use_cache=False).last_hidden_state[0]
-    for hook in hooks:
-        hook.remove()
-    return [*seen[:-1], last]
+    if "image_grid_thw" in inputs:
+        kinds = (torch.tensor([ids]) == IMAGE).int()
+        positions, _ = model.model.get_rope_index(torch.tensor([ids]), kinds, inputs["image_grid_thw"])
+    return Alone(model, embeds, [i for i, token in enumerate(ids) if token == LATENT], positions)

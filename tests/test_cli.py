@@ -28,7 +28,7 @@ def test_text_tasks_and_their_model_are_made_by_commands(tmp_path, capsys):
     counts = ["--val", "4", "--test", "0"]
     commands = {
         "scenes": ["prepare", "scenes", "--text", "--train", "9", *counts, "--hops", "4", "--distractors", "2"],
-        "prosqa": ["prepare", "prosqa", "--n", "9", *counts, "--nodes", "12", "--hops", "2", "3"],
+        "prosqa": ["prepare", "prosqa", "--n", "9", *counts, "--nodes", "12", "--hops", "2", "3", "--same-depth"],
         "ood": [
             "prepare",
             "prosqa",

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from multicoco.config.content import Content, merge, read_file, read_override
 from multicoco.config.errors import describe
-from multicoco.config.schema import RunConfig
-from multicoco.config.section import expand
+from multicoco.config.schema import RunConfig, method_sections
+from multicoco.config.section import MethodKeys, expand
 from multicoco.errors import UserError
 
 
@@ -29,13 +29,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"run config {path}: {error}") from error
     merged: dict[str, Any] = {}
     places: dict[str, str] = {}  # dotted key -> where it was set last
-    for content, set_in in [*_inheritance(path), *map(read_override, overrides)]:
+    given = [*map(read_override, overrides)]
+    for content, set_in in [*_inheritance(path), *given]:
         merge(merged, content)
         places |= set_in
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
         raise UserError("\n  ".join([f"{path} is not a valid run config:", *describe(error, places)])) from error
+    overridden = {key for _, set_in in given for key in set_in}
+    sections: list[MethodKeys] = [getattr(config, name) for name in method_sections()]
+    unread = [told for section in sections for key, told in section.unread(config) if key in overridden]
+    if unread:
+        raise UserError("\n  ".join([f"{path} is not a valid run config:", *unread]))
     in_repo = path.resolve().parent.parent / config.deepspeed
     if not Path(config.deepspeed).exists() and in_repo.exists():
         config = config.model_copy(update={"deepspeed": str(in_repo)})

@@ -3,9 +3,7 @@
 Light on purpose (no torch): `train.py --help` and `--print-config` answer at once.
 """
 
-import re
 from collections.abc import Iterator
-from datetime import date, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -13,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 from pydantic.fields import FieldInfo
 
-from multicoco.config.columns import Columns
 from multicoco.config.combinations import PUBLISHED_MODES, contradictions, pointless
+from multicoco.config.data import Data
 from multicoco.config.dialect import dump
 from multicoco.config.efficiency import Efficiency
 from multicoco.config.evaluation import EvalConfig, Generation
+from multicoco.config.names import folder_name, registered
 from multicoco.config.rates import Rates
 from multicoco.config.section import (
     Beta,
@@ -33,32 +32,7 @@ from multicoco.config.section import (
 from multicoco.config.streaming import Streaming
 from multicoco.config.tracking import Tracking, Wandb, agreed
 from multicoco.errors import UserError
-from multicoco.registry import Kind, check_name, load_all
-
-
-def _registered(kind: Kind, name: str | None) -> str | None:
-    try:
-        if name is not None:
-            check_name(kind, name)
-    except UserError as error:
-        raise ValueError(str(error)) from error
-    return name
-
-
-def _folder_name(name: str) -> str:
-    expanded = expand(name)
-    if not re.fullmatch(r"[^/\\]*[^/\\.\s][^/\\]*", expanded):
-        raise ValueError("must be the name of a folder, without separators")
-    return expanded
-
-
-def _day(value: object) -> object:
-    """A date, as Python and YAML have it, or its text."""
-    if value is None or (isinstance(value, date) and not isinstance(value, datetime)):
-        return value and value.isoformat()
-    if not isinstance(value, str) or not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
-        raise ValueError("must be a date, as 2026-11-25")
-    return date.fromisoformat(value).isoformat()
+from multicoco.registry import load_all
 
 
 class Freeze(Section):
@@ -80,20 +54,20 @@ class Lora(Section):
     )
 
 
-class _First(Section):
-    """The engine's keys above the sections of the methods."""
+class _Start(Section):
+    """The engine's keys above those of the data."""
 
     mode: Literal["cot_train", "coconut_train", "vanilla_train", "train", "eval_only"] = Field(
         description="train with written reasoning, with latent reasoning, without reasoning, with the method of "
         "`method`; or only evaluate"
     )
-    method: Annotated[OptionalStr, AfterValidator(partial(_registered, "methods"))] = Field(
+    method: Annotated[OptionalStr, AfterValidator(partial(registered, "methods"))] = Field(
         None,
         description="training method by its registered name; null: the one that mode names, and for eval_only the "
         "first of eval_config's that is true",
     )
     project: str = Field("multicoco", description="W&B project")
-    name: Annotated[str, AfterValidator(_folder_name)] = Field(description="name of the run, and of its folder")
+    name: Annotated[str, AfterValidator(folder_name)] = Field(description="name of the run, and of its folder")
     output_dir: PathStr = Field("runs", description="folder of all runs")
     use_run_name_in_output_dir: bool = Field(True, description="the run's folder is output_dir/name, not output_dir")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of new weights, data order, stage mixing and sampling")
@@ -119,59 +93,9 @@ class _First(Section):
         "auto", description="implementation of the cached attention: auto is `cpu` on CPUs, `triton` or `flash` on GPUs"
     )
 
-    data_dir: PathStr = Field(".", description="folder that train_path and val_path are relative to")
-    image_dir: OptionalPath = Field(None, description="folder of the images; null: data_dir")
-    train_path: OptionalPath = Field(
-        None,
-        description="training records: a file of JSON, JSON Lines, parquet or Arrow, `folder?split=train`, or "
-        "`hf://owner/name?split=train&revision=...`, or a mixture (YAML) of these ([data](data.md))",
-    )
-    val_path: OptionalPath = Field(None, description="validation records, as train_path")
-    source: Annotated[OptionalStr, AfterValidator(partial(_registered, "sources"))] = Field(
-        None, description="format of the records by its registered name; null: told by each record's keys"
-    )
-    columns: Columns = Columns()
-    steps_from: Literal["sentences", "rationales", "lines", "list", "tag"] = Field(
-        "sentences",
-        description="what of a written reasoning is a step: a sentence or line of it, an item of a list in it, what is "
-        "in a tag (`<step>...</step>`); of several rationales the first is taken, or rationales: each is a step",
-    )
-    answer_format: Literal["letter", "index", "text"] = Field("letter", description="how an answer names its choice")
-    answer_type: Literal["text", "number"] | None = Field(
-        None,
-        description="how open answers are compared: as texts, or as numbers: 18 = 18.0 = $18; null: as the records' "
-        "source says",
-    )
-    direct_answers: bool = Field(
-        False,
-        description="ask questions that have annotators' answers without their choices, as A-OKVQA's second setting is",
-    )
-    prompt_date: Annotated[str | None, BeforeValidator(_day)] = Field(
-        None,
-        description="date that a chat template may write into the prompt, YYYY-MM-DD; null: the day the run was "
-        "started first",
-    )
-    direct_instruction: str = Field("", description="last line of a question to be answered without reasoning")
-    reasoning_instruction: str = Field("", description="last line of a question to be answered with reasoning")
-    on_bad_record: Literal["error", "skip"] = Field(
-        "error", description="a malformed record or image stops the run, or is left out"
-    )
-    max_length: PositiveInt | None = Field(
-        None,
-        description="tokens that a training example may have in any stage of the run, those of images, thoughts and "
-        "answer among them; null: as many as the model has positions for ([data](data.md#length))",
-    )
-    too_long: Literal["error", "skip"] = Field(
-        "error", description="a longer training example stops the run, or is left out of all stages"
-    )
-    max_train_samples: PositiveInt | None = Field(None, description="use only the first training records")
-    max_val_samples: PositiveInt | None = Field(None, description="use only the first validation records")
-    num_workers: NonNegativeInt = Field(2, description="processes per rank that load data")
-    max_image_tiles: PositiveInt = Field(
-        12,
-        description="most tiles an image is cut into, the thumbnail not counted; of a model that takes images at their "
-        "own resolution, the most squares of 448 x 448 pixels that an image's area may be (docs/models.md)",
-    )
+
+class _First(Data, _Start):
+    """The engine's keys above the sections of the methods."""
 
     self_check: bool = Field(
         True,

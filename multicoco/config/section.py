@@ -73,3 +73,8 @@ class MethodKeys(Section):
     def problems(self, config: Any) -> Iterator[str]:
         """What of this section does not go with the rest of the RunConfig, one sentence each, with what to do."""
         yield from ()
+
+    def unread(self, config: Any) -> Iterator[tuple[str, str]]:
+        """Keys of which the RunConfig's training reads only a part, and a sentence about each. Such a key may be
+        inherited: only an override that sets it is refused."""
+        yield from ()

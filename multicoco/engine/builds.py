@@ -4,13 +4,15 @@ PyTorch guards a build with a file that a killed process leaves behind, and the 
 often share a home folder, but their processors need not be alike and none sees the others' processes. So every host
 compiles in a folder of its own, where a guard that no living process holds open can be taken away.
 
-Two versions of ninja that take turns in a folder each take the other's build for stale, and compile for a minute: as
-when the virtual environment is now on the path and now not. So the one that is installed with this package comes first.
+Two environments that take turns in a folder each take the other's build for stale, since it names the other's paths,
+and compile for a minute; so every environment has a folder of its own as well. Two versions of ninja do the same, as
+when the environment is now on the path and now not; so the one that is installed with this package comes first.
 """
 
 import os
 import socket
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import ninja
@@ -19,13 +21,13 @@ from torch.utils.cpp_extension import get_default_build_root
 
 
 def prepare_builds() -> None:
-    """Points TORCH_EXTENSIONS_DIR at this host's own folder, below what it was, and removes abandoned guards there.
-
-    This environment's ninja then comes first on the path.
+    """Points TORCH_EXTENSIONS_DIR at the folder that this host has for this environment, below what it was, and removes
+    abandoned guards there. The environment's ninja then comes first on the path.
     """
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     version = f"py{sys.version_info.major}{sys.version_info.minor}_torch{torch.__version__}"
-    own = Path(socket.gethostname(), version)
+    environment = sha256(sys.prefix.encode()).hexdigest()[:8]
+    own = Path(socket.gethostname(), f"{version}_{environment}")
     if root.parts[-2:] != own.parts:
         root /= own
     os.environ["TORCH_EXTENSIONS_DIR"] = str(root)

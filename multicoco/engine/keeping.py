@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import NoReturn
@@ -24,10 +23,10 @@ from multicoco.data.sources.parse import parse_records
 from multicoco.data.sources.tables import open_table
 from multicoco.data.verified import VerifiedImages
 from multicoco.engine.ranks import agree, gather, rank, world_size
+from multicoco.engine.remembered import recall, remember
 from multicoco.engine.resume import data_hash
 from multicoco.errors import UserError
 from multicoco.registry import names
-from multicoco.tracking import write_bytes
 
 IMAGES = "images.npy"  # in `folder_of` a config: `VerifiedImages`
 _FORMAT = 3  # of `data.kept`
@@ -105,13 +104,12 @@ def mix_kept(config: RunConfig, parts: Sequence[KeptExamples], weights: Sequence
 def _own_numbers(folder: Path, mixture: KeptMixture) -> NDArray[np.int32]:
     """What tells the ids of different sets apart (`mixture.numbers_of`), remembered."""
     remembered = folder / f"{sha256(mixture.about.encode()).hexdigest()[:16]}.numbers"
-    if remembered.is_file() and remembered.stat().st_size == 4 * len(mixture):
-        return np.frombuffer(remembered.read_bytes(), np.int32)
+    if (known := recall(remembered, np.int32, len(mixture))) is not None:
+        return known
     ids = [[example.id for example in part] for part in mixture.parts]
     copied = (copy_id(ids[part][place], copy) for part, place, copy, _ in mixture.picks.tolist())
     numbers = np.array(numbers_of(copied), np.int32)
-    with suppress(OSError):  # it costs no more than time, at the next start
-        write_bytes(remembered, numbers.tobytes())
+    remember(remembered, numbers)
     return numbers
 
 

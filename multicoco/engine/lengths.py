@@ -1,11 +1,9 @@
 """Whether the examples fit: known before a run, not in its middle. No example is ever cut."""
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens
@@ -14,9 +12,9 @@ from multicoco.data.kept import picked
 from multicoco.data.loader import Encoder
 from multicoco.data.stream import TooLong
 from multicoco.engine.ranks import agree, gather, in_turn, own_places, rank
+from multicoco.engine.remembered import recall, remember
 from multicoco.errors import UserError
 from multicoco.methods import Method
-from multicoco.tracking import write_bytes
 
 _NAMED = 5  # examples that a message names
 
@@ -56,22 +54,15 @@ def those_that_fit(
     if most is None:
         return examples
     stages = list(stages)
-    lengths = agree(lambda: _recall(remembered, len(examples)), only_rank_0=True)
+    lengths = agree(lambda: recall(remembered, np.int32, len(examples)), only_rank_0=True)
     if lengths is None:
         places = own_places(len(examples)).tolist()
         own = agree(lambda: [longest_row(method, encoder.tokens(examples[i], method.asked), stages) for i in places])
         lengths = in_turn(gather(np.array(own, np.int32)))
-        if remembered is not None and rank() == 0:
-            with suppress(OSError):  # it costs no more than time, at the next start
-                write_bytes(remembered, lengths.tobytes())
+        if rank() == 0:
+            remember(remembered, lengths)
     agree(lambda: _say_what_is_too_long(config, most, examples, lengths.tolist()), only_rank_0=True)
     return picked(examples, np.flatnonzero(lengths <= most))
-
-
-def _recall(remembered: Path | None, n: int) -> NDArray[np.int32] | None:
-    if remembered is None or not remembered.is_file() or remembered.stat().st_size != 4 * n:
-        return None
-    return np.frombuffer(remembered.read_bytes(), np.int32)
 
 
 def longest_row(method: Method, tokens: ExampleTokens, stages: Iterable[int]) -> int:

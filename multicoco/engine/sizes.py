@@ -2,7 +2,6 @@
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -18,8 +17,8 @@ from multicoco.data.loader import Encoder, in_order
 from multicoco.data.order import Sizes
 from multicoco.data.prompt import Asked
 from multicoco.engine.ranks import agree, gather, in_turn, own_places, rank
+from multicoco.engine.remembered import recall, remember
 from multicoco.methods import Method
-from multicoco.tracking import write_bytes
 
 Lengths = NDArray[np.int32]
 
@@ -78,17 +77,16 @@ class ExampleSizes:
         return cls(n_parts, lengths)
 
     @classmethod
-    def read(cls, path: Path, n: int) -> Self | None:
-        """What `write` has written of n examples; None if the file is not there, or another."""
-        try:
-            content = np.fromfile(path, np.int32)
-        except OSError:
+    def recall(cls, path: Path | None, n: int) -> Self | None:
+        """What is remembered of n examples; None if there is no such file."""
+        numbers = recall(path, np.int32)
+        if numbers is None:
             return None
-        n_parts, lengths = content[:n], content[n:]
+        n_parts, lengths = numbers[:n], numbers[n:]
         return cls(n_parts, lengths) if len(n_parts) == n and n_parts.sum() == len(lengths) else None
 
-    def write(self, path: Path) -> None:
-        write_bytes(path, self.n_parts.tobytes() + self.lengths.tobytes())
+    def remember(self, path: Path | None) -> None:
+        remember(path, np.concatenate([self.n_parts, self.lengths]))
 
     def __iter__(self) -> Iterator[ExampleTokens]:
         """Examples of such lengths."""
@@ -121,14 +119,13 @@ def measure_sizes(
     Raises:
         UserError: an image cannot be read, or a prompt not be made.
     """
-    known = agree(lambda: ExampleSizes.read(remembered, len(examples)) if remembered else None, only_rank_0=True)
+    known = agree(lambda: ExampleSizes.recall(remembered, len(examples)), only_rank_0=True)
     if known is not None:
         return known
     own = _Measured(picked(examples, own_places(len(examples))), encoder, asked)
     with torch.random.fork_rng(devices=[]):  # loaders draw from it, and what follows must be as without
         share = agree(lambda: ExampleSizes.of(in_order(own, num_workers)))
     sizes = ExampleSizes.dealt(gather(share))
-    if remembered is not None and rank() == 0:
-        with suppress(OSError):  # it costs no more than time, at the next start
-            sizes.write(remembered)
+    if rank() == 0:
+        sizes.remember(remembered)
     return sizes

@@ -1,6 +1,5 @@
 """The training records of a run with `streaming`: what is known of them before they are read. See `data.stream`."""
 
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from multicoco.data.sources.parse import RecordParser
 from multicoco.data.sources.pieces import Pieces, files_of, pieces_of
 from multicoco.data.stream import Policy, StreamedExamples
 from multicoco.engine.ranks import agree, gather, rank, world_size
+from multicoco.engine.remembered import recall, remember
 from multicoco.errors import UserError
-from multicoco.tracking import write_bytes
 
 SEEN = 64  # records that are looked at before training
 _ENDS = 2**20  # bytes at the beginning and at the end of a file that tell it from others
@@ -92,9 +91,8 @@ def _remembered(path: str, folder: Path) -> Pieces:
     found = Path(path).stat()
     key = f"{Path(path).absolute()} {found.st_size} {found.st_mtime_ns}"
     remembered = folder / f"{sha256(key.encode()).hexdigest()[:16]}.lines"
-    if remembered.is_file() and (known := np.frombuffer(remembered.read_bytes(), np.int64)).size % 2:
+    if (known := recall(remembered, np.int64)) is not None and known.size % 2:
         return Pieces(known[: known.size // 2], known[known.size // 2 :])
     pieces = pieces_of(path)
-    with suppress(OSError):  # it costs no more than time, at the next start
-        write_bytes(remembered, np.concatenate(pieces).tobytes())
+    remember(remembered, np.concatenate(pieces))
     return pieces

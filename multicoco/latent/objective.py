@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from multicoco.latent.passes import Passes
     from multicoco.latent.reasoner import LatentReasoner
 
@@ -36,14 +39,23 @@ class Supervised:
     Attributes:
         labels, divisor: as of `LatentReasoner.forward`.
         supervision: see `Objective`.
-        labels_on_host: the labels on the CPU, where they are there.
+        on_host: the labels, and tensors of the supervision, on the CPU, as far as they are there.
     """
 
     passes: Passes
     labels: Tensor
     divisor: Tensor | float | None
     supervision: dict[str, Any]
-    labels_on_host: Tensor | None = None
+    on_host: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def labels_on_host(self) -> Tensor | None:
+        return self.on_host.get("labels")
+
+    def known(self, name: str) -> Tensor:
+        """Of the supervision, for what is asked of its values: on the CPU where it is there, so that nobody waits."""
+        tensor: Tensor = self.on_host.get(name, self.supervision[name])
+        return tensor
 
 
 class Objective(nn.Module):
@@ -57,6 +69,10 @@ class Objective(nn.Module):
     def asked(self, reasoner: LatentReasoner, supervision: dict[str, Any]) -> Asked:
         """Of the passes."""
         return NOTHING
+
+    def runs(self, model: PreTrainedModel) -> PreTrainedModel | None:
+        """What it runs besides the passes: a language model without its head; None: nothing."""
+        return None
 
     def weights_of_others(self) -> dict[nn.Module, nn.Module]:
         """Its modules that compute with the parameters of others: by the former, the latter. ZeRO-3 must know them."""

@@ -33,6 +33,11 @@ class Places:
         """(N,) each, row by row, on the device; waits for it only if they were found there."""
         return coordinates(self.found, self.is_latent.device)
 
+    def columns_of(self, n: int) -> Tensor:
+        """(B, n): the columns of each row's first n thoughts, 0 where it has fewer. On the device, without waiting."""
+        of_thoughts = torch.arange(n, device=self.k.device)
+        return (self.k[:, None] == of_thoughts[:, None]).int().argmax(-1)
+
 
 def find(
     input_ids: Tensor, attention_mask: Tensor, latent_token_id: int | None, hides: bool, device: torch.device

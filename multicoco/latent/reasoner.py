@@ -133,8 +133,8 @@ class LatentReasoner(nn.Module):
             return_logits: also compute (B, T, V) logits.
             seeds: (B,) of the rows, on the CPU; only `fixed_thoughts` reads them, and needs them.
             supervision: what the objective asks for beside the labels.
-            on_host: input_ids, attention_mask and labels once more, on the CPU: with them, nothing is read from the
-                device.
+            on_host: input_ids, attention_mask, labels and the tensors of the supervision once more, on the CPU: with
+                them, nothing is read from the device.
             inputs: what the family's models take beside tokens (its `input_names`), of all rows in order; for InternVL
                 pixel_values, (N, 3, H, W) image tiles. Or what is kept of the images (`Family.kept`).
 
@@ -158,11 +158,11 @@ class LatentReasoner(nn.Module):
             on_host=on_host,
             **inputs,
         )
-        loss, labels_on_host = None, on_host.get("labels") if on_host else None
+        loss = None
         if labels is not None and objective and supervision:
-            loss = objective(self, Supervised(passes, labels, loss_divisor, supervision, labels_on_host))
+            loss = objective(self, Supervised(passes, labels, loss_divisor, supervision, on_host or {}))
         elif labels is not None:
-            loss = self.language_loss(passes.hidden, labels, loss_divisor, labels_on_host)
+            loss = self.language_loss(passes.hidden, labels, loss_divisor, on_host.get("labels") if on_host else None)
         logits = logits_of(self.model)(passes.hidden) if return_logits else None
         return LatentOutput(loss=loss, thoughts=passes.thoughts, logits=logits)
 

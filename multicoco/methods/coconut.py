@@ -133,6 +133,22 @@ class CoconutKeys(MethodKeys):
                     f"{last}, its last, there are no thoughts yet; raise num_epochs, or set coconut.first_stage to 1"
                 )
 
+    def unread(self, config: RunConfig) -> Iterator[tuple[str, str]]:
+        method = method_class(config.trained_method)
+        if config.mode == "eval_only" or method.section != Coconut.section:
+            return
+        schedule = method(config).schedule
+        for key, entries in {"epochs_per_stage": self.epochs_per_stage, "stage_lr": self.stage_lr}.items():
+            if isinstance(entries, list) and len(entries) > schedule.n_stages:
+                stages = f"the stages {schedule.first_stage} to {schedule.max_latent_stage + 1}"
+                if schedule.n_stages == 1:
+                    stages = f"one stage, {schedule.first_stage}"
+                yield (
+                    f"coconut.{key}",
+                    f"coconut.{key} has {len(entries)} entries, one a stage, but {config.trained_method} has here "
+                    f"{stages}: leave out the last {len(entries) - schedule.n_stages}",
+                )
+
     def _steering_problems(self, config: RunConfig) -> Iterator[str]:
         for key in ("advance_when_accuracy", "collapse_below"):
             if (value := getattr(self, key)) is None:

@@ -31,21 +31,21 @@ class CODIKeys(MethodKeys):
     def problems(self, config: RunConfig) -> Iterator[str]:
         if not issubclass(method_class(config.trained_method), CODI):
             return
-        keys = CODI(config).keys
+        keys, named = CODI(config).keys, f"method is {config.trained_method}"
         if not keys.c_thought:
-            yield "method is codi but coconut.c_thought is 0: the student would not think, raise it"
+            yield f"{named} but coconut.c_thought is 0: the student would not think, raise it"
         if keys.thoughts == "borrowed":
-            yield "method is codi but coconut.thoughts is borrowed: a row has its teacher beside it, not a donor"
+            yield f"{named} but coconut.thoughts is borrowed: a row has its teacher beside it, not a donor"
         last = keys.max_latent_stage + 1
         if keys.first_stage not in (None, last):
             yield (
-                f"method is codi but coconut.first_stage is {keys.first_stage}: it has no curriculum, its one stage is "
+                f"{named} but coconut.first_stage is {keys.first_stage}: it has no curriculum, its one stage is "
                 f"the last, {last}; leave it at null"
             )
         if keys.advance_when_accuracy is not None:
-            yield "method is codi but coconut.advance_when_accuracy is set: it has one stage, leave it at null"
+            yield f"{named} but coconut.advance_when_accuracy is set: it has one stage, leave it at null"
         if keys.uniform_prob:
-            yield f"method is codi but coconut.uniform_prob is {keys.uniform_prob}: it has one stage, set it to 0"
+            yield f"{named} but coconut.uniform_prob is {keys.uniform_prob}: it has one stage, set it to 0"
         if not self.student_weight and not self.distillation_weight:
             yield "codi.student_weight and codi.distillation_weight are both 0: nothing would teach the student"
 

@@ -48,13 +48,13 @@ class Part(NamedTuple):
     end: int
 
 
-class ModelCopy(NamedTuple):
-    """What training holds of the language model besides: its first layers, or all (None), with embeddings and head; or,
-    with a rank, adapters of all of its linear layers alone."""
+class Beside(NamedTuple):
+    """What an example makes of a call of the language model, or of a copy, that the objective asks for besides: rows,
+    and in each columns that are read and columns that are written, with a loss."""
 
-    is_trained: bool
-    layers: int | None
-    rank: int | None = None
+    rows: int
+    read: int
+    written: int
 
 
 class Method:
@@ -173,6 +173,10 @@ class Method:
         """The most columns that a `train_row` can have in a stage, whatever it draws."""
         return Extent(len(tokens.prompt), 0, sum(map(len, tokens.steps)) + len(tokens.answer))
 
+    def beside(self, tokens: ExampleTokens, stage: int) -> Beside | None:
+        """The most of a `train_row` in a stage; of an objective that runs the language model once more."""
+        return None
+
     @property
     def pass_schedule(self) -> PassSchedule:
         """In which order thoughts are made; with `OnePass` they wait for no pass, and latent columns hold what
@@ -205,11 +209,6 @@ class Method:
 
     def objective(self, model: PreTrainedModel) -> Objective | None:
         """What is minimised, where `supervision` gives more than labels; None: the language model's loss."""
-        return None
-
-    @property
-    def model_copy(self) -> ModelCopy | None:
-        """The copy of the language model that training holds besides."""
         return None
 
     def counts(self, batch: dict[str, Any]) -> list[int]:

@@ -4,6 +4,7 @@ thoughts in its place. The decoder that reads is there in training alone."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from pydantic import Field
 from multicoco.config.section import MethodKeys, PositiveInt
 from multicoco.curriculum import IGNORE_INDEX, ExampleTokens, Supervision, stretches
 from multicoco.methods.coconut import Coconut
-from multicoco.methods.method import ModelCopy, method_class
+from multicoco.methods.method import Beside, method_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,12 +43,12 @@ class SimCoTKeys(MethodKeys):
     def problems(self, config: RunConfig) -> Iterator[str]:
         if not issubclass(method_class(config.trained_method), SimCoT):
             return
-        keys = SimCoT(config).keys
+        keys, named = SimCoT(config).keys, f"method is {config.trained_method}"
         if not keys.c_thought:
-            yield "method is sim_cot but coconut.c_thought is 0: there would be nothing to read, raise it"
+            yield f"{named} but coconut.c_thought is 0: there would be nothing to read, raise it"
         elif keys.thoughts not in ("hidden", "detached"):
             yield (
-                f"method is sim_cot but coconut.thoughts is {keys.thoughts}: a step cannot be read from what is not of "
+                f"{named} but coconut.thoughts is {keys.thoughts}: a step cannot be read from what is not of "
                 "its example, set it to hidden"
             )
         if self.freeze_decoder and self.decoder != "copy":
@@ -64,15 +65,10 @@ class SimCoTKeys(MethodKeys):
                 f"sim_cot.decoder_rank is {self.decoder_rank} but sim_cot.decoder is {self.decoder}, which has none: "
                 "leave it at null, or set sim_cot.decoder to adapters"
             )
-        if config.lora.rank and self.decoder == "copy" and config.mode != "eval_only":
-            yield (
-                f"lora.rank is {config.lora.rank} but sim_cot.decoder is copy: adapters are of one model, set it to "
-                "adapters or self, or lora.rank to null"
-            )
 
 
 class SimCoT(Coconut):
-    """Coconut's rows and stages."""
+    """Coconut's rows and stages; or those of another method that builds on Coconut, to whose loss it then adds."""
 
     own_section = "sim_cot"
     OwnKeys: ClassVar[type[MethodKeys]] = SimCoTKeys
@@ -86,24 +82,26 @@ class SimCoT(Coconut):
 
     def supervision(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> Supervision:
         """The last thought of each latent step writes the step; the others, and those past the steps, nothing."""
-        n_replaced, n_latents = self.train_counts(tokens, stage, epoch, example_id)
-        c_thought = self.schedule.c_thought
-        steps = stretches(tokens.steps[:n_replaced], n_latents // c_thought, 1)
-        nothing: list[list[int]] = [[]] * (c_thought - 1)
-        return Supervision([part for step in steps for part in (*nothing, step)])
+        steps = self._steps(tokens, *self.train_counts(tokens, stage, epoch, example_id))
+        nothing: list[list[int]] = [[]] * (self.schedule.c_thought - 1)
+        besides = super().supervision(tokens, stage, epoch, example_id) or Supervision()
+        return replace(besides, stretches=[part for step in steps for part in (*nothing, step)])
 
     def further_rows(
         self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str
     ) -> dict[str, tuple[list[int], list[int]]]:
         """What the decoder writes of each latent step, after the thoughts that it reads."""
-        c_thought = self.schedule.c_thought
         read, nothing = [self._tokens.latent] * self._n_read, [IGNORE_INDEX] * self._n_read
-        steps = self.supervision(tokens, stage, epoch, example_id).stretches[c_thought - 1 :: c_thought]
-        return {
+        steps = self._steps(tokens, *self.train_counts(tokens, stage, epoch, example_id))
+        return super().further_rows(tokens, stage, epoch, example_id) | {
             f"as the decoder reads latent step {place}": ([*read, *step], [*nothing, *step])
             for place, step in enumerate(steps, start=1)
             if step
         }
+
+    def _steps(self, tokens: ExampleTokens, n_replaced: int, n_latents: int) -> list[list[int]]:
+        """What each latent step stands for."""
+        return stretches(tokens.steps[:n_replaced], n_latents // self.schedule.c_thought, 1)
 
     @property
     def _n_read(self) -> int:
@@ -114,21 +112,24 @@ class SimCoT(Coconut):
         from multicoco.latent.step_decoder import StepDecoder, copied
         from multicoco.models.lora import adapted_twin
 
-        keys, n_read = self.own_keys, self._n_read
+        keys, besides = self.own_keys, super().objective(model)
+        decoder: tuple[Any, ...] = ()
         if keys.decoder == "copy":
-            return StepDecoder(keys.weight, n_read, *copied(model, keys.freeze_decoder, keys.decoder_layers))
-        if keys.decoder_rank is not None:
-            return StepDecoder(keys.weight, n_read, adapted_twin(model, keys.decoder_rank, keys.decoder_alpha))
-        return StepDecoder(keys.weight, n_read)
+            decoder = copied(model, keys.freeze_decoder, keys.decoder_layers)
+        elif keys.decoder_rank is not None:
+            decoder = (adapted_twin(model, keys.decoder_rank, keys.decoder_alpha),)
+        return StepDecoder(keys.weight, self._n_read, besides, *decoder)
 
-    @property
-    def model_copy(self) -> ModelCopy | None:
-        keys = self.own_keys
-        if keys.decoder == "self":
-            return None
-        return ModelCopy(not keys.freeze_decoder, keys.decoder_layers, keys.decoder_rank)
+    def beside(self, tokens: ExampleTokens, stage: int) -> Beside:
+        """The steps of the stage or, where an example may draw it, of the one that has most."""
+        n_steps = len(tokens.steps)
+        stages = {stage, *(range(n_steps + 1) if self.schedule.uniform_prob else ())}
+        written = [self._steps(tokens, *self.schedule.train_counts(one, n_steps)) for one in stages]
+        longest = max((len(step) for steps in written for step in steps), default=0)
+        return Beside(max(sum(map(bool, steps)) for steps in written), self._n_read, longest)
 
     def counts(self, batch: dict[str, Any]) -> list[int]:
-        """Tokens that the decoder writes."""
+        """Tokens that the decoder writes, and what the loss that it adds to counts."""
         supervision = batch["supervision"]
-        return [int((supervision["stretches"][supervision["counted"]] != IGNORE_INDEX).sum())]
+        written = int((supervision["stretches"][supervision["counted"]] != IGNORE_INDEX).sum())
+        return [written, *super().counts(batch)]

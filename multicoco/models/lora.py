@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.trainable_tokens import TrainableTokensLayer
-from peft.utils import set_additional_trainable_modules
+from peft.utils import TrainableTokensWrapper, set_additional_trainable_modules
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -95,6 +95,18 @@ def adapted_twin(model: PreTrainedModel, rank: int, alpha: float) -> PreTrainedM
     for parameter, trains in trained.items():  # peft takes everything but its adapters out of training
         parameter.requires_grad_(trains)
     return twin
+
+
+def without_lora(module: nn.Module) -> nn.Module:
+    """A module with its adapters, and its tokens' rows, merged into weights of its own, as if it had never had any."""
+    for name, part in [*module.named_modules()]:
+        if isinstance(part, LoraLayer):
+            part.merge()
+            module.set_submodule(name, part.get_base_layer())
+        elif isinstance(part, TrainableTokensWrapper):
+            part.token_adapter.merge()
+            module.set_submodule(name, part.token_adapter.get_base_layer())
+    return module
 
 
 def add_token_rows(model: PreTrainedModel, tokens: Sequence[int]) -> None:

@@ -103,6 +103,7 @@ def _volumes(model: ModelGeometry, work: Workload, setting: Setting) -> tuple[fl
         # forward and backward, of every pass if the language model cannot stay
         decoder = model.width * model.decoder_parameters
         passes = len(work.segments) if model.decoder_parameters > setting.max_live else 1
+        passes += bool(passes > 1 and model.reader and model.reader.shares)
         weights = 2 * (weights + (passes - 1) * decoder)
     return setting.accumulation * weights, setting.accumulation * gradients
 
@@ -144,7 +145,15 @@ def _passes(model: ModelGeometry, work: Workload, setting: Setting, cluster: Clu
         there, back = layers(model.decoder_layer, rows * columns, attended, width, trace, weight_gradients)
         forward, backward = forward + there, backward + back
         hiding += back if number == 0 else 0
-    head = 2 * setting.micro_batch * work.labelled * model.text.vocab_size * model.text.hidden_size / flops
+    written = setting.micro_batch * work.labelled
+    if model.reader and (beside := work.beside):
+        reads, columns = setting.micro_batch * beside.rows + 1, beside.read + beside.written
+        trace = model.trace.besides(reads, columns, setting.checkpointing)
+        width = model.text.hidden_size
+        there, back = layers(model.reader.layer, reads * columns, columns / 2, width, trace, True)
+        forward, backward = forward + there, backward + back
+        written += setting.micro_batch * beside.rows * beside.written
+    head = 2 * written * model.text.vocab_size * model.text.hidden_size / flops
     return forward + head, backward + 3 * head, hiding
 
 

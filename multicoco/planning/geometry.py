@@ -14,11 +14,10 @@ from multicoco.config.schema import Lora
 from multicoco.curriculum import Fork
 from multicoco.errors import UserError
 from multicoco.latent.schedule import SEQUENTIAL, Branched, Pass, PassSchedule
-from multicoco.methods.method import ModelCopy
+from multicoco.methods.method import Beside
 from multicoco.models.families import check_form, family_of
 from multicoco.models.layers import find_layers
-from multicoco.models.lora import adapted_twin
-from multicoco.planning.trace import Tracer, cache_shape, meta_model
+from multicoco.planning.trace import ObjectiveOf, Tracer, cache_shape, meta_model, no_objective
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Workload:
         rows: that an example takes in a batch; the first of them carries the loss.
         schedule: of the passes, but for that of the branches.
         shared, branch: as of `methods.method.Extent`; the branch carries a loss too.
+        beside: what the objective runs besides.
     """
 
     tiles: int
@@ -59,6 +59,7 @@ class Workload:
     schedule: PassSchedule = SEQUENTIAL
     shared: int = 0
     branch: int = 0
+    beside: Beside | None = None
 
     @property
     def length(self) -> int:
@@ -95,6 +96,26 @@ class Workload:
         return sum(before.stop - one.column for before, one in pairwise(self.passes))
 
 
+@dataclass(frozen=True)
+class Reader:
+    """A language model that an objective runs besides the passes.
+
+    Attributes:
+        layer: all that one of its layers is computed with.
+        own: what of that is not the trained model's.
+        rest: likewise, outside of layers.
+    """
+
+    layer: Part
+    own: Part
+    rest: Part
+
+    @property
+    def shares(self) -> bool:
+        """Whether it trains the model's own weights, whose gradients it begins."""
+        return self.own.trainable < self.layer.trainable
+
+
 class ModelGeometry:
     """The parts of a model in the order of the data flow, and traces of its layers.
 
@@ -102,8 +123,7 @@ class ModelGeometry:
         config: transformers' config of a model of any family.
         dtype: of the parameters.
         freezing, lora: as in the run config.
-        copy: of the language model, or adapters for it, held besides; its weights and what training keeps of them are
-            counted, its activations are not.
+        objective: as of `Method.objective`; what it runs besides the passes is `reader`.
         kept_parts: keys of `freeze` of the parts that no step calls, because what they make of images is kept
             (`features: cache`): none, the vision tower, or the projector too.
 
@@ -116,14 +136,14 @@ class ModelGeometry:
         config: PreTrainedConfig,
         dtype: torch.dtype,
         freezing: dict[str, bool],
-        copy: ModelCopy | None = None,
+        objective: ObjectiveOf = no_objective,
         kept_parts: Collection[str] = (),
         lora: Lora | None = None,
     ):
         self.config = config
         self.text = config.get_text_config()
         self.dtype = dtype
-        self.trace = Tracer(config, dtype, freezing, lora)
+        self.trace = Tracer(config, dtype, freezing, lora, objective)
         model = meta_model(config, dtype, freezing, lora)
         decoder = model.get_decoder()
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -156,21 +176,27 @@ class ModelGeometry:
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.decoder_parameters = sum(p.numel() for p in decoder.parameters()) - self.embedding.parameters
         self.largest = max(p.numel() for p in model.parameters() if p.requires_grad)
-        if copy is not None:
-            copied = self._copied(copy, model)
-            self.parameters += copied
-            self.called_parameters += copied
-            self.trainable += copied if copy.is_trained else 0
+        self.saved_parameters = self.parameters  # in what is saved to be used
+        self.reader = self._reader(objective, model)
+        for part in (self.reader.own, self.reader.rest) if self.reader else ():
+            self.parameters += part.copies * part.parameters
+            self.called_parameters += part.copies * part.parameters
+            self.trainable += part.copies * part.trainable
+            self.largest = max(self.largest, part.largest)
 
-    def _copied(self, copy: ModelCopy, model: PreTrainedModel) -> int:
-        """Numbers."""
-        if copy.rank is not None:
-            own = {id(parameter) for parameter in model.parameters()}
-            adapters: int = sum(p.numel() for p in adapted_twin(model, copy.rank, 1).parameters() if id(p) not in own)
-            return adapters
-        left_out = 0 if copy.layers is None else self.decoder_layer.copies - copy.layers
-        whole: int = self.embedding.parameters + self.decoder_parameters + self.head.parameters
-        return whole - left_out * self.decoder_layer.parameters
+    def _reader(self, objective_of: ObjectiveOf, model: PreTrainedModel) -> Reader | None:
+        objective = objective_of(model)
+        decoder = objective.runs(model) if objective is not None else None
+        if objective is None or decoder is None:
+            return None
+        layers = find_layers(decoder, decoder.config.num_hidden_layers)[1]
+        others = {id(parameter) for parameter in model.parameters()}
+        of_layers = {id(parameter) for parameter in layers.parameters()}
+        return Reader(
+            _part(layers[0], len(layers)),
+            _part(layers[0], len(layers), without=others),
+            _part(objective, without=others | of_layers),
+        )
 
     def _layers(self, decoder: nn.Module) -> nn.ModuleList:
         try:
@@ -200,8 +226,9 @@ class ModelGeometry:
         return 4 * math.prod(self.encoded.shape) if self.encoded else self.kept_bytes
 
 
-def _part(module: nn.Module, copies: int = 1) -> Part:
-    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+def _part(module: nn.Module, copies: int = 1, without: Collection[int] = ()) -> Part:
+    """Args: without: ids of parameters that are not counted."""
+    sizes = [(p.numel(), p.requires_grad) for p in module.parameters() if id(p) not in without]
     return Part(
         sum(size for size, _ in sizes),
         sum(size for size, requires_grad in sizes if requires_grad),

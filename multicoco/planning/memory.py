@@ -7,7 +7,8 @@ holding and releasing bytes by kind; the peak is the worst moment of the walk.
 from collections import Counter
 from dataclasses import dataclass
 
-from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.methods.method import Beside
+from multicoco.planning.geometry import ModelGeometry, Reader, Workload
 from multicoco.planning.held import Gathering, Reduction, Walk, optimizer_share
 from multicoco.planning.setting import Setting
 
@@ -104,11 +105,20 @@ def _hold_inputs(walk: Walk, model: ModelGeometry, work: Workload, setting: Sett
         walk.hold("inputs", rows * work.tiles * model.tile_bytes)
     walk.hold("inputs", rows * work.columns * 3 * 8)  # ids, mask, labels
     # keys and values in the model's precision, their gradients in fp32; kept from step to step
-    walk.hold("KV cache", rows * work.cached * model.cache_numbers * 2 * (model.width + 4))
+    cached = rows * work.cached * model.cache_numbers
+    if model.reader and work.beside:
+        reads, columns = _beside(work.beside, setting)
+        cached += reads * columns * model.cache_numbers * model.reader.layer.copies // model.decoder_layer.copies
+    walk.hold("KV cache", cached * 2 * (model.width + 4))
 
 
 def _written_over(model: ModelGeometry, work: Workload, setting: Setting) -> int:
     return setting.micro_batch * work.rows * work.written_over * model.cache_numbers * 2 * model.width
+
+
+def _beside(beside: Beside, setting: Setting) -> tuple[int, int]:
+    """Rows, one of which writes nothing, and columns of what the objective runs."""
+    return setting.micro_batch * beside.rows + 1, beside.read + beside.written
 
 
 def _forward(walk: Walk, model: ModelGeometry, work: Workload, setting: Setting, gather: Gathering) -> None:
@@ -136,11 +146,30 @@ def _forward(walk: Walk, model: ModelGeometry, work: Workload, setting: Setting,
             walk.hold("activations", layer.saved)
     # keys and values that a pass has written over, until its backward puts them back
     walk.hold("KV cache", _written_over(model, work, setting))
-    gather.first_use(model.head)
     walk.hold("activations", rows * work.columns * hidden)  # last hidden states
+    gather.first_use(model.head)
+    if model.reader and work.beside:
+        _forward_besides(walk, model, model.reader, work.beside, setting, gather)
     walk.hold("activations", setting.micro_batch * work.labelled * hidden)  # the labelled ones
     loss = model.trace.loss(setting.micro_batch * work.labelled)
     walk.need("logits", loss.saved + loss.forward)  # saved: with LoRA, the head with its trained rows in it
+
+
+def _forward_besides(
+    walk: Walk, model: ModelGeometry, reader: Reader, beside: Beside, setting: Setting, gather: Gathering
+) -> None:
+    (rows, columns), hidden = _beside(beside, setting), model.text.hidden_size * model.width
+    gather.first_use(reader.rest)
+    walk.hold("activations", rows * columns * hidden)  # input embeddings
+    layer = model.trace.besides(rows, columns, setting.checkpointing)
+    for _ in range(reader.layer.copies):
+        gather.first_use(reader.own)
+        walk.need("activations", layer.saved + layer.forward)
+        walk.hold("activations", layer.saved)
+    walk.hold("activations", rows * columns * hidden)  # last hidden states
+    walk.hold("activations", (rows - 1) * beside.written * hidden)  # those that write
+    loss = model.trace.loss((rows - 1) * beside.written)
+    walk.need("logits", loss.saved + loss.forward)
 
 
 def _backward(
@@ -153,25 +182,30 @@ def _backward(
     if model.is_tied:  # waits for the embedding's
         walk.hold("unfinished gradients", width * model.embedding.trainable)
     gather.last_use(model.head)
+    # a decoder that shares the weights has given its part of their gradients before the passes do
+    shares = bool(model.reader and work.beside and model.reader.shares)
+    if model.reader and work.beside:
+        _backward_besides(walk, model, model.reader, work.beside, setting, gather, reduction)
     passes = work.passes
     for number, one in reversed(list(enumerate(passes))):
         layer = model.trace.decoder(rows, one.end - one.start, setting.checkpointing, one.column)
         is_first, is_last = number == 0, number == len(passes) - 1
+        has_begun = shares or not is_last
         for _ in range(model.decoder_layer.copies):
             # the sum with what later passes gave is made beside the two
-            adding = 0 if is_last else width * model.decoder_layer.largest
+            adding = width * model.decoder_layer.largest if has_begun else 0
             walk.need("activations", layer.backward + adding)
             # autograd hands a gradient on when the last of its passes, the first segment, has given its part
-            if is_last and not is_first:
+            if not has_begun and not is_first:
                 walk.hold("unfinished gradients", width * model.decoder_layer.trainable)
             if is_first:
-                reduction.finish(model.decoder_layer, is_held=not is_last)
-                walk.release("unfinished gradients", 0 if is_last else width * model.decoder_layer.trainable)
+                reduction.finish(model.decoder_layer, is_held=has_begun)
+                walk.release("unfinished gradients", width * model.decoder_layer.trainable if has_begun else 0)
                 gather.last_layer_use(model.decoder_layer)
             walk.release("activations", layer.saved)
         if is_last:
             gather.last_pass_done()
-    if model.is_tied:
+    if model.is_tied or shares:
         walk.need("unfinished gradients", width * model.embedding.trainable)
         walk.release("unfinished gradients")
     reduction.finish(model.embedding)
@@ -193,6 +227,34 @@ def _backward(
     for kind in ("activations", "vision activations", "gathered parameters", "unfinished gradients"):
         walk.release(kind)
     reduction.done()
+
+
+def _backward_besides(
+    walk: Walk,
+    model: ModelGeometry,
+    reader: Reader,
+    beside: Beside,
+    setting: Setting,
+    gather: Gathering,
+    reduction: Reduction,
+) -> None:
+    (rows, columns), width = _beside(beside, setting), model.width
+    hidden, written = rows * columns * model.text.hidden_size * width, (rows - 1) * beside.written
+    loss = model.trace.loss(written)
+    walk.need("logits", loss.saved + loss.backward)
+    layer = model.trace.besides(rows, columns, setting.checkpointing)
+    for _ in range(reader.layer.copies):
+        walk.need("activations", layer.backward)
+        if reader.shares:  # until the passes have given theirs
+            walk.hold("unfinished gradients", width * model.decoder_layer.trainable)
+        reduction.finish(reader.own)
+        gather.last_use(reader.own)
+        walk.release("activations", layer.saved)
+    if reader.shares and not model.is_tied:
+        walk.hold("unfinished gradients", width * model.embedding.trainable)
+    reduction.finish(reader.rest)
+    gather.last_use(reader.rest)
+    walk.release("activations", 2 * hidden + written * model.text.hidden_size * width)
 
 
 def _optimizer_step(walk: Walk, model: ModelGeometry, setting: Setting) -> None:

@@ -35,7 +35,7 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
         read_model_config(config.model_id, config.trust_remote_code),
         model_dtype(config),
         config.freeze.model_dump(),
-        method_class(config.trained_method)(config).model_copy,
+        method_class(config.trained_method)(config).objective,
         kept_parts=() if config.features is None else ("vision_tower", *["projector"] * config.freeze.projector),
         lora=config.lora,
     )
@@ -72,7 +72,11 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
 def _describe(work: Workload) -> str:
     image = f" with {work.tiles} image tiles" if work.tiles else ""
     branch = f", {work.branch} in its branch" if work.branch else ""
-    return f"{work.prompt} columns{image}, {work.latents} latent, {work.written} written{branch}"
+    besides = ""
+    if work.beside:
+        rows, read, written = work.beside
+        besides = f"; besides, {rows} rows of {read} columns that are read and {written} that are written"
+    return f"{work.prompt} columns{image}, {work.latents} latent, {work.written} written{branch}{besides}"
 
 
 def _describe_features(config: RunConfig, model: ModelGeometry, work: Workload) -> str:

@@ -40,14 +40,14 @@ class HostMemory:
 
 def host_memory(model: ModelGeometry, setting: Setting, memory: Memory, asynchronous: bool) -> HostMemory:
     """With `asynchronous_save` or without: then a save waits, and rank 0 gathers the weights alone."""
-    weights = model.width * model.parameters
+    weights, trained = model.width * model.saved_parameters, model.width * model.parameters
     if not asynchronous:
         return HostMemory(memory.offloaded, weights, 0)
     # fp32 master weights, unless fp32 parameters are their own, and AdamW's moments
     states = optimizer_share(model, setting) * (12 if setting.stage or model.width < 4 else 8)
     if setting.stage == 0:  # rank 0 alone has DeepSpeed's files
-        return HostMemory(memory.offloaded, 2 * weights + states, 0)
+        return HostMemory(memory.offloaded, weights + trained + states, 0)
     if setting.stage < 3:  # the weights for `from_pretrained`, and DeepSpeed's
-        return HostMemory(memory.offloaded, 2 * weights + states, states)
+        return HostMemory(memory.offloaded, weights + trained + states, states)
     frozen = model.width * -(-(model.parameters - model.trainable) // setting.ranks)
     return HostMemory(memory.offloaded, weights + states + frozen, states + frozen)

@@ -5,8 +5,9 @@ Every operation of forward and backward makes its outputs there as on a GPU, so 
 of two layers tell what one layer adds. Attention is replaced by a stand-in that saves what the real kernels save.
 """
 
+import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,14 +23,17 @@ from multicoco.config.schema import Lora
 from multicoco.latent.cache import no_mask
 from multicoco.latent.head import rescaling_of
 from multicoco.latent.loss import LabelledCrossEntropy
+from multicoco.latent.objective import Objective
 from multicoco.models.checkpointing import checkpoint_activations
 from multicoco.models.families import family_of
 from multicoco.models.freezing import freeze
+from multicoco.models.layers import keep_first_layers
 from multicoco.models.lora import add_lora
 from multicoco_kernels import BufferPool, KeyMask, LayerCache, reference
 
 _ATTENTION_NAME = "multicoco_planned"
 N_LATENT_TOKENS = 3  # <|latent|>, and those before and after the thoughts
+ObjectiveOf = Callable[[PreTrainedModel], Objective | None]
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,10 @@ AttentionInterface.register(_ATTENTION_NAME, _attention_forward)
 AttentionMaskInterface.register(_ATTENTION_NAME, sdpa_mask)
 
 
+def no_objective(model: PreTrainedModel) -> None:
+    """The language model's loss."""
+
+
 def meta_model(
     config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool], lora: Lora | None = None
 ) -> PreTrainedModel:
@@ -165,20 +173,28 @@ def meta_model(
 
 
 class Tracer:
-    """Traces of a model's decoder layers, vision layers, projector and loss, at any size.
+    """Traces of a model's decoder layers, vision layers, projector and loss, at any size; and of the layers of what its
+    objective runs besides.
 
     Args:
         freezing, lora: as in the run config.
+        objective: as of `Method.objective`.
     """
 
     def __init__(
-        self, config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool], lora: Lora | None = None
+        self,
+        config: PreTrainedConfig,
+        dtype: torch.dtype,
+        freezing: dict[str, bool],
+        lora: Lora | None = None,
+        objective: ObjectiveOf = no_objective,
     ):
         self.config = config
         self.family = family_of(config)
         self.dtype = dtype
-        self.freezing, self.lora = freezing, lora
+        self.freezing, self.lora, self.objective = freezing, lora, objective
         self._decoders = lru_cache(maxsize=None)(self._decoder)
+        self.besides = lru_cache(maxsize=None)(self._besides)
         self.vision = lru_cache(maxsize=None)(self._vision)
         self.projector = lru_cache(maxsize=None)(self._projector)
         self.loss = lru_cache(maxsize=None)(self._loss)
@@ -187,14 +203,7 @@ class Tracer:
     def _model(self, layers: int | None, checkpointing: bool) -> PreTrainedModel:
         """With so many layers; None: with its own."""
         config = self.config if layers is None else self.family.with_layers(layers)
-        model = meta_model(config, self.dtype, self.freezing, self.lora)
-        model.set_attn_implementation(_ATTENTION_NAME)
-        if checkpointing:
-            checkpoint_activations(model)
-        for parameter in model.parameters():
-            if parameter.requires_grad:  # a gradient is counted where the engine keeps it
-                parameter.register_post_accumulate_grad_hook(_drop_gradient)
-        return model
+        return _traced(meta_model(config, self.dtype, self.freezing, self.lora), checkpointing)
 
     def decoder(self, rows: int, columns: int, checkpointing: bool, start: int = 0) -> Trace:
         """One decoder layer on a segment of (rows, columns) behind `start` others.
@@ -205,6 +214,23 @@ class Tracer:
         return self._decoders(rows, columns, checkpointing, 0 if cap is None else start)
 
     def _decoder(self, rows: int, columns: int, checkpointing: bool, start: int) -> Trace:
+        decoders = [self._models(layers, checkpointing).get_decoder() for layers in (1, 2)]
+        return self._layer(decoders, rows, columns, start)
+
+    def _besides(self, rows: int, columns: int, checkpointing: bool) -> Trace:
+        """One layer of what the objective runs besides the passes, on rows of so many columns."""
+        decoders = []
+        for fewer in (1, 0):
+            model = meta_model(copy.deepcopy(self.config), self.dtype, self.freezing, self.lora)
+            objective = self.objective(model)
+            decoder = None if objective is None else objective.runs(model)
+            assert decoder is not None  # it has been asked
+            keep_first_layers(decoder, min(2, decoder.config.num_hidden_layers) - fewer)
+            decoders.append(_traced(decoder, checkpointing))
+        return self._layer(decoders, rows, columns, 0)
+
+    def _layer(self, decoders: Sequence[PreTrainedModel], rows: int, columns: int, start: int) -> Trace:
+        """One layer on a segment, from two decoders of which the second one has one more."""
         heads, head_dim = cache_shape(self.config.get_text_config())
         like = torch.empty(rows, heads, 1, head_dim, dtype=self.dtype, device="meta")
         valid = torch.empty(rows, start + columns, dtype=torch.bool, device="meta")
@@ -212,16 +238,15 @@ class Tracer:
         cache.gradients()  # they are there before the step
         cache.mask.visible(start, start + columns)  # all layers share it
 
-        def run(layers: int) -> Trace:
-            model = self._models(layers, checkpointing)
+        def run(decoder: PreTrainedModel) -> Trace:
             width = self.config.get_text_config().hidden_size
             embeds = torch.empty(rows, columns, width, dtype=self.dtype, device="meta")
-            embeds.requires_grad_(any(p.requires_grad for p in model.parameters()))
+            embeds.requires_grad_(any(p.requires_grad for p in decoder.parameters()))
             positions = torch.empty(rows, columns, dtype=torch.long, device="meta")
             mask = no_mask(embeds)
             return _trace(
                 lambda: (
-                    model.get_decoder()(
+                    decoder(
                         inputs_embeds=embeds,
                         attention_mask=mask,
                         position_ids=positions,
@@ -231,7 +256,7 @@ class Tracer:
                 )
             )
 
-        return _per_layer(run)
+        return _per_layer(*map(run, decoders))
 
     def _vision(self, tiles: int, checkpointing: bool) -> Trace:
         """One layer of the vision tower on so many tiles."""
@@ -241,7 +266,7 @@ class Tracer:
             inputs = self.family.blank_tiles(tiles, torch.empty((), dtype=self.dtype, device="meta"))
             return _trace(lambda: self.family.image_features(model, inputs))
 
-        return _per_layer(run)
+        return _per_layer(run(1), run(2))
 
     def _projector(self, tiles: int) -> Trace:
         """The projector on what the vision tower has made of so many tiles."""
@@ -268,6 +293,16 @@ def cache_shape(text: PreTrainedConfig) -> tuple[int, int]:
     return heads, head_dim
 
 
+def _traced(model: PreTrainedModel, checkpointing: bool) -> PreTrainedModel:
+    model.set_attn_implementation(_ATTENTION_NAME)
+    if checkpointing:
+        checkpoint_activations(model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # a gradient is counted where the engine keeps it
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    return model
+
+
 def _drop_gradient(parameter: nn.Parameter) -> None:
     parameter.grad = None
 
@@ -282,9 +317,9 @@ def _trace(forward: Callable[[], Tensor]) -> Trace:
         return Trace(saved, needed, bytes_.peak - saved, kernels, bytes_.kernels - kernels)
 
 
-def _per_layer(run: Callable[[int], Trace]) -> Trace:
-    """What one layer adds; the needs of a moment are those of two layers, with all that surrounds them."""
-    one, two = run(1), run(2)
+def _per_layer(one: Trace, two: Trace) -> Trace:
+    """What one layer adds, from two models of which the second one has one more; the needs of a moment are those of its
+    layers, with all that surrounds them."""
     return Trace(
         two.saved - one.saved,
         two.forward,

@@ -15,7 +15,7 @@ from multicoco.engine.keeping import folder_of
 from multicoco.engine.streaming import open_stream
 from multicoco.errors import UserError
 from multicoco.methods import Method, method_class
-from multicoco.methods.method import Extent
+from multicoco.methods.method import Beside, Extent
 from multicoco.models.families import family_of
 from multicoco.planning.geometry import ModelGeometry, Workload
 
@@ -63,7 +63,9 @@ def _workload(method: Method, stage: int, examples: Sequence[ExampleTokens], til
     extents = [_allowed(method.extent(tokens, stage), method) for tokens in examples]
     context, thoughts, written, shared, branch = (max(part) for part in zip(*extents, strict=True))
     rows, schedule = method.rows(stage), method.pass_schedule
-    return Workload(tiles, context, thoughts, written, rows, schedule, shared, branch)
+    besides = [beside for tokens in examples if (beside := method.beside(tokens, stage)) is not None]
+    beside = Beside(*map(max, zip(*besides, strict=True))) if besides else None
+    return Workload(tiles, context, thoughts, written, rows, schedule, shared, branch, beside)
 
 
 def _allowed(extent: Extent, method: Method) -> Extent:

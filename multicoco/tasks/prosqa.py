@@ -66,6 +66,14 @@ class Graph:
         return [(parent, child) for child, parents in enumerate(self.parents) for parent in parents]
 
     @cached_property
+    def depths(self) -> list[int]:
+        """Of every node, the steps of the shortest way to it from a node without parents."""
+        found: list[int] = []
+        for parents in self.parents:
+            found.append(min((found[parent] + 1 for parent in parents), default=0))
+        return found
+
+    @cached_property
     def mentioned(self) -> list[int]:
         """The nodes that have an edge."""
         return sorted({node for edge in self.edges for node in edge})
@@ -141,11 +149,31 @@ def _poisson(rng: random.Random, mean: float) -> int:
     return count
 
 
-def ask(rng: random.Random, graph: Graph, hops: int | None = None) -> tuple[list[int], int] | None:
+@dataclass(frozen=True)
+class Kind:
+    """Which graphs, and what is asked about them.
+
+    Attributes:
+        nodes: of a graph, those included that end up without an edge and are not mentioned: 5 of 28.
+        hops: lengths of the path, taken in turn; None leaves it to the graph, as published (3 to 6, rarely more).
+        shape: "dag" as published, "tree" (one way to everything), "dense" (twice the parents).
+        same_depth: only questions whose options are as deep (`Graph.depths`), so that depth tells nothing.
+    """
+
+    nodes: int = 28
+    hops: tuple[int, ...] | None = None
+    shape: str = "dag"
+    same_depth: bool = False
+
+
+def ask(
+    rng: random.Random, graph: Graph, hops: int | None = None, same_depth: bool = False
+) -> tuple[list[int], int] | None:
     """A shortest path from node 0 or 1 to a leaf of its own, and a leaf of the other's; None if there is none.
 
     Args:
         hops: length of the path; None: that to the deepest leaf, at least MIN_HOPS.
+        same_depth: as in `Kind`.
     """
     leaves = [graph.leaves(root) for root in (0, 1)]
     if not all(leaves):
@@ -154,9 +182,15 @@ def ask(rng: random.Random, graph: Graph, hops: int | None = None) -> tuple[list
     deepest = [max(distances[root][leaf] for leaf in leaves[root]) for root in (0, 1)]
     for root in sorted((0, 1), key=lambda root: -deepest[root]):
         length = max(deepest[root], MIN_HOPS) if hops is None else hops
-        targets = [leaf for leaf in leaves[root] if distances[root][leaf] == length]
-        if targets:
-            return graph.draw_path(rng, root, rng.choice(targets)), rng.choice(leaves[1 - root])
+        others = {}
+        for leaf in leaves[root]:
+            if distances[root][leaf] == length:
+                alike = [o for o in leaves[1 - root] if not same_depth or graph.depths[o] == graph.depths[leaf]]
+                if alike:
+                    others[leaf] = alike
+        if others:
+            leaf = rng.choice(list(others))
+            return graph.draw_path(rng, root, leaf), rng.choice(others[leaf])
     return None
 
 
@@ -189,9 +223,7 @@ def write_prosqa(
     val: int = 300,
     test: int = 500,
     seed: int = 0,
-    nodes: int = 28,
-    hops: Sequence[int] | None = None,
-    shape: str = "dag",
+    kind: Kind = Kind(),
     apart_from: Sequence[Path] = (),
 ) -> dict[str, int]:
     """Writes `prosqa_{train,valid,test}.json` in the published form (`question`, `steps`, `answer`).
@@ -203,9 +235,7 @@ def write_prosqa(
         out_dir: as in `write_folder`.
         n, val, test: records of the three files, as many as published by default; 0 leaves a file empty.
         seed: of everything drawn.
-        nodes: of a graph, those included that end up without an edge and are not mentioned: 5 of 28.
-        hops: lengths of the path, taken in turn; None leaves it to the graph, as published (3 to 6, rarely more).
-        shape: "dag" as published, "tree" (one way to everything), "dense" (twice the parents).
+        kind: of the graphs and questions.
         apart_from: files of records, or folders of them, none of whose questions is to occur.
 
     Returns:
@@ -217,15 +247,17 @@ def write_prosqa(
     """
     sizes = {"train": n, "val": val, "test": test}
     check_sizes("prosqa", sizes)
-    if shape not in MEAN_PARENTS:
-        raise UserError(f"prosqa: shape must be one of {', '.join(MEAN_PARENTS)}, not {shape!r}")
+    hops = kind.hops
+    if kind.shape not in MEAN_PARENTS:
+        raise UserError(f"prosqa: shape must be one of {', '.join(MEAN_PARENTS)}, not {kind.shape!r}")
     if hops is not None and (not hops or min(hops) < 1):
         raise UserError(f"prosqa: hops must be at least 1, not {list(hops)}")
     least = max(hops or [MIN_HOPS]) + 3
-    if not least <= nodes <= MAX_NODES:
-        raise UserError(f"prosqa: nodes must be {least} (for paths of {least - 3}) to {MAX_NODES}, not {nodes}")
+    if not least <= kind.nodes <= MAX_NODES:
+        raise UserError(f"prosqa: nodes must be {least} (for paths of {least - 3}) to {MAX_NODES}, not {kind.nodes}")
     avoided = questions_in(apart_from)
-    given = {"seed": seed, "nodes": nodes, "hops": hops and list(hops), "shape": shape, "apart_from": digest(avoided)}
+    given = {"seed": seed, "nodes": kind.nodes, "hops": hops and list(hops), "shape": kind.shape}
+    given |= {"same_depth": True} if kind.same_depth else {}
 
     def write(folder: Path) -> None:
         seen = set(avoided)
@@ -233,27 +265,28 @@ def write_prosqa(
             # a record's draws are its own: a larger split begins with the records of a smaller one
             wanted = (hops[i % len(hops)] if hops else None for i in range(size))
             records = [
-                _draw_record(random.Random(f"{seed}/{split}/{i}"), nodes, length, shape, seen)
+                _draw_record(random.Random(f"{seed}/{split}/{i}"), kind, length, seen)
                 for i, length in enumerate(wanted)
             ]
             (folder / _FILES[split]).write_text(to_json(records), encoding="utf-8")
 
-    write_folder(out_dir, {"task": "prosqa", **sizes, **given}, _FILES.values(), write)
+    arguments = {"task": "prosqa", **sizes, **given, "apart_from": digest(avoided)}
+    write_folder(out_dir, arguments, _FILES.values(), write)
     return sizes
 
 
-def draw_records(rng: random.Random, nodes: int, hops: int | None, shape: str) -> Iterator[dict[str, Any] | None]:
-    """Records without end, None for a graph that holds no such question."""
+def draw_records(rng: random.Random, kind: Kind, hops: int | None) -> Iterator[dict[str, Any] | None]:
+    """Records without end with paths of this length, None for a graph that holds no such question."""
     while True:
-        graph = grow(rng, nodes, shape)
-        question = ask(rng, graph, hops)
+        graph = grow(rng, kind.nodes, kind.shape)
+        question = ask(rng, graph, hops, kind.same_depth)
         yield question and make_record(rng, graph, *question)
 
 
-def _draw_record(rng: random.Random, nodes: int, hops: int | None, shape: str, seen: set[Key]) -> dict[str, Any]:
+def _draw_record(rng: random.Random, kind: Kind, hops: int | None, seen: set[Key]) -> dict[str, Any]:
     """A record with a question that is not among those seen, which it joins."""
     found = False
-    for _, record in zip(range(MAX_TRIES), draw_records(rng, nodes, hops, shape), strict=False):
+    for _, record in zip(range(MAX_TRIES), draw_records(rng, kind, hops), strict=False):
         if record is not None:
             found = True
             key = question_key(record["question"])
@@ -261,8 +294,9 @@ def _draw_record(rng: random.Random, nodes: int, hops: int | None, shape: str, s
                 seen.add(key)
                 return record
     length = f"paths of {hops}" if hops else f"paths of at least {MIN_HOPS}"
+    length += " and options of one depth" if kind.same_depth else ""
     problem = "no further questions" if found else "no questions"
     raise UserError(
-        f"prosqa: {problem} with {length} in {MAX_TRIES:,} graphs of {nodes} nodes, shape {shape}: raise nodes, or ask "
-        "for shorter paths or fewer records"
+        f"prosqa: {problem} with {length} in {MAX_TRIES:,} graphs of {kind.nodes} nodes, shape {kind.shape}: raise "
+        "nodes, or ask for shorter paths or fewer records"
     )

@@ -87,15 +87,22 @@ class Form:
     Attributes:
         text: in sentences, not as pictures.
         distractors: tiles that have a dot in a corner, 0 to 9.
+        tiles: of the scenes in turn; a picture has nine.
     """
 
     text: bool = False
     distractors: int = 0
+    tiles: tuple[int, ...] = (len(COLOURS),)
 
 
-def draw_scene(rng: random.Random, kind: str, answer: str, hops: int, distractors: int = 0) -> tuple[Scene, list[str]]:
+def draw_scene(
+    rng: random.Random, kind: str, answer: str, hops: int, distractors: int, n_tiles: int
+) -> tuple[Scene, list[str]]:
     """A random scene whose question of this kind has this answer, and the path of different tiles to it."""
     tiles = rng.sample(list(COLOURS), len(COLOURS))
+    others = [tile for tile in tiles if tile != answer]
+    absent = others[n_tiles - (kind == "tile") :]
+    tiles = [tile for tile in tiles if tile not in absent]
     if kind == "tile":
         path = [*rng.sample([tile for tile in tiles if tile != answer], hops), answer]
     else:  # naming the shape is the last hop
@@ -138,16 +145,22 @@ class Question:
         return {"question": question, "choices": self.choices, "steps": self.steps, "answer": self.answer}
 
 
-def make_question(rng: random.Random, kind: str, answer: str, answer_index: int, path: list[str]) -> Question:
-    """The question about a path."""
+def make_question(
+    rng: random.Random, kind: str, answer: str, answer_index: int, tiles: Sequence[str], path: list[str]
+) -> Question:
+    """The question about a path through these tiles."""
     times = "1 time" if len(path) == 2 else f"{len(path) - 1} times"
     question = f"Start at the {path[0]} tile and follow the marks {times}."
     steps = [f"From {tile} go to {following}." for tile, following in pairwise(path)]
     if kind == "tile":
         question += " Which tile do you reach?"
         # Tiles on the path come first, so that knowing which tiles are on it does not give the answer.
-        off_path = [tile for tile in COLOURS if tile not in path]
-        wrong = [*rng.sample(path[1:-1], len(path) - 2), *rng.sample(off_path, min(3, len(off_path)))][:3]
+        off_path = [tile for tile in COLOURS if tile in tiles and tile not in path]
+        absent = [tile for tile in COLOURS if tile not in tiles]
+        wrong = rng.sample(path[1:-1], len(path) - 2)
+        for others in (off_path, absent):  # a small scene may not have three other tiles
+            wrong += rng.sample(others, min(3, len(others)))
+        wrong = wrong[:3]
     else:
         question += " Which shape is on the tile you reach?"
         steps.append(f"The shape on {path[-1]} is {answer}.")
@@ -196,8 +209,8 @@ def render_scenes(
         train, val, test: records per split; any may be 0, but not all.
         seed: of everything drawn.
         kinds: "tile" (which tile do you reach) and "shape" (which shape is on it), in equal parts.
-        hops: reasoning steps of every question, 1 to 8.
-        form: pictures or text, and what distracts.
+        hops: reasoning steps of every question, 1 to 8, fewer than tiles.
+        form: pictures or text, how many tiles, and what distracts.
         apart_from: folders of scenes in the same form, none of which is to occur, with dots or without.
 
     Returns:
@@ -212,11 +225,17 @@ def render_scenes(
         raise UserError(f"scenes: kinds must be different ones of {', '.join(KINDS)}, not {list(kinds)}")
     if not 1 <= hops <= MAX_HOPS:
         raise UserError(f"scenes: hops must be 1 to {MAX_HOPS}, not {hops}")
-    if not 0 <= form.distractors <= len(COLOURS):
-        raise UserError(f"scenes: distractors must be 0 to {len(COLOURS)}, not {form.distractors}")
+    if form.tiles != Form.tiles and not form.text:
+        raise UserError("scenes: a picture has nine tiles: leave tiles out, or ask for text")
+    if not all(hops < n_tiles <= len(COLOURS) for n_tiles in form.tiles):
+        raise UserError(f"scenes: tiles must be {hops + 1} to {len(COLOURS)} for {hops} hops, not {list(form.tiles)}")
+    if not 0 <= form.distractors <= min(form.tiles):
+        raise UserError(f"scenes: distractors must be 0 to {min(form.tiles)}, not {form.distractors}")
     avoided = _scenes_in(apart_from, form)
     arguments = {**sizes, "seed": seed, "kinds": list(kinds), "hops": hops}
-    how = {"text": form.text, "distractors": form.distractors, "apart_from": digest(avoided)}
+    how: dict[str, Any] = {"text": form.text, "distractors": form.distractors, "apart_from": digest(avoided)}
+    if form.tiles != Form.tiles:
+        how["tiles"] = list(form.tiles)
 
     def write(folder: Path) -> None:
         example = None
@@ -256,11 +275,13 @@ def _draw(
     image_ids = count(1)
     for size in sizes.values():
         for kind, answer, answer_index in balanced_plan(rng, size, kinds):
-            scene, path = draw_scene(rng, kind, answer, hops, form.distractors)
+            image_id = next(image_ids)
+            drawing = kind, answer, hops, form.distractors, form.tiles[image_id % len(form.tiles)]
+            scene, path = draw_scene(rng, *drawing)
             while scene in seen or (avoided and _key(scene, form) in avoided):
-                scene, path = draw_scene(rng, kind, answer, hops, form.distractors)
+                scene, path = draw_scene(rng, *drawing)
             seen.add(scene)
-            yield next(image_ids), scene, make_question(rng, kind, answer, answer_index, path)
+            yield image_id, scene, make_question(rng, kind, answer, answer_index, scene.tiles, path)
 
 
 def _key(scene: Scene, form: Form) -> Hashable:
@@ -330,13 +351,14 @@ def _readme(sizes: dict[str, int], example: str, form: Form) -> str:
     source = "of text" if form.text else "in the format of the A-OKVQA release"
     test = "" if form.text else " Test records carry no answer."
     dots = " A dot in a corner means nothing." if form.distractors else ""
+    small = "" if form.tiles == Form.tiles else f" Here {' or '.join(map(str, form.tiles))} of the tiles are described."
     return f"""# Generated scenes
 
 Records ({counts}) {source}, written by MultiCoCo
 (`multicoco/tasks/scenes.py`); the arguments are in `dataset.json`.{test}
 
 A picture has 3 x 3 tiles of nine colours. The mark on a tile (disc, square, triangle or cross) has the
-colour of the tile to go to next.{dots}
+colour of the tile to go to next.{dots}{small}
 
 To check one by eye:
 

@@ -51,9 +51,9 @@ class Transfer:
         for key, tensor in batch["inputs"].items():
             arguments[key] = tensor if key in self.stay else self._moved(tensor)
         if supervision := batch["supervision"]:
-            arguments["supervision"] = {
-                key: self._moved(value) if isinstance(value, Tensor) else value for key, value in supervision.items()
-            }
+            tensors = {key: value for key, value in supervision.items() if isinstance(value, Tensor)}
+            arguments["supervision"] = supervision | {key: self._moved(tensor) for key, tensor in tensors.items()}
+            on_host |= tensors
         return arguments | {"seeds": batch["seeds"], "on_host": on_host}
 
     def _moved(self, tensor: Tensor) -> Tensor:

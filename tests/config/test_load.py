@@ -120,6 +120,19 @@ class TestOverrides:
         config = load_config(write({"generation": {"top_p": 0.5, "num_beams": 2}}), ["generation={top_p: 0.7}"])
         assert (config.generation.top_p, config.generation.num_beams) == (0.7, 2)
 
+    def test_entries_for_more_stages_than_there_are_may_be_inherited_and_are_refused_else(self, write, error):
+        keys = {"enabled": True, "max_latent_stage": 3, "first_stage": 1, "stage_lr": [3, 2, 1]}
+        path = write({"mode": "coconut_train", "num_epochs": 4, "coconut": keys})
+        codi = ("mode=train", "method=codi", "coconut.first_stage=null")
+        assert load_config(path, codi).coconut.stage_lr == [3, 2, 1]
+        assert load_config(path, [*codi, "coconut.stage_lr=[1]"]).coconut.stage_lr == [1]
+        assert error(path, *codi, "coconut={stage_lr: [1, 2]}").endswith(
+            "coconut.stage_lr has 2 entries, one a stage, but codi has here one stage, 4: leave out the last 1"
+        )
+        assert error(path, "coconut.epochs_per_stage=[1, 1, 1, 1, 1, 9]").endswith(
+            "6 entries, one a stage, but coconut has here the stages 1 to 4: leave out the last 2"
+        )
+
 
 class TestShippedConfigs:
     @pytest.mark.parametrize(

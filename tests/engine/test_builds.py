@@ -1,6 +1,7 @@
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 
 import ninja
@@ -23,6 +24,16 @@ def test_guards_that_no_process_holds_are_removed_and_others_kept(tmp_path, monk
         assert held.exists() and not abandoned.exists()
     prepare_builds()
     assert not held.exists()
+
+
+def test_environments_do_not_take_turns_in_a_folder(tmp_path, monkeypatch):
+    found = []
+    for prefix in ("/a", "/b", "/a"):
+        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+        monkeypatch.setattr(sys, "prefix", prefix)
+        prepare_builds()
+        found.append(os.environ["TORCH_EXTENSIONS_DIR"])
+    assert found[0] == found[2] != found[1]
 
 
 def test_it_is_always_this_environments_ninja_that_builds(tmp_path, monkeypatch):

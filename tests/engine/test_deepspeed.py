@@ -1,6 +1,4 @@
-import os
 import socket
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -9,15 +7,15 @@ import pytest
 from multicoco.engine.deepspeed import build_engine, free_port, init_distributed
 from multicoco.errors import UserError
 
+# what ranks do in place of a run
 AGREEMENT = """
-import sys
 from pathlib import Path
 from multicoco.engine.deepspeed import init_distributed
 from multicoco.engine.ranks import agree
 from multicoco.errors import UserError
 from multicoco.process import end_process
 
-rank, world_size = init_distributed()
+init_distributed()
 said = [f"value {agree(lambda: rank * 10)} {agree(lambda: rank + 7, only_rank_0=True)}"]
 
 def fail():
@@ -30,7 +28,7 @@ for only_rank_0 in (False, True):
         said.append("fine")
     except UserError as error:
         said.append(f"error {error}")
-Path(sys.argv[1], f"rank_{rank}").write_text("\\n".join(said))
+Path(f"rank_{rank}").write_text("\\n".join(said))
 end_process(0)
 """
 
@@ -66,18 +64,9 @@ def test_a_port_is_neither_taken_nor_one_that_connections_are_given(monkeypatch)
 
 
 @pytest.mark.distributed
-def test_a_mistake_that_one_rank_sees_stops_all_of_them(tmp_path):
-    (tmp_path / "worker.py").write_text(AGREEMENT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [*command, str(tmp_path / "worker.py"), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_a_mistake_that_one_rank_sees_stops_all_of_them(tmp_path, run_server):
+    ended = run_server.run(tmp_path / "none.yaml", ranks=2, patch=AGREEMENT)
+    assert ended.codes == [0, 0], ended.said
     said = [(tmp_path / f"rank_{rank}").read_text().splitlines() for rank in range(2)]
     assert said == [  # on rank 0 alone there is nothing wrong
         ["value 0 7", "error rank 1 has no such file", "fine"],

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from homes import make_home
 from PIL import Image
-from runs import signalled_at
+from runs import losses, signalled_at
 
 from multicoco.config import RunConfig
 from multicoco.curriculum import layout
@@ -223,16 +222,17 @@ def test_an_unreadable_image_and_a_model_without_images_are_errors(internvl, tmp
         Setting(internvl, load_backbone(str(tmp_path / "text")))
 
 
-def test_features_are_kept_ahead_of_the_run(internvl, tmp_path):
+@pytest.mark.distributed
+def test_features_are_kept_ahead_of_the_run(internvl, tmp_path, run_server):
     render_scenes(tmp_path / "scenes", 3, 2, 1, kinds=("tile",))
     keys = {"output_dir": str(tmp_path), "data_dir": str(tmp_path / "scenes"), "val_path": "aokvqa_v1p0_val.json"}
     config = config_of(internvl, train_path="aokvqa_v1p0_train.json", answer_format="text", **keys)
     with pytest.raises(UserError, match="features is null"):
         keep_ahead(config.model_copy(update={"features": None}))
     (tmp_path / "run.yaml").write_text(config.to_yaml())
-    command = [sys.executable, "-m", "multicoco.cli", "features", str(tmp_path / "run.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)  # it makes a process group
-    assert done.returncode == 0 and "features of the images of 5 examples" in done.stdout, done.stderr
+    command = "from multicoco import cli, process; process.end_process(cli.main(['features', 'run.yaml']))"
+    ended = run_server.run(tmp_path / "run.yaml", patch=command)  # it makes a process group
+    assert ended.codes == [0] and "features of the images of 5 examples" in ended.said[0], ended.said
     [folder] = (tmp_path / "features").iterdir()
     assert json.loads((folder / "about.json").read_text())["family"] == "InternVL"
 
@@ -279,9 +279,8 @@ coconut: {{enabled: true, max_latent_stage: 1, first_stage: 1}}
             run(name, 143, signalled_at(2), *settings)
         run(name, 0, counting, *settings)
         counts[name] = json.loads((home / f"{name}.counts").read_text())
-    lines = {name: (home / "runs" / name / "metrics.jsonl").read_text().splitlines() for name in counts}
-    losses = {name: [json.loads(line).get("train/loss") for line in lines[name]] for name in counts}
-    assert [x for x in losses["kept"] if x] == [x for x in losses["plain"] if x] and len(losses["plain"]) >= 8
+    found = {name: losses(home / "runs" / name) for name in counts}
+    assert found["kept"] == found["plain"] and len(found["plain"]) >= 8
     samples = {name: sorted((home / "runs" / name / "samples").iterdir())[-1].read_text() for name in counts}
     assert samples["kept"] == samples["plain"]
     model = load_backbone(str(home / "model"))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from runs import Ended, RunServer
+from runs import Ended, RunServer, losses
 from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
 
 from multicoco.models.tiny import build_tokenizer
@@ -73,16 +73,11 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def train(home) -> Iterator[Callable[..., Ended]]:
-    """Does a run in a process that finds the package, and looks again what it brings."""
+    """Does a run in a process that has found the package as it was started, and looks again what it brings."""
     server = RunServer(home, PYTHONPATH=str(home))
     again = "from multicoco import registry; registry._entries.cache_clear()"
     yield lambda *settings: server.run(home / "run.yaml", *settings, patch=again)
     server.stop()
-
-
-def losses(run: Path) -> list[float]:
-    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [entry["train/loss"] for entry in entries if "train/loss" in entry]
 
 
 def test_they_train_for_two_steps_and_are_evaluated(home, train):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference import EOS, LATENT, MODELS, PAD, assert_same_gradients, gradients, mixed_batch, qwen2, windowed
-from supervised import embedded
+from supervised import alone
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -32,7 +32,7 @@ def hidden_states(model, embeds: list[Tensor]) -> Tensor:
 
 def jacobi(model, ids: list[int], inputs: dict[str, Tensor], iterations: int, thought=lambda h, k: h) -> list[Tensor]:
     """What a row is fed in the end: z_k^0 is the token's embedding, z_k^t = f(h_k-1^t-1), all k at once."""
-    embeds = embedded(model, ids, inputs)
+    embeds = alone(model, ids, inputs).embeds
     columns = [column for column, token in enumerate(ids) if token == LATENT]
     for _ in range(iterations):
         hidden = hidden_states(model, embeds)

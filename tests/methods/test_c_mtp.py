@@ -8,10 +8,10 @@ from itertools import chain
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import LATENT, MODELS, assert_same_gradients, gradients
+from reference import LATENT, assert_same_gradients, gradients, qwen2_5_vl
+from reference import MODELS as PLAIN
 from supervised import (
-    embedded,
-    layers_of,
+    alone,
     make_examples,
     make_method,
     make_reasoner,
@@ -25,6 +25,7 @@ from multicoco.curriculum import ExampleTokens
 from multicoco.latent.thoughts import Projection
 from multicoco.models.checkpointing import checkpoint_activations
 
+MODELS = PLAIN | {"qwen2_5_vl": qwen2_5_vl}
 LOSS_TOLERANCE = 1e-6
 GRADIENT_TOLERANCE = 1e-5
 STRETCHES = {  # of each example: (latent step, first token, end) of its thoughts, c_thought being 2
@@ -44,17 +45,17 @@ def reference(model, projection: Projection | None, name: str, stage: int, weigh
     for i, (row, tokens) in enumerate(zip(make_rows(method, name, stage), examples, strict=True)):
         if i == filler:
             continue
-        embeds, columns = embedded(model, row.input_ids, row.inputs), []
+        own, columns = alone(model, row.input_ids, row.inputs), []
         # the second latent step, which is the last, stands for all steps from the second on
         groups = [*tokens.steps[:1], [*chain.from_iterable(tokens.steps[1:])]]
         means = [
             torch.stack([model.get_input_embeddings().weight[t] for t in groups[group][start:end]]).mean(0)
             for group, start, end in STRETCHES[stage][i]
         ]
-        for column, mean in zip([c for c, t in enumerate(row.input_ids) if t == LATENT], means, strict=True):
-            embeds[column] = mean
+        for column, mean in zip(own.latent, means, strict=True):
+            own.embeds[column] = mean
             columns.append(column)
-        hidden = layers_of(model, embeds)[-1]
+        hidden = own.layers()[-1]
         logits = model.lm_head(hidden)
         words += [(logits[c], label) for c, label in enumerate(row.labels[1:]) if label != -100]
         for column, mean in zip(columns, means, strict=True):
@@ -67,9 +68,14 @@ def reference(model, projection: Projection | None, name: str, stage: int, weigh
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", ["internvl", "qwen2"])
 @pytest.mark.parametrize(
-    ("stage", "weight", "filler", "projection"), [(1, 1.0, None, "none"), (3, 0.5, 1, "none"), (3, 2.0, None, "mlp")]
+    ("name", "stage", "weight", "filler", "projection"),
+    [
+        ("internvl", 1, 1.0, None, "none"),
+        ("internvl", 3, 0.5, 1, "none"),
+        ("qwen2", 3, 2.0, None, "mlp"),
+        ("qwen2_5_vl", 3, 2.0, 1, "mlp"),
+    ],
 )
 def test_loss_and_gradients(name, stage, weight, filler, projection, checkpointing):
     method = make_method("c_mtp", coconut={"projection": projection}, c_mtp={"weight": weight})

@@ -3,65 +3,31 @@
 Tolerances: as in tests/latent/test_reasoner.py, fp32's, in which transformers computes norms and rotary angles.
 """
 
+import equations
 import pytest
 import torch
-import torch.nn.functional as F
-from reference import LATENT, MODELS, assert_same_gradients, gradients
-from supervised import IDS, embedded, layers_of, make_examples, make_method, make_reasoner, make_rows, training_loss
-from torch import Tensor
+from reference import MODELS as PLAIN
+from reference import assert_same_gradients, gradients, qwen2_5_vl
+from supervised import IDS, make_examples, make_method, make_reasoner, make_rows, training_loss
 
 from multicoco.models.checkpointing import checkpoint_activations
 
+MODELS = PLAIN | {"qwen2_5_vl": qwen2_5_vl}
 LOSS_TOLERANCE = 1e-6
 GRADIENT_TOLERANCE = 2e-5
 STAGE = 3  # the one after max_latent_stage
 
 
-def smooth_l1(x: Tensor, y: Tensor) -> Tensor:
-    difference = (x - y).abs()
-    return torch.where(difference < 1, difference.square() / 2, difference - 0.5).mean()
-
-
-def reference(method, model, projection, name: str, weights: tuple[float, float, float], filler: int | None) -> Tensor:
-    written: dict[str, list[tuple[Tensor, int]]] = {"student": [], "teacher": []}
-    distances = []
-    for i, (row, tokens) in enumerate(zip(make_rows(method, name, STAGE), make_examples(name), strict=True)):
-        if i == filler:
-            continue
-        embeds = embedded(model, row.input_ids, row.inputs)
-        for column in [c for c, t in enumerate(row.input_ids) if t == LATENT and method.keys.thoughts != "pause"]:
-            hidden = layers_of(model, embeds[:column])[-1][-1]
-            embeds[column] = hidden if projection is None else projection(hidden)
-        student = layers_of(model, embeds)
-        spoken = [*tokens.prompt, *[t for step in tokens.steps for t in step], *tokens.answer]
-        teacher = layers_of(model, embedded(model, spoken, row.inputs))
-        for who, ids, hidden, n_prompt in (
-            ("student", row.input_ids, student[-1], len(row.input_ids) - len(tokens.answer)),
-            ("teacher", spoken, teacher[-1], len(tokens.prompt)),
-        ):
-            written[who] += [(model.lm_head(hidden[c - 1]), ids[c]) for c in range(n_prompt, len(ids))]
-        before_answer = -len(tokens.answer)  # the announcing token, the first of the answer, stands there
-        pairs = [(s[before_answer], t[before_answer].detach()) for s, t in zip(student, teacher, strict=True)]
-        distances.append(torch.stack([smooth_l1(s, t) / t.std() for s, t in pairs]).mean())
-
-    def cross_entropy(who: str) -> Tensor:
-        logits, labels = zip(*written[who], strict=True)
-        return F.cross_entropy(torch.stack(logits), torch.tensor(labels))
-
-    of_teacher, of_student, of_distance = weights
-    distance = torch.stack(distances).mean()
-    return of_teacher * cross_entropy("teacher") + of_student * cross_entropy("student") + of_distance * distance
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", ["internvl", "qwen2"])
 @pytest.mark.parametrize(
-    ("weights", "filler", "more"),
+    ("name", "weights", "filler", "more"),
     [
-        ((1.0, 1.0, 1.0), None, {}),
-        ((0.5, 2.0, 20.0), 1, {"projection": "mlp", "pad_latent_to_max": True}),
-        ((0.0, 0.0, 1.0), None, {"thoughts": "pause"}),
-        ((1.0, 1.0, 1.0), 1, {"projection": "mlp", "jacobi_iterations": 4}),  # as many as thoughts: the same
+        ("internvl", (1.0, 1.0, 1.0), None, {}),
+        ("qwen2", (0.5, 2.0, 20.0), 1, {"projection": "mlp", "pad_latent_to_max": True}),
+        ("qwen2_5_vl", (0.5, 2.0, 20.0), 1, {"projection": "mlp", "pad_latent_to_max": True}),
+        ("internvl", (0.0, 0.0, 1.0), None, {"thoughts": "pause"}),
+        ("qwen2", (1.0, 1.0, 1.0), 1, {"projection": "mlp", "jacobi_iterations": 4}),  # as many as thoughts: the same
+        ("qwen2_5_vl", (1.0, 1.0, 1.0), None, {"jacobi_iterations": 4}),
     ],
 )
 def test_loss_and_gradients(name, weights, filler, more, checkpointing):
@@ -69,7 +35,7 @@ def test_loss_and_gradients(name, weights, filler, more, checkpointing):
     method = make_method("codi", coconut=more, codi=keys)
     expected, model, calls = MODELS[name]().double(), MODELS[name]().double(), []
     own = method.projection(expected)
-    loss = reference(method, expected, own, name, weights, filler)
+    loss = equations.codi(method, expected, own, name, STAGE, weights, filler)
     loss.backward()
     reasoner = make_reasoner(method, model).train()
     reasoner.decoder.register_forward_hook(lambda *_: calls.append(1))

@@ -36,6 +36,7 @@ DEMANDS = {  # where any other value is refused
     "c_mtp": {"thoughts": "hidden", "pad_latent_to_max": False},
     "sim_cot": {"thoughts": "hidden"},
     "codi": {"thoughts": "hidden", "uniform_prob": 0.0},
+    "codi_sim_cot": {"thoughts": "hidden", "uniform_prob": 0.0},
 }
 
 

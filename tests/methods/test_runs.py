@@ -1,11 +1,10 @@
 """Methods from a run config to their evaluation: alike on one rank and on two that share every weight, and going on."""
 
-import json
 from pathlib import Path
 
 import pytest
 from homes import make_home
-from runs import signalled_at
+from runs import losses, signalled_at
 
 pytestmark = pytest.mark.distributed
 CONFIG = """mode: train
@@ -22,7 +21,7 @@ CHECKPOINTED = "activation_checkpointing=true"
 METHODS = {
     "projected": ("method=coconut", "coconut.projection=mlp", "coconut.norm=embedding", "coconut.gradient_passes=1"),
     "codi": ("method=codi", "coconut.projection=mlp", "codi.distillation_weight=2", "coconut.first_stage=null"),
-    "sim_cot": ("method=sim_cot", "sim_cot.weight=0.5", CHECKPOINTED),
+    "codi_sim_cot": ("method=codi_sim_cot", "sim_cot.weight=0.5", "coconut.first_stage=null", CHECKPOINTED),
     "adapters": ("method=sim_cot", "sim_cot.decoder=adapters", "sim_cot.decoder_rank=2", CHECKPOINTED),
     "c_mtp": ("method=c_mtp", "coconut.projection=linear"),
 }
@@ -47,11 +46,6 @@ def whole(home, run_server) -> dict[str, Path]:
     return folders
 
 
-def losses(run: Path) -> list[float]:
-    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [entry["train/loss"] for entry in entries if "train/loss" in entry]
-
-
 @pytest.mark.parametrize(
     ("name", "sharded"),
     [(name, sharded) for name in METHODS for sharded in SHARDED if (name, sharded) != ("projected", "zero2")],
@@ -64,7 +58,7 @@ def test_two_ranks_train_as_one_process_does(home, run_server, whole, name, shar
     assert losses(home / "runs" / f"{name}_{sharded}") == pytest.approx(losses(whole[name]), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["projected", "adapters", "codi", "c_mtp"])
+@pytest.mark.parametrize("name", ["projected", "adapters", "codi_sim_cot", "c_mtp"])
 def test_a_run_that_ends_within_an_epoch_goes_on_bit_for_bit(home, run_server, whole, name):
     settings = (*METHODS[name], "batch_size=4", f"name={name}_preempted")
     ended = run_server.run(home / "run.yaml", *settings, patch=signalled_at(3))

@@ -7,54 +7,18 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
-from reference import LATENT, assert_same_gradients, gradients, rescaled
+from equations import sim_cot
+from reference import LATENT, assert_same_gradients, gradients, qwen2_5_vl, rescaled
 from reference import MODELS as PLAIN
-from supervised import embedded, layers_of, make_examples, make_method, make_reasoner, make_rows, training_loss
+from supervised import make_examples, make_method, make_reasoner, make_rows, training_loss, training_output
 from torch import Tensor
 
 from multicoco.models.checkpointing import checkpoint_activations
-from multicoco.models.lora import add_lora
+from multicoco.models.lora import add_lora, merge_lora
 
-MODELS = PLAIN | {"gemma2": lambda: rescaled("gemma2")}
+MODELS = PLAIN | {"gemma2": lambda: rescaled("gemma2"), "qwen2_5_vl": qwen2_5_vl}
 LOSS_TOLERANCE = 1e-6
 GRADIENT_TOLERANCE = 2e-5
-
-
-def reference(method, model, decoder, head, projection, name: str, stage: int, filler: int | None) -> Tensor:
-    """Decoder and head: those that read."""
-
-    def said(head, hidden: Tensor) -> Tensor:
-        cap = getattr(model.config, "final_logit_softcapping", None)
-        return head(hidden) if cap is None else cap * torch.tanh(head(hidden) / cap)
-
-    words: list[tuple[Tensor, int]] = []
-    read: list[tuple[Tensor, int]] = []
-    for i, (row, tokens) in enumerate(zip(make_rows(method, name, stage), make_examples(name), strict=True)):
-        if i == filler:
-            continue
-        embeds, thoughts = embedded(model, row.input_ids, row.inputs), []
-        for column in [c for c, t in enumerate(row.input_ids) if t == LATENT]:
-            hidden = layers_of(model, embeds[:column])[-1][-1]
-            embeds[column] = hidden if projection is None else projection(hidden)
-            thoughts.append(embeds[column])
-        logits = said(model.lm_head, layers_of(model, embeds)[-1])
-        words += [(logits[c], label) for c, label in enumerate(row.labels[1:]) if label != -100]
-        # two thoughts a step; the second step's, which are the last, stand for all steps from there on
-        steps = tokens.steps[:1] if stage == 1 else [*tokens.steps[:1], [t for step in tokens.steps[1:] for t in step]]
-        for k, step in enumerate(steps):
-            if not step:
-                continue
-            of_step = thoughts[2 * k : 2 * k + 2] if method.own_keys.reads == "all" else thoughts[2 * k + 1 : 2 * k + 2]
-            given = torch.cat([torch.stack(of_step), decoder.get_input_embeddings()(torch.tensor(step))])
-            hidden = decoder(inputs_embeds=given[None], use_cache=False).last_hidden_state[0]
-            read += [(said(head, hidden[len(of_step) - 1 + n]), token) for n, token in enumerate(step)]
-
-    def cross_entropy(chosen: list[tuple[Tensor, int]]) -> Tensor:
-        logits, labels = zip(*chosen, strict=True)
-        return F.cross_entropy(torch.stack(logits), torch.tensor(labels))
-
-    return cross_entropy(words) + method.own_keys.weight * cross_entropy(read)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -68,6 +32,8 @@ def reference(method, model, decoder, head, projection, name: str, stage: int, f
         ("llama", 3, 0, {"decoder": "self", "reads": "last"}, "linear"),
         ("qwen2", 3, None, {"decoder": "copy", "decoder_layers": 1}, "none"),
         ("gemma2", 3, None, {"decoder": "copy"}, "none"),
+        ("qwen2_5_vl", 3, 1, {"decoder": "copy"}, "linear"),
+        ("qwen2_5_vl", 1, None, {"decoder": "self"}, "none"),
     ],
 )
 def test_loss_and_gradients(name, stage, filler, keys, projection, checkpointing):
@@ -81,7 +47,7 @@ def test_loss_and_gradients(name, stage, filler, keys, projection, checkpointing
         decoder.config.num_hidden_layers = 1
     if frozen:
         decoder.requires_grad_(False)
-    loss = reference(method, expected, decoder, head, own, name, stage, filler)
+    loss = sum(sim_cot(method, expected, decoder, head, own, name, stage, filler))
     loss.backward()
     reasoner = make_reasoner(method, model).train()
     reader = reasoner.objective.decoder or reasoner.decoder
@@ -149,7 +115,7 @@ def test_a_decoder_of_the_models_weights_and_adapters_of_its_own(name, rank, che
     assert len(adapters) == 3 * 7  # every linear layer of three
     own = MODELS[name]().double() if rank else expected
     reader = Reader(own.get_decoder(), {layer: (of["A"], of["B"]) for layer, of in adapters.items()}, 6.0)
-    loss = reference(method, expected, reader, own.get_output_embeddings(), None, name, 3, 1)
+    loss = sum(sim_cot(method, expected, reader, own.get_output_embeddings(), None, name, 3, 1))
     loss.backward()
     if checkpointing:
         for part in (model, twin):
@@ -208,11 +174,55 @@ def test_what_makes_no_sense_is_refused(coconut, sim_cot, says):
         make_method("sim_cot", coconut=coconut, sim_cot=sim_cot)
 
 
-def test_adapters_are_not_copied():
-    with pytest.raises(ValueError, match=r"lora.rank is 4 but sim_cot.decoder is copy"):
-        make_method("sim_cot", lora={"rank": 4})
-    for keys in ({"decoder": "self"}, {"decoder": "adapters", "decoder_rank": 2}):
-        assert make_method("sim_cot", lora={"rank": 4}, sim_cot=keys).own_keys.decoder == keys["decoder"]
+@pytest.mark.parametrize("name", ["internvl", "qwen2"])  # whose head is tied, and not
+def test_a_copy_of_a_model_with_adapters_has_them_merged(name):
+    method = make_method("sim_cot", lora={"rank": 3})
+    expected, model, plain = (MODELS[name]().double() for _ in range(3))
+    for each in (expected, model):
+        add_lora(each, 3, 4.0, new_tokens=[58, LATENT, 59])
+        torch.manual_seed(5)
+        for path, parameter in each.named_parameters():
+            if "lora_" in path or "trainable_tokens" in path:
+                torch.nn.init.normal_(parameter, std=0.1)
+    plain.load_state_dict(merge_lora(expected, expected.state_dict()), strict=name == "qwen2")
+    decoder, head = plain.get_decoder(), plain.get_output_embeddings()
+    loss = sum(sim_cot(method, expected, decoder, head, None, name, 3, None))
+    loss.backward()
+    reasoner = make_reasoner(method, model).train()
+    output = training_loss(method, reasoner, make_rows(method, name, 3), 3)
+    output.backward()
+    torch.testing.assert_close(output, loss, rtol=LOSS_TOLERANCE, atol=0)
+    assert_same_gradients(model, gradients(expected), GRADIENT_TOLERANCE)
+    assert_same_gradients(reasoner.objective.decoder, gradients(decoder), GRADIENT_TOLERANCE)
+    assert_same_gradients(reasoner.objective.head, gradients(head), GRADIENT_TOLERANCE)
+
+
+def test_what_is_known_on_the_host_changes_nothing():
+    method, results = make_method("sim_cot"), []
+    for on_host in (True, False):
+        reasoner = make_reasoner(method, MODELS["qwen2"]().double()).train()
+        output = training_output(method, reasoner, make_rows(method, "qwen2", 3, 1), 3, on_host)
+        output.loss.backward()
+        results.append([output.loss, *gradients(reasoner).values()])
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("uniform_prob", [0.0, 0.5])
+def test_what_the_decoder_is_called_with_is_planned_for(uniform_prob):
+    shapes = []
+    method = make_method("sim_cot", coconut={"uniform_prob": uniform_prob}, sim_cot={"reads": "last"})
+    reasoner = make_reasoner(method, MODELS["llama"]())
+    reasoner.objective.decoder.register_forward_pre_hook(
+        lambda module, args, given: shapes.append(given["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    besides = [method.beside(tokens, 1) for tokens in make_examples("llama")]
+    training_loss(method, reasoner, make_rows(method, "llama", 1), 1)
+    [(rows, columns)] = shapes
+    assert rows <= 1 + sum(beside.rows for beside in besides) and columns <= 1 + max(one.written for one in besides)
+    if uniform_prob:  # all steps may be drawn, of which the last thoughts write those from the second on
+        assert besides == [(2, 1, 3), (1, 1, 4), (0, 1, 0), (2, 1, 2)]
+    else:
+        assert besides == [(1, 1, 3), (1, 1, 4), (0, 1, 0), (1, 1, 1)] and (rows, columns) == (4, 5)
 
 
 def test_a_copy_cannot_have_more_layers_than_the_model():

@@ -9,12 +9,14 @@ import torch
 from homes import REPO
 from plan_memory import CASES, batch, build_reasoner
 from reference import internvl, qwen2
+from supervised import make_examples, make_method, make_reasoner, make_rows, training_loss
 
 from multicoco.latent.schedule import SEQUENTIAL, Jacobi
 from multicoco.planning.geometry import ModelGeometry, Workload
 from multicoco.planning.held import PARTS
 from multicoco.planning.memory import pass_activations, peak_memory
 from multicoco.planning.setting import Setting
+from multicoco.planning.trace import LiveBytes
 from multicoco_kernels import BufferPool, KeyMask, LayerCache
 
 NOTHING = dict.fromkeys(("vision_tower", "projector", "language_model"), False)
@@ -37,7 +39,7 @@ def model(dtype=torch.float32, **freezing) -> ModelGeometry:
 
 @pytest.mark.distributed
 def test_what_is_allocated_copied_and_resident_is_as_predicted(tmp_path):
-    script, cases = REPO / "benchmarks" / "plan_memory.py", ["zero2 tied frozen", "zero3 bf16, 2 ranks"]
+    script, cases = REPO / "benchmarks" / "plan_memory.py", ["zero2 tied frozen sim_cot", "zero3 bf16, 2 ranks"]
     smaller = {"layers": 2, "prompt": 100, "written": 40}
     command = [sys.executable, str(script), "--threads", "1", "--out", str(tmp_path), "--cases", *cases]
     command += ["--resident", cases[0]]
@@ -69,6 +71,27 @@ def test_the_cache_is_as_large_as_the_real_one():
     buffers = [cache.keys, cache.values, *cache.gradients()[:2]]
     expected = text.num_hidden_layers * sum(buffer.nbytes for buffer in buffers)
     assert peak_memory(geometry, work, replace(PLAIN, micro_batch=rows)).device["KV cache"] == expected
+
+
+@pytest.mark.parametrize("keys", [{"decoder_layers": 1}, {"decoder": "adapters", "decoder_rank": 8}])
+def test_what_a_decoder_of_steps_leaves_for_backward_is_as_predicted(keys):
+    """Measured: the bytes of what operations have made that is alive after a forward, with the decoder and without."""
+    measured, predicted = [], []
+    for name, own in (("sim_cot", {"sim_cot": keys}), ("coconut", {})):
+        method = make_method(name, **own)
+        reasoner, rows = make_reasoner(method, qwen2()).train(), 4 * make_rows(method, "qwen2", 3)[:1]
+        training_loss(method, reasoner, rows, 3).backward()  # from here on the buffers of the caches are there
+        with LiveBytes() as counted:
+            loss = training_loss(method, reasoner, rows, 3)
+            measured.append(counted.live)
+        loss.backward()
+        tokens = make_examples("qwen2")[0]
+        extent, beside = method.extent(tokens, 3), method.beside(tokens, 3)
+        work = Workload(0, extent.context, extent.thoughts, extent.written, beside=beside)
+        geometry = ModelGeometry(qwen2().config, torch.float32, NOTHING, method.objective)
+        memory = peak_memory(geometry, work, replace(PLAIN, micro_batch=4))
+        predicted.append(memory.parts["activations"])
+    assert predicted[0] - predicted[1] == pytest.approx(measured[0] - measured[1], rel=0.15)
 
 
 @pytest.mark.parametrize("stage", range(4))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from multicoco.config import RunConfig, load_config
 from multicoco.config.schema import Lora
 from multicoco.engine.ds_config import ModelShape, resolve_ds_config
 from multicoco.methods import method_class
-from multicoco.methods.method import ModelCopy
+from multicoco.methods.method import Beside
 from multicoco.models.backbone import load_backbone
 from multicoco.models.lora import add_lora
 from multicoco.models.tiny import TINY
@@ -223,24 +224,53 @@ def test_adapters_have_no_states_but_their_own(run_config):
     assert adapted["parameters"] > plain["parameters"]
 
 
-def test_a_methods_copy_of_the_language_model_is_counted():
+def reading(sim_cot: dict | None, lora: int | None = None) -> ModelGeometry:
+    """An InternVL whose thoughts a decoder reads, or nothing does."""
+    keys = {"name": "x", "model_id": "m", "mode": "train", "train_path": "t", "num_epochs": 3, "lora": {"rank": lora}}
+    own = {"method": "coconut"} if sim_cot is None else {"method": "sim_cot", "sim_cot": sim_cot}
+    config = RunConfig(**keys, **own, coconut={"enabled": True})
+    method = method_class(config.trained_method)(config)
+    return ModelGeometry(internvl().config, torch.float32, {}, method.objective, lora=config.lora)
+
+
+def test_a_decoder_that_reads_thoughts_is_counted():
     model = internvl()
     read = sum(p.numel() for part in (model.get_decoder(), model.lm_head) for p in part.parameters())
     read -= model.lm_head.weight.numel()  # tied
-    kinds = (None, ModelCopy(True, None), ModelCopy(False, None), ModelCopy(True, 1), ModelCopy(True, None, 3))
-    alone, trained, frozen, smaller, adapted = (ModelGeometry(model.config, torch.float32, {}, kind) for kind in kinds)
-    assert trained.parameters == frozen.parameters == alone.parameters + read
-    assert (trained.trainable, frozen.trainable) == (alone.trainable + read, alone.trainable)
-    left_out = sum(p.numel() for layer in model.get_decoder().layers[1:] for p in layer.parameters())
-    assert (smaller.parameters, smaller.trainable) == (trained.parameters - left_out, trained.trainable - left_out)
-    keys = {"name": "x", "model_id": "m", "mode": "train", "method": "sim_cot", "train_path": "t", "num_epochs": 3}
-    keys |= {"coconut": {"enabled": True}}
     linear = [layer for layer in model.get_decoder().modules() if isinstance(layer, torch.nn.Linear)]
     adapters = sum(3 * (layer.in_features + layer.out_features) for layer in linear)
-    with_lora = [ModelGeometry(model.config, torch.float32, {}, kind, lora=Lora(rank=2)) for kind in (None, kinds[-1])]
-    for before, after in ((alone, adapted), with_lora):
-        assert (after.parameters, after.trainable) == (before.parameters + adapters, before.trainable + adapters)
+    left_out = sum(p.numel() for layer in model.get_decoder().layers[1:] for p in layer.parameters())
     own = {"decoder": "adapters", "decoder_rank": 3}
-    copies = [{"decoder_layers": 2}, {"freeze_decoder": True}, {"decoder": "self"}, own]
-    methods = [method_class("sim_cot")(RunConfig(**keys, sim_cot=one)) for one in copies]
-    assert [method.model_copy for method in methods] == [ModelCopy(True, 2), ModelCopy(False, None), None, kinds[-1]]
+    cases = {  # numbers that it has, and that are trained
+        None: ({"decoder": "copy"}, read, read),
+        "frozen": ({"freeze_decoder": True}, read, 0),
+        "smaller": ({"decoder_layers": 1}, read - left_out, read - left_out),
+        "itself": ({"decoder": "self"}, 0, 0),
+        "adapters": (own, adapters, adapters),
+    }
+    for lora in (None, 2):
+        alone = reading(None, lora)
+        for keys, parameters, trained in cases.values():
+            geometry = reading(keys, lora)
+            assert geometry.parameters == geometry.called_parameters == alone.parameters + parameters
+            assert geometry.trainable == alone.trainable + trained
+            assert geometry.saved_parameters == alone.saved_parameters == alone.parameters
+            assert alone.reader is None and geometry.reader.layer.copies == keys.get("decoder_layers", 3)
+            assert geometry.reader.shares == (
+                keys.get("decoder") in ("self", "adapters") and not (lora and keys == own)
+            )
+
+
+def test_what_a_decoder_runs_takes_memory_and_time():
+    work, beside, cluster = Workload(tiles=1, prompt=30, latents=2, written=8), Beside(2, 1, 12), Cluster(1, 2, 80)
+    itself, copy = reading({"decoder": "self"}), reading({})
+    rows, columns = 2 * 2 + 1, 13
+    for stage in (0, 2, 3):
+        setting, more = Setting(stage, "none", False, 2, 1, 2, 1000, 10**9), dataclasses.replace(work, beside=beside)
+        without, own, other = (peak_memory(*of, setting) for of in ((itself, work), (itself, more), (copy, more)))
+        for part in ("KV cache", "activations"):
+            assert without.parts[part] < own.parts[part] == other.parts[part]
+        assert own.parts["KV cache"] - without.parts["KV cache"] == rows * columns * copy.cache_numbers * 2 * 8
+        assert without.peak < own.peak < other.peak
+        seconds = [step_cost(*of, setting, cluster).compute for of in ((itself, work), (itself, more), (copy, more))]
+        assert seconds[0] < seconds[1] == seconds[2]

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from homes import REPO
 
 from multicoco.cli import main
 from multicoco.config import RunConfig
 from multicoco.errors import UserError
+from multicoco.study.keys import read_study
 from multicoco.study.spec import load_study
 
 
@@ -124,3 +126,13 @@ def test_how_a_run_is_watched_does_not_make_it_another(study, written):
     assert load_study(written()).training_folder("direct", 0) == before
     study["arms"]["direct"]["set"]["lr"] = "1e-3"
     assert load_study(written()).training_folder("direct", 0) != before
+
+
+def test_the_short_study_of_methods_is_a_part_of_the_whole_one(monkeypatch):
+    monkeypatch.chdir(REPO)
+    study, whole = load_study(Path("args/studies/methods_scenes_short.yaml")), Path("args/studies/methods_scenes.yaml")
+    short, spec = study.spec.model_dump(), read_study(whole).model_dump()
+    for key in ("arms", "tests"):
+        assert short[key].items() <= spec[key].items()
+        spec[key] = short[key]
+    assert short == spec and len(study.jobs) == 2 * 9 * 3

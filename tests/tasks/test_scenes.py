@@ -163,6 +163,29 @@ def test_every_question_takes_the_hops_asked_for(tmp_path, kind, hops):
             assert path[0] not in record["choices"] and len(set(record["choices"])) == 4
 
 
+@pytest.mark.parametrize("kind", ["tile", "shape"])
+@pytest.mark.parametrize("hops", [1, 3])
+def test_small_scenes_in_sentences_hold_what_is_asked(tmp_path, kind, hops):
+    form = Form(text=True, tiles=(4, 6, 9))
+    render_scenes(tmp_path / "s", train=48, val=0, test=0, hops=hops, kinds=[kind], form=form)
+    sizes = Counter()
+    for record in json.loads((tmp_path / "s" / "scenes_train.json").read_text()):
+        marks = {a: (b, c) for a, b, c in re.findall(r"On (\w+) is an? (\w+) (\w+)\.", record["question"])}
+        assert {colour for colour, _ in marks.values()} <= set(marks)  # no mark leads out of the scene
+        path = [re.search(r"Start at the (\w+) tile", record["question"])[1]]
+        for _ in range(hops - (kind == "shape")):
+            path.append(marks[path[-1]][0])
+        steps = [f"From {a} go to {b}." for a, b in pairwise(path)]
+        answer = path[-1] if kind == "tile" else marks[path[-1]][1]
+        assert record["steps"] == steps + [f"The shape on {path[-1]} is {answer}."] * (kind == "shape")
+        assert record["answer"] == answer and answer in record["choices"] and len(set(record["choices"])) == 4
+        if kind == "tile":  # tiles that are not there only where too few are
+            others = len(set(marks) - {path[0]})
+            assert len(set(record["choices"]) & set(marks)) == min(4, others)
+        sizes[len(marks)] += 1
+    assert sizes == {4: 16, 6: 16, 9: 16}
+
+
 def dots(path: Path) -> int:
     """How many tiles have one."""
     with Image.open(path) as image:
@@ -293,6 +316,10 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
         ({"hops": 9}, "hops"),
         ({"train": 0, "val": 0, "test": 0}, "train"),
         ({"form": Form(distractors=10)}, "distractors"),
+        ({"form": Form(text=True, distractors=6, tiles=(5, 9))}, "distractors must be 0 to 5"),
+        ({"form": Form(tiles=(4,))}, "picture"),
+        ({"form": Form(text=True, tiles=(3, 9))}, "tiles must be 4 to 9 for 3 hops"),
+        ({"form": Form(text=True, tiles=(10,))}, "tiles"),
         ({"apart_from": [Path("nowhere")]}, "nowhere"),
         ({"form": Form(text=True), "apart_from": [Path("nowhere")]}, "nowhere"),
         ({"test": -1}, "test"),

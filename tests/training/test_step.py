@@ -49,10 +49,18 @@ def steps_of(method, reasoner, model, device):
     return Transfer(device, reasoner.family.host_inputs).ahead([[collator(rows[:2]), collator(rows[2:])]])
 
 
-# sim_cot is not among them: it asks which steps its decoder is to write
-@pytest.mark.parametrize(("name", "model"), [("coconut", "internvl"), ("c_mtp", "qwen2"), ("codi", "qwen2")])
-def test_a_step_reads_nothing_from_the_device(meta, name, model):
-    method = make_method(name)
+@pytest.mark.parametrize(
+    ("name", "model", "keys"),
+    [
+        ("coconut", "internvl", {}),
+        ("c_mtp", "qwen2", {}),
+        ("codi", "qwen2", {}),
+        ("sim_cot", "qwen2", {}),
+        ("codi_sim_cot", "llama", {"decoder": "adapters", "decoder_rank": 2, "reads": "last"}),
+    ],
+)
+def test_a_step_reads_nothing_from_the_device(meta, name, model, keys):
+    method = make_method(name, **({"sim_cot": keys} if keys else {}))
     with torch.device("meta"):
         reasoner = make_reasoner(method, MODELS[model]()).train()
     reasoner.kernel = "reference"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from homes import make_home
-from runs import signalled_at
+from runs import losses, signalled_at
 
 from multicoco.engine.trainer_state import read_state
 
@@ -44,25 +44,21 @@ def run(home: Path, server, name: str, ranks: int = 1, code: int = 0, patch: str
     return "".join(ended.said)
 
 
-def losses(home: Path, name: str) -> list[float]:
-    entries = [json.loads(line) for line in (home / "runs" / name / "metrics.jsonl").read_text().splitlines()]
-    return [entry["train/loss"] for entry in entries if "train/loss" in entry]
-
-
 def test_it_is_the_same_run_on_any_number_of_ranks_and_after_any_interruption(home, run_server):
     said = run(home, run_server, "alone", workers=1)
     assert "14 records in 3 pieces of 3 files" in said and "part-1.jsonl" not in said
     assert "part-0.jsonl: record 3 " in said and "part-2.jsonl: record 0 " in said
     run(home, run_server, "two", ranks=2)
-    assert len(losses(home, "alone")) == 8 and losses(home, "two") == pytest.approx(losses(home, "alone"), rel=1e-4)
+    alone, two = (losses(home / "runs" / name) for name in ("alone", "two"))
+    assert len(alone) == 8 and two == pytest.approx(alone, rel=1e-4)
     states = [read_state(home / "runs" / name / "checkpoints" / "epoch_0002") for name in ("alone", "two")]
     assert states[0].tokens == states[1].tokens
     run(home, run_server, "same", ranks=2, code=143, patch=signalled_at(3))
     shutil.copytree(home / "runs" / "same", home / "runs" / "other")
     for name, ranks in (("same", 2), ("other", 1)):
         assert "going on from" in run(home, run_server, name, ranks=ranks)
-    assert losses(home, "same") == losses(home, "two")
-    assert losses(home, "other") == pytest.approx(losses(home, "two"), rel=1e-4)
+    assert losses(home / "runs" / "same") == two
+    assert losses(home / "runs" / "other") == pytest.approx(two, rel=1e-4)
 
 
 def test_a_bad_record_ends_it_by_its_name_and_changed_files_are_another_run(home, run_server):

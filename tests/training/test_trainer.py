@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from homes import make_home
-from runs import signalled_at
+from runs import entries, logged, losses, signalled_at
 
 from multicoco.config import load_config
 from multicoco.data.sources import load_of_run
@@ -31,11 +31,6 @@ def home(tmp_path_factory) -> Path:
     return make_home(tmp_path_factory.mktemp("controls"), 14, 3, CONFIG)
 
 
-def losses(run: Path, key: str = "train/loss") -> list[float]:
-    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [entry[key] for entry in entries if key in entry]
-
-
 def cost(run: Path) -> tuple[int, int]:
     """Tokens and passes of a whole training."""
     state = read_state(run / "checkpoints" / "epoch_0002")
@@ -59,11 +54,11 @@ def test_a_control_trains_alike_on_any_number_of_ranks(home, run_server, name, l
         assert ended.codes == [0] * ranks, ended.said
         found.append(losses(home / "runs" / f"{name}_{ranks}"))
     assert len(found[0]) == 8 and found[0] == pytest.approx(found[1], rel=1e-4)
-    padding = losses(home / "runs" / f"{name}_1", "train/padding")
+    padding = logged(home / "runs" / f"{name}_1", "train/padding")
     assert len(padding) == 8 and all(0 <= share < 0.9 for share in padding)
     for key in ("thoughts/norm", "thoughts/effective_rank"):  # of those that come from a pass
-        logged = [losses(home / "runs" / f"{name}_{ranks}", key) for ranks in (1, 2)]
-        assert len(logged[0]) == 8 * (passes > 0) and logged[0] == pytest.approx(logged[1], rel=1e-3)
+        measured = [logged(home / "runs" / f"{name}_{ranks}", key) for ranks in (1, 2)]
+        assert len(measured[0]) == 8 * (passes > 0) and measured[0] == pytest.approx(measured[1], rel=1e-3)
     tokens, _ = cost(home / "runs" / f"{name}_1")
     assert cost(home / "runs" / f"{name}_2") == (tokens, 8 * (passes + 1)) and tokens > 2 * 14
     [file] = (home / "runs" / f"{name}_1" / "samples").glob("epoch_0002_*")
@@ -90,8 +85,8 @@ def test_what_is_too_long_is_left_out_as_if_it_were_not_there_and_asked_all_the_
     assert ended.codes == [0], ended.said
     skip, short = home / "runs" / "skip", home / "runs" / "short"
     assert len(losses(skip)) == 10 and losses(skip) == pytest.approx(losses(short), rel=1e-4)
-    assert (losses(skip, "data/examples"), losses(skip, "data/too_long")) == ([9], [5])
-    assert losses(short, "data/too_long") == []
+    assert (logged(skip, "data/examples"), logged(skip, "data/too_long")) == ([9], [5])
+    assert logged(short, "data/too_long") == []
     [file] = (skip / "samples").glob("epoch_0002_*")
     assert len(file.read_text().splitlines()) == 14
 
@@ -128,8 +123,7 @@ Evaluator.run = lambda evaluator, name, stage, step: {"epoch_0002": 0.5}.get(nam
     run("interrupted", 4, code=143, patch=signalled_at(3))
     run("interrupted", 4)
     whole, parts = home / "runs" / "uninterrupted", home / "runs" / "interrupted"
-    entries = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    stages = {entry["train/epoch"]: entry["train/stage"] for entry in entries if "train/stage" in entry}
+    stages = {entry["train/epoch"]: entry["train/stage"] for entry in entries(whole) if "train/stage" in entry}
     assert stages == {1: 1, 2: 2, 3: 2, 4: 3}
     assert losses(parts) == losses(whole)
 

@@ -41,7 +41,8 @@ def test_what_is_sent_is_what_the_passes_take(monkeypatch):
     assert sent["index"] == [3] and arguments.keys() == {
         *("input_ids", "attention_mask", "labels", "pixel_values", "image_grid_thw", "seeds", "supervision", "on_host")
     }
-    assert arguments["on_host"] == {key: asked[key] for key in ("input_ids", "attention_mask", "labels")}
-    tensors = [asked[key] for key in ("input_ids", "attention_mask", "labels")]
+    tokens = {key: asked[key] for key in ("input_ids", "attention_mask", "labels")}
+    assert arguments["on_host"] == tokens | asked["supervision"]
+    tensors = [*tokens.values()]
     tensors += [asked["inputs"]["pixel_values"], asked["supervision"]["announced"]]  # the grids are read on the host
     assert moved == [(id(tensor), {"non_blocking": True}) for tensor in tensors]

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 from homes import make_home
+from runs import entries
 
 pytestmark = pytest.mark.distributed
 datasets = pytest.importorskip("datasets")
 
 
 def metrics(folder: Path) -> list[tuple]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line.get("train/loss"), line.get("eval/cot/accuracy")) for line in lines]
+    return [(line["step"], line.get("train/loss"), line.get("eval/cot/accuracy")) for line in entries(folder)]
 
 
 def test_the_same_losses_and_answers(tmp_path, run_server):
