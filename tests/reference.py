@@ -129,6 +129,13 @@ def rescaled(kind: str, **changed) -> PreTrainedModel:
     return _of_kind(kind, RESCALED[kind] | changed)
 
 
+def text_model(kind: str, layers: int = 2, **changed) -> PreTrainedModel:
+    """A model of WINDOWS, with a window in one layer of two or in all, or another one of defaults."""
+    options = WINDOWS.get(kind, {})
+    mixed = {"layer_types": _MIXED[:layers]} if "layer_types" in options else {}
+    return _of_kind(kind, options | mixed | {"num_hidden_layers": layers} | changed)
+
+
 def _of_kind(kind: str, options: dict) -> PreTrainedModel:
     torch.manual_seed(0)
     sizes = {**_TEXT, "initializer_range": 0.2, "tie_word_embeddings": True}
@@ -153,11 +160,13 @@ _THREE_AXES = {**_TEXT, "rope_parameters": {"rope_type": "default", "mrope_secti
 SPREAD = 0.2  # of weights, at which a wrong position or a lost feature shows
 
 
-def qwen2_vl(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> Qwen2VLForConditionalGeneration:
+def qwen2_vl(
+    seed: int = 0, tied: bool = True, spread: float = SPREAD, layers: int = 3
+) -> Qwen2VLForConditionalGeneration:
     torch.manual_seed(seed)
     vision = {key: _PATCHES[key] for key in ("depth", "num_heads", "patch_size")}
     config = Qwen2VLConfig(
-        text_config={**_THREE_AXES, "initializer_range": spread},
+        text_config={**_THREE_AXES, "initializer_range": spread, "num_hidden_layers": layers},
         vision_config={**vision, "embed_dim": 32, "hidden_size": 32, "initializer_range": spread},
         image_token_id=IMAGE,
         video_token_id=59,
@@ -166,12 +175,14 @@ def qwen2_vl(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> Qwen2V
     return Qwen2VLForConditionalGeneration(config)
 
 
-def qwen2_5_vl(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> Qwen2_5_VLForConditionalGeneration:
+def qwen2_5_vl(
+    seed: int = 0, tied: bool = True, spread: float = SPREAD, layers: int = 3
+) -> Qwen2_5_VLForConditionalGeneration:
     """Windows of 2 x 2 image tokens in the first layer of its vision tower."""
     torch.manual_seed(seed)
     vision = {**_PATCHES, "window_size": 56, "fullatt_block_indexes": [1], "initializer_range": spread}
     config = Qwen2_5_VLConfig(
-        text_config={**_THREE_AXES, "initializer_range": spread},
+        text_config={**_THREE_AXES, "initializer_range": spread, "num_hidden_layers": layers},
         vision_config=vision,
         image_token_id=IMAGE,
         video_token_id=59,
@@ -180,7 +191,9 @@ def qwen2_5_vl(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> Qwen
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-def qwen3_vl(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> Qwen3VLForConditionalGeneration:
+def qwen3_vl(
+    seed: int = 0, tied: bool = True, spread: float = SPREAD, layers: int = 3
+) -> Qwen3VLForConditionalGeneration:
     """Features of both layers of its vision tower enter after the first two layers of three."""
     torch.manual_seed(seed)
     vision = {
@@ -190,7 +203,7 @@ def qwen3_vl(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> Qwen3V
         "initializer_range": spread,
     }
     config = Qwen3VLConfig(
-        text_config={**_THREE_AXES, "head_dim": 8, "initializer_range": spread},
+        text_config={**_THREE_AXES, "head_dim": 8, "initializer_range": spread, "num_hidden_layers": layers},
         vision_config=vision,
         image_token_id=IMAGE,
         video_token_id=59,
@@ -199,14 +212,14 @@ def qwen3_vl(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> Qwen3V
     return Qwen3VLForConditionalGeneration(config)
 
 
-def qwen3_vl_moe(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> PreTrainedModel:
+def qwen3_vl_moe(seed: int = 0, tied: bool = True, spread: float = SPREAD, layers: int = 3) -> PreTrainedModel:
     """The same with two of four experts in every layer."""
     torch.manual_seed(seed)
     vision = {**_PATCHES, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
     config = AutoConfig.for_model(
         "qwen3_vl_moe",
-        text_config={**_THREE_AXES, **experts, "head_dim": 8, "initializer_range": spread},
+        text_config={**_THREE_AXES, **experts, "head_dim": 8, "initializer_range": spread, "num_hidden_layers": layers},
         vision_config={**vision, "initializer_range": spread},
         image_token_id=IMAGE,
         video_token_id=59,
@@ -217,7 +230,7 @@ def qwen3_vl_moe(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> Pr
     return model
 
 
-def _tiles(kind: str, seed: int, tied: bool, spread: float) -> PreTrainedModel:
+def _tiles(kind: str, seed: int, tied: bool, spread: float, layers: int) -> PreTrainedModel:
     torch.manual_seed(seed)
     vision = {
         "hidden_size": 32,
@@ -228,7 +241,7 @@ def _tiles(kind: str, seed: int, tied: bool, spread: float) -> PreTrainedModel:
         "patch_size": 14,
         "initializer_range": spread,
     }
-    text = {"model_type": "llama", **_TEXT, "initializer_range": spread}
+    text = {"model_type": "llama", **_TEXT, "initializer_range": spread, "num_hidden_layers": layers}
     config = AutoConfig.for_model(
         kind,
         vision_config=vision,
@@ -241,12 +254,12 @@ def _tiles(kind: str, seed: int, tied: bool, spread: float) -> PreTrainedModel:
     return AutoModelForImageTextToText.from_config(config)
 
 
-def idefics3(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> PreTrainedModel:
-    return _tiles("idefics3", seed, tied, spread)
+def idefics3(seed: int = 0, tied: bool = True, spread: float = SPREAD, layers: int = 3) -> PreTrainedModel:
+    return _tiles("idefics3", seed, tied, spread, layers)
 
 
-def smolvlm(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> PreTrainedModel:
-    return _tiles("smolvlm", seed, tied, spread)
+def smolvlm(seed: int = 0, tied: bool = True, spread: float = SPREAD, layers: int = 3) -> PreTrainedModel:
+    return _tiles("smolvlm", seed, tied, spread, layers)
 
 
 _CANVASES = [[56, 56], [56, 112], [112, 56], [112, 112]]
@@ -266,10 +279,10 @@ def _llava(kind: str, seed: int, tied: bool, vision: dict, text: dict, **options
     return AutoModelForImageTextToText.from_config(config)
 
 
-def llava_onevision(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> PreTrainedModel:
+def llava_onevision(seed: int = 0, tied: bool = True, spread: float = SPREAD, layers: int = 3) -> PreTrainedModel:
     """Tiles of 4 x 4 features, and at most twice as many of them as the whole image has: more are made fewer."""
     vision = {"model_type": "siglip_vision_model", "num_hidden_layers": 2, "vision_use_head": False}
-    text = {"model_type": "qwen2", "initializer_range": spread}
+    text = {"model_type": "qwen2", "initializer_range": spread, "num_hidden_layers": layers}
     canvases = {"image_grid_pinpoints": _CANVASES, "vision_aspect_ratio": "anyres_max_2", "video_token_index": 59}
     model = _llava("llava_onevision", seed, tied, vision, text, initializer_range=spread, **canvases)
     for path, parameter in model.named_parameters():
@@ -278,10 +291,10 @@ def llava_onevision(seed: int = 0, tied: bool = True, spread: float = SPREAD) ->
     return model
 
 
-def llava(seed: int = 0, tied: bool = True, spread: float = SPREAD) -> PreTrainedModel:
+def llava(seed: int = 0, tied: bool = True, spread: float = SPREAD, layers: int = 3) -> PreTrainedModel:
     """Of no family of its own: a class token that is left out, and features of the last layer but one."""
     vision = {"model_type": "clip_vision_model", "num_hidden_layers": 3, "initializer_range": spread, "patch_size": 28}
-    text = {"model_type": "llama", "initializer_range": spread}
+    text = {"model_type": "llama", "initializer_range": spread, "num_hidden_layers": layers}
     model = _llava("llava", seed, tied, vision, text)
     for path, parameter in model.named_parameters():
         if parameter.dim() > 1 and "vision" in path:

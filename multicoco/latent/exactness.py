@@ -9,6 +9,7 @@ loss may be right and what is learned from it wrong, where a layer cuts the grad
 compared too.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -127,7 +128,7 @@ def require_exact(model: PreTrainedModel, kernel: str, example: dict[str, Tensor
 def measure_exactness(model: PreTrainedModel, kernel: str, example: dict[str, Tensor], trains: bool) -> Exactness:
     """Puts thoughts among the last words of an example and computes its loss in both ways, in fp32; and its gradients.
 
-    Takes the memory of the model in fp32, of the activations of one forward, and twice of the gradients that are
+    Takes the memory of the model in fp32, of the activations of two forwards, and twice of the gradients that are
     compared: of the parameters that train, the smallest first, as many as have no more than MOST_GRADIENTS numbers.
 
     Args:
@@ -160,8 +161,7 @@ def measure_exactness(model: PreTrainedModel, kernel: str, example: dict[str, Te
                 kind, len(ids), int((ids == latent).sum()), loss.item(), recomputed.item(), difference, tolerance
             )
             if compared and found.losses_agree:
-                both = (torch.autograd.grad(x, [*compared.values()], allow_unused=True) for x in (recomputed, loss))
-                worst, of_worst = _worst([*compared], *both)
+                worst, of_worst = _furthest_apart(compared, recomputed, loss)
                 gradients = Gradients(len(compared), len(trained), worst, of_worst, 10 * tolerance.of_spread)
                 found = replace(found, gradients=gradients)
     except Exception as error:  # a model's code may raise anything
@@ -186,22 +186,20 @@ def _smallest(trained: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     return chosen
 
 
-def _worst(
-    names: Sequence[str], expected: Sequence[Tensor | None], actual: Sequence[Tensor | None]
-) -> tuple[str, float]:
-    """The parameter whose gradients are furthest apart, and how far; None is a gradient of 0."""
-    largest = [0.0 if of_one is None else of_one.abs().max().item() for of_one in expected]
-    least = max(_SMALL * max(largest), torch.finfo(torch.float32).tiny)
-    worst, of_worst = names[0], 0.0
-    for name, most, *both in zip(names, largest, expected, actual, strict=True):
-        given = [gradient for gradient in both if gradient is not None]
-        if not given:
-            continue
-        difference = given[0] if len(given) == 1 else given[0] - given[1]
-        apart = difference.abs().max().item() / max(most, least)
-        if not apart <= of_worst:  # or no number
-            worst, of_worst = name, apart
-    return worst, of_worst
+def _furthest_apart(parameters: dict[str, nn.Parameter], expected: Tensor, actual: Tensor) -> tuple[str, float]:
+    """The name of the parameter in which the gradients of two losses are furthest apart, and how far."""
+    of_both = (torch.autograd.grad(loss, [*parameters.values()], allow_unused=True) for loss in (expected, actual))
+    pairs = dict(zip(parameters, zip(*of_both, strict=True), strict=True))
+    largest = {name: 0.0 if own is None else own.abs().max().item() for name, (own, _) in pairs.items()}
+    least = max(_SMALL * max(largest.values()), torch.finfo(torch.float32).tiny)
+    apart = dict.fromkeys(parameters, 0.0)
+    for name, pair in pairs.items():
+        given = [gradient for gradient in pair if gradient is not None]  # none is a gradient of 0
+        if given:
+            difference = (given[0] - given[1] if len(given) == 2 else given[0]).abs().max().item()
+            relative = difference / max(largest[name], least)
+            apart[name] = relative if math.isfinite(relative) else math.inf
+    return max(apart.items(), key=lambda item: item[1])
 
 
 def _with_thoughts(model: PreTrainedModel, row: Tensor) -> tuple[Tensor, int]:

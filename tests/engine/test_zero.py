@@ -1,18 +1,18 @@
-"""Training on 2 ranks under every ZeRO stage against plain AdamW in a single process over the same global batches.
+"""Training on 2 ranks against plain AdamW in a single process over the same global batches: InternVL under every ZeRO
+stage and setting, all families under ZeRO-2 and ZeRO-3.
 
 Tolerance on losses, 2e-5 relative: fp32 sums taken in another order (measured 1e-6), which AdamW's normalisation
 magnifies step by step. It is tight: forgetting to reset the optimizer, or resetting once too often, moves the
 losses by more than 100 times as much, which is asserted too. In bf16 and fp16, which hold 8 and 11 bits of a number,
 1.5e-2 and 4e-3 (measured 4e-3 and 8e-4), which is no less than what a missing reset makes in bf16: AdamW's own count of
-its steps tells that.
+its steps tells that. On weights, in the mean, 5e-3 of the largest step (measured 3.2e-3, in a projector with a rate of
+its own; without rates 2.1e-3).
 """
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from zero_cases import (
     GLOBAL_BATCH,
     LOSS_SCALE,
     PASSES,
+    SIX,
     Case,
     batches,
     build_model,
@@ -37,20 +38,20 @@ from multicoco.engine.ds_keys import TRIED, leaves
 from multicoco.engine.optimizer import lr_factor
 
 TOLERANCE = 2e-5
+OF_A_STEP = 5e-3
 BF16_TOLERANCE = 1.5e-2
 FP16_TOLERANCE = 4e-3
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory) -> dict:
-    """What every case did on two ranks under torchrun."""
+def two_ranks(tmp_path_factory, run_server) -> dict:
+    """What every case did on two ranks, all by the same processes in turn."""
     folder = tmp_path_factory.mktemp("zero")
-    worker = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command = [*worker, str(HERE / "zero_worker.py"), str(folder)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
-    assert done.returncode == 0, done.stderr[-5000:]
+    tests = [str(HERE), str(HERE.parent)]
+    work = f"import sys; sys.path[:0] = {tests}; from pathlib import Path; import zero_worker; "
+    ended = run_server.run(folder / "none.yaml", ranks=2, patch=f"{work}zero_worker.main(Path({str(folder)!r}))")
+    assert ended.codes == [0, 0], "\n".join(said[-5000:] for said in ended.said)
     return torch.load(folder / "results.pt", weights_only=True)
 
 
@@ -76,6 +77,11 @@ def own_groups(case: Case, model: PreTrainedModel) -> list[dict]:
         part = next((part for mark, part in marks.items() if mark in name), "language_model")
         parts.setdefault(part, []).append(p)
     return [{"params": own, "peak": case.rates[part]} for part, own in parts.items()]
+
+
+def is_behind_features(case: Case, name: str) -> bool:
+    """Whether a parameter is of a vision tower's end, of which nothing comes to the language model."""
+    return "post_layernorm" in name or (case.family == "llava" and "vision_tower.encoder.layers.2" in name)
 
 
 def single_process(case: Case, fresh_optimizer_at: int | None) -> tuple[list[float], dict]:
@@ -112,9 +118,8 @@ def single_process(case: Case, fresh_optimizer_at: int | None) -> tuple[list[flo
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
         losses.append(loss.item())
-    # the norm at the end of a vision tower whose features are taken before it: AdamW leaves it out, ZeRO decays it
     unused = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
-    assert all("post_layernorm" in name for name in unused)
+    assert all(is_behind_features(case, name) for name in unused)  # AdamW leaves it out, ZeRO decays it
     return losses, {name: weight.clone() for name, weight in model.state_dict().items() if name not in unused}
 
 
@@ -125,8 +130,10 @@ def rows_of(case: Case, batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor, 
         inputs = {}
         if (is_image := ids[mask] == IMAGE).any():
             this = slice(n_images, n_images + 1)
-            if case.family == "smolvlm":
+            if case.family in ("idefics3", "smolvlm"):
                 inputs = {"pixel_values": batch["pixel_values"][None, this]}
+            elif case.family == "llava":
+                inputs = {"pixel_values": batch["pixel_values"][this]}
             elif case.family == "llava_onevision":
                 inputs = {name: batch[name][this] for name in ("image_sizes", "batch_num_images")}
                 inputs["pixel_values"] = batch["pixel_values"].unflatten(0, (-1, 2))[n_images]
@@ -153,14 +160,15 @@ def test_losses_and_weights_equal_single_process_adamw(two_ranks, name):
     assert two_ranks[name]["adam_steps"] == {case.steps - case.reset_after - skipped_since_reset}
     once_or_recomputed = 1 + case.checkpointing
     assert two_ranks[name]["layer_calls"] == case.steps * case.accumulation * PASSES * once_or_recomputed
-    gathered = two_ranks[name]["weights"]
+    gathered, step = two_ranks[name]["weights"], max(case.rates.values()) if case.rates else run_config(case).lr
     for key in gathered.keys() & weights.keys():
         weight = gathered[key]
         # an entry whose gradient is rounding noise may take AdamW's full step the other way: leave one in 32 out
         differences = (weight - weights[key]).abs().flatten().sort().values
-        assert differences[: len(differences) - len(differences) // 32].mean() < tolerance, key
+        assert differences[: len(differences) - len(differences) // 32].mean() < max(tolerance, OF_A_STEP * step), key
     differing = set(weights) ^ set(gathered)
-    assert all(key.startswith("lm_head.") or "post_layernorm" in key for key in differing)  # tied: it is the embedding
+    # tied: it is the embedding
+    assert all(key.startswith("lm_head.") or is_behind_features(case, key) for key in differing)
 
 
 @pytest.mark.distributed
@@ -198,7 +206,7 @@ def test_the_loss_scale_and_its_counters_survive_a_stage_transition(two_ranks, n
 
 @pytest.mark.parametrize("name", ["zero2", "zero2_frozen"])
 def test_the_comparison_would_notice_a_missing_or_extra_reset(name):
-    case = CASES[name]
+    case = replace(CASES[name], **SIX)
     losses, _ = single_process(case, fresh_optimizer_at=case.reset_after)
     for wrong in (None, case.reset_after + 1):
         others, _ = single_process(case, fresh_optimizer_at=wrong)

@@ -1,8 +1,8 @@
-"""Run by torchrun on several ranks: trains a small model under many engine settings and saves what rank 0 saw."""
+"""On several ranks: trains a small model under many engine settings, and rank 0 saves what it saw."""
 
 import gc
 import json
-import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from multicoco.process import end_process
 
 
 def bytes_held() -> int:
-    """Of all tensors that have been made since the start of the cases, and live in this process."""
+    """Of all tensors that have been made since the start of the case, and live in this process."""
     gc.collect()
     # deepspeed.comm makes objects that raise when they are asked for their class
     storages = [x.untyped_storage() for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
@@ -32,6 +32,8 @@ def bytes_held() -> int:
 
 
 def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
+    gc.collect()
+    gc.freeze()  # what is there already is looked through no more
     config = run_config(case)
     path = folder / f"ds_config_{rank}.json"
     path.write_text(json.dumps({"zero_optimization": case.zero, "fp16": case.fp16 or {}, **case.other}))
@@ -114,12 +116,11 @@ def train(case: Case, rank: int, world_size: int, folder: Path) -> dict:
     return {"losses": losses, "weights": weights, "loss_scales": loss_scales, **counted}
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def main(folder: Path) -> None:
+    """Trains under all settings, and ends the process."""
     rank, world_size = init_distributed()
     get_accelerator().is_fp16_supported = lambda: True  # DeepSpeed asks oneDNN; PyTorch's own kernels can
-    gc.collect()
-    gc.freeze()  # what has been imported is looked through no more
+    warnings.simplefilter("ignore", FutureWarning)  # of PyTorch to DeepSpeed, at every collective
     results = {name: train(case, rank, world_size, folder) for name, case in CASES.items()}
     if rank == 0:
         torch.save(results, folder / "results.pt")

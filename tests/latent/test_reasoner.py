@@ -117,6 +117,23 @@ def fixed_batch(image: bool = True) -> dict[str, torch.Tensor]:
     return batch
 
 
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_loss_and_gradients_equal_recomputation_in_fp32(name, checkpointing):
+    batch = fixed_batch(image=name == "internvl")
+    batch = {key: x.float() if x.is_floating_point() else x for key, x in batch.items()}
+    expected, model = MODELS[name](), MODELS[name]()
+    loss = coconut_loss(expected, **batch)
+    loss.backward()
+    reasoner = LatentReasoner(model, LATENT).train()
+    if checkpointing:
+        checkpoint_activations(model)
+    output = reasoner(**batch)
+    output.loss.backward()
+    torch.testing.assert_close(output.loss, loss, rtol=1e-5, atol=0)
+    assert_same_gradients(model, gradients(expected), 1e-4)
+
+
 def of_rows(model, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
     """The loss by transformers' own forward, row by row: in fp64 its eager attention makes no number of padding."""
     return own_loss(model, [(torch.tensor(ids), torch.tensor(labels), {}) for ids, labels in rows])

@@ -120,6 +120,7 @@ def own_rows(name: str, rows: list[Row], dtype: torch.dtype) -> list[tuple[Tenso
         (torch.float64, False, 1e-6, 1e-5),
         (torch.float64, True, 1e-6, 1e-5),
         (torch.float32, False, 1e-5, 1e-4),  # sums over some 100 positions of fp32 products
+        (torch.float32, True, 1e-5, 1e-4),
     ],
 )
 def test_loss_and_every_gradient_equal_recomputing_the_whole_sequence(
