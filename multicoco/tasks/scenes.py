@@ -5,79 +5,21 @@ in the official A-OKVQA release format, so it goes through the same loader as th
 same scenes in sentences.
 """
 
-import hashlib
 import random
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, cycle, islice, pairwise, product
+from itertools import count, cycle, islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from multicoco.errors import UserError
 from multicoco.tasks.files import Key, check_sizes, digest, question_key, questions_in, to_json, write_folder
+from multicoco.tasks.scene import COLOURS, SHAPES, Scene, digest_of, draw_scene
 
-COLOURS = {  # name -> RGB; the nearest two are 115 apart
-    "red": (220, 0, 0),
-    "green": (0, 150, 0),
-    "blue": (0, 40, 255),
-    "yellow": (255, 245, 0),
-    "purple": (150, 0, 190),
-    "orange": (255, 130, 0),
-    "white": (255, 255, 255),
-    "black": (0, 0, 0),
-    "cyan": (0, 225, 235),
-}
-SHAPES = ("disc", "square", "triangle", "cross")
 KINDS = {"tile": tuple(COLOURS), "shape": SHAPES}  # kind of question -> its answers
-TILE_PX = 28
-DOT = (22, 2, 25, 5)  # its first and last pixels in a tile, which no mark reaches
 MAX_HOPS = len(COLOURS) - 1  # tiles on a path differ
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What is on the nine tiles, row by row: colour of the tile, colour and shape of the mark on it.
-
-    Attributes:
-        dots: colour of the dot in a tile's corner, which no question is about; None where there is none.
-    """
-
-    tiles: tuple[str, ...]
-    mark_colours: tuple[str, ...]
-    mark_shapes: tuple[str, ...]
-    dots: tuple[str | None, ...] = (None,) * 9
-
-    def render(self) -> Image.Image:
-        """The picture, 84 x 84 RGB, every pixel exactly one of COLOURS."""
-        image = Image.new("RGB", (3 * TILE_PX, 3 * TILE_PX))
-        draw = ImageDraw.Draw(image)
-        for i, shape in enumerate(self.mark_shapes):
-            x, y = i % 3 * TILE_PX, i // 3 * TILE_PX
-            draw.rectangle((x, y, x + TILE_PX - 1, y + TILE_PX - 1), fill=COLOURS[self.tiles[i]])
-            fill = COLOURS[self.mark_colours[i]]
-            if shape == "disc":
-                draw.ellipse((x + 6, y + 6, x + 21, y + 21), fill=fill)
-            elif shape == "square":
-                draw.rectangle((x + 7, y + 7, x + 20, y + 20), fill=fill)
-            elif shape == "triangle":
-                draw.polygon(((x + 13, y + 6), (x + 14, y + 6), (x + 22, y + 21), (x + 5, y + 21)), fill=fill)
-            else:
-                draw.rectangle((x + 6, y + 11, x + 21, y + 16), fill=fill)
-                draw.rectangle((x + 11, y + 6, x + 16, y + 21), fill=fill)
-            if dot := self.dots[i]:
-                draw.rectangle((x + DOT[0], y + DOT[1], x + DOT[2], y + DOT[3]), fill=COLOURS[dot])
-        return image
-
-    def describe(self) -> str:
-        """The picture in sentences, which say all but where the tiles are."""
-        sentences = []
-        for tile, colour, shape, dot in zip(self.tiles, self.mark_colours, self.mark_shapes, self.dots, strict=True):
-            sentences.append(f"On {tile} is {'an' if colour == 'orange' else 'a'} {colour} {shape}.")
-            if dot:
-                sentences.append(f"In the corner of {tile} is {dot}.")
-        return " ".join(sentences)
 
 
 @dataclass(frozen=True)
@@ -93,30 +35,6 @@ class Form:
     text: bool = False
     distractors: int = 0
     tiles: tuple[int, ...] = (len(COLOURS),)
-
-
-def draw_scene(
-    rng: random.Random, kind: str, answer: str, hops: int, distractors: int, n_tiles: int
-) -> tuple[Scene, list[str]]:
-    """A random scene whose question of this kind has this answer, and the path of different tiles to it."""
-    tiles = rng.sample(list(COLOURS), len(COLOURS))
-    others = [tile for tile in tiles if tile != answer]
-    absent = others[n_tiles - (kind == "tile") :]
-    tiles = [tile for tile in tiles if tile not in absent]
-    if kind == "tile":
-        path = [*rng.sample([tile for tile in tiles if tile != answer], hops), answer]
-    else:  # naming the shape is the last hop
-        path = rng.sample(tiles, hops)
-    mark_colours = {tile: rng.choice([other for other in tiles if other != tile]) for tile in tiles}
-    mark_colours.update(pairwise(path))
-    mark_shapes = {tile: rng.choice(SHAPES) for tile in tiles}
-    if kind == "shape":
-        mark_shapes[path[-1]] = answer
-    dots: dict[str, str | None] = dict.fromkeys(tiles)
-    for tile in rng.sample(tiles, distractors):
-        dots[tile] = rng.choice([other for other in tiles if other != tile])
-    marks = tuple(mark_colours[tile] for tile in tiles), tuple(mark_shapes[tile] for tile in tiles)
-    return Scene(tuple(tiles), *marks, tuple(dots[tile] for tile in tiles)), path
 
 
 @dataclass(frozen=True)
@@ -286,21 +204,11 @@ def _draw(
 
 def _key(scene: Scene, form: Form) -> Hashable:
     """The same for scenes that differ at most in their dots."""
-    return _facts(question_key(f"{scene.describe()} ")) if form.text else _pixels(scene.render())
+    return _facts(question_key(f"{scene.describe()} ")) if form.text else digest_of(scene.render())
 
 
 def _facts(key: Key) -> Key:
     return frozenset(fact for fact in key if fact.startswith("On "))
-
-
-def _pixels(image: Image.Image) -> str:
-    """A digest of the picture without its dots."""
-    plain = image.convert("RGB")
-    for x, y in product(range(0, plain.width, TILE_PX), range(0, plain.height, TILE_PX)):
-        ground = plain.getpixel((x, y))
-        assert ground is not None
-        plain.paste(ground, (x + DOT[0], y + DOT[1], x + DOT[2] + 1, y + DOT[3] + 1))
-    return hashlib.sha256(plain.tobytes()).hexdigest()
 
 
 def _scenes_in(folders: Sequence[Path], form: Form) -> set[Hashable]:
@@ -314,7 +222,7 @@ def _scenes_in(folders: Sequence[Path], form: Form) -> set[Hashable]:
         for path in pictures:
             try:
                 with Image.open(path) as image:
-                    found.add(_pixels(image))
+                    found.add(digest_of(image))
             except OSError as error:
                 raise UserError(f"{path}: cannot be read as a picture ({error})") from error
     return found

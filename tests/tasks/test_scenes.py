@@ -10,7 +10,8 @@ from PIL import Image
 from multicoco.data.sources import load_examples
 from multicoco.errors import UserError
 from multicoco.tasks import scenes
-from multicoco.tasks.scenes import COLOURS, KINDS, SHAPES, Form, render_scenes
+from multicoco.tasks.scene import COLOURS, SHAPES
+from multicoco.tasks.scenes import KINDS, Form, render_scenes
 
 NAMES = {rgb: name for name, rgb in COLOURS.items()}
 
