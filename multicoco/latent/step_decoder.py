@@ -103,9 +103,8 @@ class StepDecoder(Objective):
         where tokens of that are, (W, S)."""
         embeds, stretches = batch.passes.embeds, batch.supervision["stretches"]  # [B, T, D], [B, K, S]
         known, counted = batch.known("stretches"), batch.known("counted")
-        writes = (known[..., 0] != IGNORE_INDEX) & counted[
-            :, None
-        ]  # [B, K], the thoughts after which a step is written
+        # [B, K], the thoughts after which a step is written
+        writes = (known[..., 0] != IGNORE_INDEX) & counted[:, None]
         rows, thoughts = coordinates(writes, embeds.device)  # [W - 1] each
         last_read = batch.passes.places.columns_of(stretches.shape[1])[rows, thoughts]
         read = embeds[rows[:, None], last_read[:, None] + torch.arange(1 - self.n_read, 1, device=embeds.device)]
