@@ -55,23 +55,17 @@ class Graph:
     Attributes:
         parents: of each node, in the order drawn.
         labels: 1: below node 0 alone, 2: below node 1 alone, 3: below both, 0: below neither.
+        depths: of each node, the steps of the shortest way to it from a node without parents.
     """
 
     parents: tuple[tuple[int, ...], ...]
     labels: tuple[int, ...]
+    depths: tuple[int, ...]
 
     @cached_property
     def edges(self) -> list[tuple[int, int]]:
         """(parent, child)"""
         return [(parent, child) for child, parents in enumerate(self.parents) for parent in parents]
-
-    @cached_property
-    def depths(self) -> list[int]:
-        """Of every node, the steps of the shortest way to it from a node without parents."""
-        found: list[int] = []
-        for parents in self.parents:
-            found.append(min((found[parent] + 1 for parent in parents), default=0))
-        return found
 
     @cached_property
     def mentioned(self) -> list[int]:
@@ -135,7 +129,7 @@ def grow(rng: random.Random, nodes: int, shape: str = "dag") -> Graph:
         for parent in drawn:
             labels[node] |= labels[parent]
         depths.append(min((depths[parent] + 1 for parent in drawn), default=0))
-    return Graph(tuple(parents), tuple(labels))
+    return Graph(tuple(parents), tuple(labels), tuple(depths))
 
 
 def _poisson(rng: random.Random, mean: float) -> int:
@@ -182,14 +176,13 @@ def ask(
     deepest = [max(distances[root][leaf] for leaf in leaves[root]) for root in (0, 1)]
     for root in sorted((0, 1), key=lambda root: -deepest[root]):
         length = max(deepest[root], MIN_HOPS) if hops is None else hops
-        others = {}
-        for leaf in leaves[root]:
-            if distances[root][leaf] == length:
-                alike = [o for o in leaves[1 - root] if not same_depth or graph.depths[o] == graph.depths[leaf]]
-                if alike:
-                    others[leaf] = alike
-        if others:
-            leaf = rng.choice(list(others))
+        others = {
+            leaf: [other for other in leaves[1 - root] if not same_depth or graph.depths[other] == graph.depths[leaf]]
+            for leaf in leaves[root]
+            if distances[root][leaf] == length
+        }
+        if targets := [leaf for leaf in others if others[leaf]]:
+            leaf = rng.choice(targets)
             return graph.draw_path(rng, root, leaf), rng.choice(others[leaf])
     return None
 

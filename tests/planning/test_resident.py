@@ -2,29 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference import internvl
+from planned import PLAIN, WORK, model
 
-from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.geometry import ModelGeometry
 from multicoco.planning.memory import peak_memory
 from multicoco.planning.resident import LIBRARIES, HostMemory, host_memory
-from multicoco.planning.setting import Setting
 
-WORK = Workload(tiles=1, prompt=20, latents=3, written=8)
-SETTING = Setting(
-    stage=2,
-    offload="none",
-    checkpointing=False,
-    micro_batch=2,
-    accumulation=1,
-    ranks=2,
-    reduce_bucket=1000,
-    max_live=10**9,
-)
-
-
-def model(dtype: torch.dtype = torch.float32, vision_tower: bool = False) -> ModelGeometry:
-    freezing = {"vision_tower": vision_tower, "projector": False, "language_model": False}
-    return ModelGeometry(internvl().config, dtype, freezing)
+SETTING = replace(PLAIN, stage=2, ranks=2)
 
 
 def host(geometry: ModelGeometry, asynchronous: bool = True, **changes) -> HostMemory:
