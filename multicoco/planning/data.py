@@ -80,8 +80,8 @@ def held_each(config: RunConfig, sample: Sample) -> float:
 def _size(value: Any) -> int:
     """Bytes of an object with all that it is made of."""
     if is_dataclass(value):
-        inner = [getattr(value, field.name) for field in fields(value)] + [vars(value)]
-        return getsizeof(value) + sum(map(_size, inner[:-1])) + getsizeof(inner[-1])
+        of_fields = sum(_size(getattr(value, field.name)) for field in fields(value))
+        return getsizeof(value) + getsizeof(vars(value)) + of_fields
     if isinstance(value, Mapping):
         return getsizeof(value) + sum(_size(key) + _size(of_key) for key, of_key in value.items())
     return getsizeof(value) + (sum(map(_size, value)) if isinstance(value, tuple) else 0)
