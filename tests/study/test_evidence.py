@@ -7,14 +7,19 @@ from homes import REPO
 
 from multicoco.study.schema import UNTOUCHED, StudyResult
 
-STUDY = StudyResult.model_validate_json((REPO / "benchmarks" / "results" / "study_scenes.json").read_text())
+
+def result(name: str) -> StudyResult:
+    return StudyResult.model_validate_json((REPO / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+STUDY, METHODS = result("study_scenes"), result("study_methods")
 EVIDENCE = (REPO / "docs" / "evidence.md").read_text()
 TESTS = list(STUDY.spec["tests"])
 
 
-def accuracies(arm: str, test: str, intervention: str = UNTOUCHED) -> list[float]:
+def accuracies(arm: str, test: str, intervention: str = UNTOUCHED, study: StudyResult = STUDY) -> list[float]:
     wanted = (arm, test, intervention)
-    found = {run.seed: run.accuracy for run in STUDY.runs if (run.arm, run.test, run.intervention) == wanted}
+    found = {run.seed: run.accuracy for run in study.runs if (run.arm, run.test, run.intervention) == wanted}
     return [accuracy for _, accuracy in sorted(found.items()) if accuracy is not None]
 
 
@@ -33,6 +38,22 @@ def test_the_table_of_arms_is_the_studys():
             assert cell == f"{fmean(each):.3f} ({', '.join(f'{one:.3f}' for one in each)})"
         [run, *_] = [run for run in STUDY.runs if run.arm == arm]
         assert cells[len(TESTS)] == str(run.steps)
+
+
+def test_the_table_of_methods_is_their_studys():
+    for arm, *cells in rows(EVIDENCE[EVIDENCE.index("## Methods") :], "| arm | val"):
+        for test, cell in zip(TESTS, cells, strict=False):
+            each = accuracies(arm, test, study=METHODS)
+            assert cell == f"{fmean(each):.3f} ({', '.join(f'{one:.3f}' for one in each)})"
+
+
+def test_the_table_of_interventions_on_methods_is_their_studys():
+    page = EVIDENCE[EVIDENCE.index("## Methods") :]
+    heading = next(line for line in page.splitlines() if line.startswith("| thoughts |"))
+    arms = [cell.strip() for cell in heading.strip("|").split("|")][1:]
+    for intervention, *cells in rows(page, heading):
+        each = [accuracies(arm, "val", intervention, METHODS) for arm in arms]
+        assert cells == [f"{fmean(one):.3f}" for one in each]
 
 
 def test_the_table_of_interventions_is_the_studys():
@@ -62,4 +83,5 @@ def test_the_verdict_is_quoted(reading):
 
 def test_the_readme_shows_the_studys_accuracies():
     for arm, *cells in rows((REPO / "README.md").read_text(), "| trained as"):
-        assert cells == [f"{fmean(accuracies(arm, test)):.3f}" for test in TESTS]
+        of = STUDY if arm in STUDY.arms else METHODS
+        assert cells == [f"{fmean(accuracies(arm, test, study=of)):.3f}" for test in TESTS]
