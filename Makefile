@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo study test check families bench bench-gpu docs lint clean
+.PHONY: demo study study-text test check families bench bench-gpu docs lint clean
 
 $(READY): constraints.txt setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,24 @@ study: $(READY)
 	test -d $(STUDY)/data/model || \
 		$(BIN)/multicoco prepare model --data $(STUDY)/data/scenes/aokvqa_v1p0_train.json --out $(STUDY)/data/model
 	$(BIN)/multicoco study args/studies/scenes.yaml --launcher "$(LAUNCH:train.py=)"
+
+# The same where nothing is seen: the scenes in sentences. A text model this small first has to learn to look facts up.
+TEXT := $(STUDY)/data/text
+SENTENCES := $(BIN)/multicoco prepare scenes --kinds tile --text --test 0 --out $(TEXT)
+UNLIKE_TEXT := --train 0 --apart-from $(TEXT)/scenes/scenes_train.json
+
+study-text: $(READY)
+	$(SENTENCES)/scenes
+	$(SENTENCES)/hops_5 --hops 5 $(UNLIKE_TEXT)
+	$(SENTENCES)/distractors --distractors 4 $(UNLIKE_TEXT)
+	$(SENTENCES)/few --tiles 5 --hops 4 --train 128000 --seed 1
+	$(SENTENCES)/words_scenes --tiles 5 --hops 4 --train 64000
+	$(BIN)/multicoco prepare prosqa --out $(TEXT)/words_prosqa --nodes 6 --hops 2 --shape tree --same-depth \
+		--n 64000 --val 500 --test 0
+	test -d $(TEXT)/model || \
+		$(BIN)/multicoco prepare model --text --config args/studies/text_model.yaml --out $(TEXT)/model
+	$(LAUNCH) args/studies/text_base.yaml
+	$(BIN)/multicoco study args/studies/text.yaml
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
