@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain, product
 from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -149,7 +150,11 @@ def forked(function: Callable[..., None], of_processes: list[tuple]) -> None:
     started = [get_context("fork").Process(target=function, args=arguments) for arguments in of_processes]
     for process in started:
         process.start()
-    for process in started:
+    running = {process.sentinel for process in started}
+    while running and not any(process.exitcode for process in started):
+        running -= set(wait(running))
+    for process in started:  # the others would wait for one that has failed
+        process.terminate()
         process.join()
     assert {process.exitcode for process in started} == {0}, of_processes[-1]
 

@@ -9,15 +9,21 @@ and compile for a minute; so every environment has a folder of its own as well. 
 when the environment is now on the path and now not; so the one that is installed with this package comes first.
 """
 
+import fcntl
 import os
 import socket
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
 import ninja
 import torch
 from torch.utils.cpp_extension import get_default_build_root
+
+MOMENT_S = 0.2  # PyTorch closes a guard just before it removes it: who is seen so is looked at once more
 
 
 def prepare_builds() -> None:
@@ -33,17 +39,30 @@ def prepare_builds() -> None:
     os.environ["TORCH_EXTENSIONS_DIR"] = str(root)
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, *(folder for folder in path if folder != ninja.BIN_DIR)])
+    if any(_abandoned(root)):
+        with (root / "sweeping").open("w") as sweeping:
+            fcntl.flock(
+                sweeping, fcntl.LOCK_EX
+            )  # or one rank would take the guard of a build that another has begun since
+            seen = set(_abandoned(root))
+            time.sleep(MOMENT_S)
+            for guard, _ in seen & set(_abandoned(root)):
+                guard.unlink(missing_ok=True)
+
+
+def _abandoned(root: Path) -> Iterator[tuple[Path, tuple[int, int]]]:
+    """Guards that no process of this host and user holds open, and what tells each from a later one in its place."""
     for guard in root.glob("*/lock"):
-        if not _is_open_somewhere(guard):
-            guard.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # its build has just ended
+            about = guard.stat()
+            if not _is_open_somewhere(about):
+                yield guard, (about.st_ino, about.st_mtime_ns)
 
 
-def _is_open_somewhere(path: Path) -> bool:
-    """Whether any process of this host and user has a file open. Linux."""
+def _is_open_somewhere(about: os.stat_result) -> bool:
+    """Linux."""
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if descriptor.samefile(path):
+        with suppress(OSError):  # that process or file has just gone, or belongs to another user
+            if os.path.samestat(descriptor.stat(), about):
                 return True
-        except OSError:  # that process or file has just gone, or belongs to another user
-            continue
     return False

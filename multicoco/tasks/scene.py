@@ -57,13 +57,16 @@ class Scene:
                 draw.rectangle((x + DOT[0], y + DOT[1], x + DOT[2], y + DOT[3]), fill=COLOURS[dot])
         return image
 
+    def facts(self) -> dict[str, str]:
+        """What is on each tile, in a sentence."""
+        on = zip(self.tiles, self.mark_colours, self.mark_shapes, strict=True)
+        return {tile: f"On {tile} is {'an' if mark == 'orange' else 'a'} {mark} {shape}." for tile, mark, shape in on}
+
     def describe(self) -> str:
         """The picture in sentences, which say all but where the tiles are."""
         sentences = []
-        for tile, colour, shape, dot in zip(self.tiles, self.mark_colours, self.mark_shapes, self.dots, strict=True):
-            sentences.append(f"On {tile} is {'an' if colour == 'orange' else 'a'} {colour} {shape}.")
-            if dot:
-                sentences.append(f"In the corner of {tile} is {dot}.")
+        for (tile, fact), dot in zip(self.facts().items(), self.dots, strict=True):
+            sentences += [fact, f"In the corner of {tile} is {dot}."] if dot else [fact]
         return " ".join(sentences)
 
 

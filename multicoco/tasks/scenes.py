@@ -39,10 +39,15 @@ class Form:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene; its answer is one of the choices."""
+    """A question about a scene; its answer is one of the choices.
+
+    Attributes:
+        passed: the tiles that have to be looked at, one in each step.
+    """
 
     text: str
     choices: list[str]
+    passed: list[str]
     steps: list[str]
     answer: str
 
@@ -57,10 +62,12 @@ class Question:
             "rationales": [" ".join(self.steps)],
         }
 
-    def about(self, description: str) -> dict[str, Any]:
-        """As the content keys of a record of text."""
-        question = f"{description} {self.text}"
-        return {"question": question, "choices": self.choices, "steps": self.steps, "answer": self.answer}
+    def about(self, scene: Scene) -> dict[str, Any]:
+        """As the content keys of a record of text. A step quotes what the question says of a tile."""
+        facts = scene.facts()
+        steps = [facts[tile] for tile in self.passed]
+        question = f"{scene.describe()} {self.text}"
+        return {"question": question, "choices": self.choices, "steps": steps, "answer": self.answer}
 
 
 def make_question(
@@ -85,7 +92,7 @@ def make_question(
         wrong = [shape for shape in SHAPES if shape != answer]
     choices = rng.sample(wrong, 3)
     choices.insert(answer_index, answer)
-    return Question(question, choices, steps, answer)
+    return Question(question, choices, path[: len(steps)], steps, answer)
 
 
 def balanced_plan(rng: random.Random, size: int, kinds: Sequence[str]) -> list[tuple[str, str, int]]:
@@ -162,13 +169,15 @@ def render_scenes(
             records = []
             for image_id, scene, question in islice(drawn, size):
                 if form.text:
-                    record = {"id": f"scene-{image_id}", **question.about(scene.describe())}
+                    record = {"id": f"scene-{image_id}", **question.about(scene)}
+                    shown, steps = f"scene: {scene.describe()}", record["steps"]
                 else:
                     (folder / f"{split}2017").mkdir(exist_ok=True)
                     scene.render().save(folder / _image_path(split, image_id))
                     ids = {"split": split, "image_id": image_id, "question_id": f"scene-{image_id}"}
                     record = ids | question.official()
-                example = example or _as_read(scene, question, None if form.text else _image_path(split, image_id))
+                    shown, steps = f"image: `{_image_path(split, image_id)}`", question.steps
+                example = example or _as_read(shown, question, steps)
                 if split == "test" and not form.text:
                     for key in ("correct_choice_idx", "direct_answers", "rationales"):
                         del record[key]
@@ -245,11 +254,11 @@ def _files(sizes: dict[str, int], form: Form) -> list[str]:
     return files
 
 
-def _as_read(scene: Scene, question: Question, image: str | None) -> str:
-    return f"""- {f"image: `{image}`" if image else f"scene: {scene.describe()}"}
+def _as_read(shown: str, question: Question, steps: list[str]) -> str:
+    return f"""- {shown}
 - question: {question.text}
 - choices: {", ".join(question.choices)}
-- steps: {" ".join(question.steps)}
+- steps: {" ".join(steps)}
 - answer: {question.answer}
 """
 
