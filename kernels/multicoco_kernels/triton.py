@@ -21,8 +21,11 @@ from torch import Tensor
 from multicoco_kernels import flash
 from multicoco_kernels.cache import LayerCache
 
-SHORT_ROWS = 64  # query rows per key/value head: those of one tile
-BLOCK_KEYS, BLOCKS_PER_SPLIT = 64, 2
+# numbers of a tile, at which backward needs 49 KiB (H100: 88) of shared memory (GPUs have 99 to 227) and hardly spills
+# registers, and how many rows it has: tl.dot takes no fewer
+QUERY_TILE, KEY_TILE = 64 * 64, 64 * 32
+LEAST, MOST = 16, 64
+SPLIT_KEYS = 128
 
 
 @triton.jit
@@ -144,23 +147,33 @@ class _Launch:
         batch, kv_heads, capacity, head_dim = cache.keys.shape
         length = q.shape[2]
         self.heads, self.rows = batch * kv_heads, q.shape[1] // kv_heads * length
-        self.splits = triton.cdiv(start + length, BLOCK_KEYS * BLOCKS_PER_SPLIT)
+        self.splits = triton.cdiv(start + length, SPLIT_KEYS)
         self.grid = (self.heads, self.splits)
-        self.block_d = max(16, triton.next_power_of_2(head_dim))  # 16: the least that tl.dot takes
+        self.block_d = _padded(head_dim)
+        block_keys = _tile_rows(KEY_TILE, head_dim)
         self.sizes = (start, length, capacity, self.splits, self.rows, head_dim, kv_heads)
         self.tiles = {
             "SCALE": scale,
-            "ROWS": max(16, triton.next_power_of_2(self.rows)),
+            "ROWS": _padded(self.rows),
             "BLOCK_D": self.block_d,
-            "BLOCK_N": BLOCK_KEYS,
-            "BLOCKS": BLOCKS_PER_SPLIT,
+            "BLOCK_N": block_keys,
+            "BLOCKS": SPLIT_KEYS // block_keys,
             # tf32 holds bf16 and fp16 exactly, and probabilities with more bits than theirs
             "PRECISION": "tf32" if q.dtype.itemsize == 2 and not torch.version.hip else "ieee",
         }
 
 
+def _padded(size: int) -> int:
+    return max(LEAST, int(triton.next_power_of_2(size)))
+
+
+def _tile_rows(numbers: int, head_dim: int) -> int:
+    return min(MOST, max(LEAST, numbers // _padded(head_dim)))
+
+
 def _is_short(q: Tensor, cache: LayerCache) -> bool:
-    return q.shape[1] // cache.keys.shape[1] * q.shape[2] <= SHORT_ROWS
+    """Whether the query rows of a key/value head are no more than those of one tile."""
+    return q.shape[1] // cache.keys.shape[1] * q.shape[2] <= _tile_rows(QUERY_TILE, q.shape[3])
 
 
 def forward(q: Tensor, cache: LayerCache, start: int, scale: float) -> tuple[Tensor, Tensor]:

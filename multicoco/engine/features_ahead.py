@@ -35,5 +35,5 @@ def keep_ahead(config: RunConfig) -> str:
             "features_dir, and start again; those that are kept are not computed anew"
         )
     size = sum(path.stat().st_size for path in features.store.files)
-    kept = f"features of the images of {len(features.store.keys)} examples, {size / 2**30:.2f} GiB"
-    return f"{features.store.folder}: {kept}"
+    kept = f"features of the images of {len(features.store.keys)} examples, earlier ones' too, {size / 2**20:,.1f} MiB"
+    return f"{features.store.folder}: all that this run needs is kept ({kept})"

@@ -74,7 +74,7 @@ def test_a_step_reads_nothing_from_the_device(meta, name, model, keys):
 
 
 @pytest.mark.parametrize("projected", [True, False])
-@pytest.mark.parametrize("model", [model for model in SEEING if model != "llava"])  # of no family, so nothing is kept
+@pytest.mark.parametrize("model", ["internvl", "llava_onevision", "qwen3_vl"])
 def test_nor_does_one_on_what_is_kept_of_images(meta, model, projected):
     method, here = make_method("coconut"), SIGHTED[model]()
     with torch.device("meta"):
