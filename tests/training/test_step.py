@@ -1,6 +1,7 @@
 """What an optimizer step asks of the device: on the meta device there are no values, and whatever reads one fails."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -38,6 +39,7 @@ class Engine:
 def meta(monkeypatch):
     """Streams, collectives and the way back of the flags of a device without values."""
     monkeypatch.setattr(torch, "get_device_module", lambda device: torch.cpu)
+    monkeypatch.setattr(torch.random, "fork_rng", nullcontext)  # of a device that draws nothing
     monkeypatch.setattr(step_module.dist, "all_reduce", lambda summed: None)
     monkeypatch.setattr(step_module, "OnItsWay", lambda flags: flags)
     return torch.device("meta")
