@@ -212,9 +212,7 @@ def parser() -> argparse.ArgumentParser:
     planner.add_argument(
         "--tflops", type=positive(float), help="peak of a GPU (default: an H100's, 989 in bf16 and fp16, 67 in fp32)"
     )
-    planner.add_argument(
-        "--image-tiles", type=positive(int), help="of an example (default: the most the config allows)"
-    )
+    planner.add_argument("--image-tiles", type=positive(int), help="of an image (default: the most the config allows)")
     for name, what in (("prompt", "the text of a question"), ("step", "a reasoning step"), ("answer", "an answer")):
         planner.add_argument(
             f"--{name}-tokens", type=positive(int), metavar="N", help=f"of {what} (default: measured on the data)"

@@ -126,14 +126,21 @@ class Encoder:
         """As they are read, or kept."""
         if self.kept is not None:
             return self.kept(example.images)
-        return self.read_images([load_image(image) for image in example.images])
+        return self._taken(example, [load_image(image) for image in example.images])
 
     def tokens(self, example: Example, asked: Asked) -> ExampleTokens:
         """The tokens alone, for measuring many examples: of an image, only its size is read."""
         sizes = tuple(image_size(image) for image in example.images)
         if sizes not in self._of_sizes:
-            self._of_sizes[sizes] = self.read_images([Image.new("RGB", size) for size in sizes]).tokens
+            self._of_sizes[sizes] = self._taken(example, [Image.new("RGB", size) for size in sizes]).tokens
         return self.prompt(example, asked, self._of_sizes[sizes])
+
+    def _taken(self, example: Example, pictures: Sequence[Image.Image]) -> ImageInputs:
+        """Raises: UserError: the model takes no such picture; names the example."""
+        try:
+            return self.read_images(pictures)
+        except UserError as error:
+            raise UserError(f"record {example.id!r:.60}: {error}") from error
 
 
 def check_donors(n_examples: int, of: str) -> None:

@@ -11,6 +11,7 @@ from multicoco.data.sources.fields import IMAGE_MARK
 from multicoco.engine.ranks import world_size
 from multicoco.errors import UserError
 from multicoco.evaluation.answers import extract_answer
+from multicoco.methods import method_class
 
 _CHOICE = re.compile(r"\s*\(?([A-Z])[.):]\s*(\S.*)")  # "A. red", "(A) red", "A: red"
 
@@ -52,7 +53,8 @@ class Checkpoint:
         device: as of `multicoco.load`.
 
     Raises:
-        UserError: there is no such checkpoint or mode, or the runner has started several processes.
+        UserError: there is no such checkpoint or mode, the mode has no thoughts to count, or the runner has started
+            several processes.
     """
 
     def __init__(
@@ -71,6 +73,11 @@ class Checkpoint:
         self.asker = load(path, device)
         if mode is not None and mode not in self.asker.modes:
             raise UserError(f"mode {mode}: {path} is asked in {', '.join(self.asker.modes)}")
+        asked = mode or self.asker.modes[-1]
+        if latents is not None and not method_class(asked).has_thoughts:
+            raise UserError(
+                f"latents {latents}: mode {asked} has no thoughts: leave latents out, or ask in another mode"
+            )
         self.mode, self.latents = mode, latents
         if max_new_tokens is not None:
             self.asker.limit_answers(max_new_tokens)

@@ -22,6 +22,7 @@ from vlmeval.vlm.base import BaseModel
 
 from multicoco.errors import UserError
 from multicoco.integrations.checkpoint import Checkpoint, Image
+from multicoco.methods import method_class
 
 
 class MultiCoCo(BaseModel):
@@ -29,6 +30,7 @@ class MultiCoCo(BaseModel):
 
     Args:
         checkpoint, mode, latents, max_new_tokens, device: see `Checkpoint`.
+        use_vllm: what VLMEvalKit gives to models with names such as "Qwen2.5-VL", whatever their class.
     """
 
     INTERLEAVE = True
@@ -40,8 +42,11 @@ class MultiCoCo(BaseModel):
         latents: int | None = None,
         max_new_tokens: int | None = None,
         device: str | None = None,
+        use_vllm: bool = False,
     ):
         super().__init__()
+        if use_vllm:
+            raise UserError("--use-vllm: vLLM does not run thoughts: leave it out")
         self.checkpoint = Checkpoint(checkpoint, mode, latents, max_new_tokens, device)
 
     def generate_inner(self, message: Sequence[dict[str, Any]], dataset: str | None = None) -> str:
@@ -52,19 +57,24 @@ class MultiCoCo(BaseModel):
         return self.checkpoint.reply(parts).text
 
 
-def register(checkpoint: str, modes: Sequence[str], **settings: Any) -> list[str]:
+def register(checkpoint: str, modes: Sequence[str], latents: int | None = None, **settings: Any) -> list[str]:
     """Makes modes of a checkpoint models of VLMEvalKit's.
 
     Args:
+        latents: of those modes that have thoughts.
         settings: further ones of `MultiCoCo`.
 
-    Returns: their names.
+    Returns: their names, by which VLMEvalKit keeps results: a checkpoint's with that of its run, and with the number of
+    latents that is asked for.
     """
     vlmeval.vlm.MultiCoCo = MultiCoCo  # where VLMEvalKit looks for the class that a JSON config names
-    names = {f"{Path(checkpoint).resolve().name}-{mode}": mode for mode in modes}
-    for name, mode in names.items():
-        vlmeval.config.supported_VLM[name] = partial(MultiCoCo, checkpoint, mode, **settings)
-    return [*names]
+    path, names = Path(checkpoint).resolve(), []
+    model = f"{path.parents[1].name}-{path.name}" if path.parent.name == "checkpoints" else path.name
+    for mode in modes:
+        own = latents if method_class(mode).has_thoughts else None
+        names.append(f"{model}-{mode}" if own is None else f"{model}-{mode}-{own}_latents")
+        vlmeval.config.supported_VLM[names[-1]] = partial(MultiCoCo, checkpoint, mode, own, **settings)
+    return names
 
 
 def main() -> None:
@@ -73,7 +83,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run.py of a checkout of VLMEvalKit")
     parser.add_argument("--checkpoint", required=True, help="run folder, checkpoint, or Hugging Face model")
     parser.add_argument("--modes", nargs="+", required=True, metavar="MODE", help="vanilla, cot, coconut")
-    parser.add_argument("--latents", type=int, help="how many thoughts (default: as at the checkpoint's stage)")
+    parser.add_argument(
+        "--latents", type=int, help="thoughts, in modes that have any (default: as at the checkpoint's stage)"
+    )
     parser.add_argument("--max-new-tokens", type=int, help="of an answer with its reasoning (default: as trained)")
     parser.add_argument("--device", help="such as cuda:1 (default: a GPU if there is one)")
     own, theirs = parser.parse_known_args()

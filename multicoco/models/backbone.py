@@ -103,7 +103,7 @@ def load_backbone(
                 raise UserError(f"{kind.replace('_', ' ')} in its weights: {sorted(map(str, report[kind]))}")
         n_rows = model.get_input_embeddings().num_embeddings
         check_tokenizer(tokenizer, n_rows)
-        check_template(tokenizer, family, n_rows)
+        check_template(tokenizer, family, n_rows, image_processor)
         kept = _read_kept_files(source)
         kept.setdefault("generation_config.json", model.generation_config.to_json_string().encode())
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= n_rows:

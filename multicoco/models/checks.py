@@ -2,11 +2,12 @@
 
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -100,7 +101,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, n_rows: int) -> None:
     _refuse_unknown(tokenizer, unknown & {tokenizer.eos_token_id}, n_rows, "every answer ends with")
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase, family: Family, n_rows: int) -> None:
+def check_template(
+    tokenizer: PreTrainedTokenizerBase, family: Family, n_rows: int, image_processor: Any = None
+) -> None:
     """Checks what stands around a question: the chat template's tokens or, without one, the tokenizer's.
 
     Args:
@@ -112,14 +115,17 @@ def check_template(tokenizer: PreTrainedTokenizerBase, family: Family, n_rows: i
     if tokenizer.chat_template is None:
         prompts = [tokenizer.encode(_QUESTION)]
     else:
-        prompts = [_encode_turn(tokenizer, family, n_images) for n_images in range(1 + family.sees_images)]
+        prompts = [_encode_turn(tokenizer, family, [])]
+        if family.sees_images:
+            shown = family.read_images([Image.new("RGB", (64, 64))], image_processor)
+            prompts.append(_encode_turn(tokenizer, family, shown.tokens))
     for ids in prompts:
         _refuse_unknown(tokenizer, {id for id in ids if id >= n_rows}, n_rows, "every prompt holds")
 
 
-def _encode_turn(tokenizer: PreTrainedTokenizerBase, family: Family, n_images: int) -> list[int]:
-    """A user's turn with so many images of one token each."""
-    turn: dict[str, Any] = {"role": "user", "content": family.content(_QUESTION, n_images)}
+def _encode_turn(tokenizer: PreTrainedTokenizerBase, family: Family, images: Sequence[Any]) -> list[int]:
+    """A user's turn with images, as of `ImageInputs.tokens`."""
+    turn: dict[str, Any] = {"role": "user", "content": family.content(_QUESTION, len(images))}
     try:
         rendered = cast(str, tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template may raise anything
@@ -131,7 +137,7 @@ def _encode_turn(tokenizer: PreTrainedTokenizerBase, family: Family, n_images: i
     ids = tokenizer.encode(rendered, add_special_tokens=False)
     if tokenizer.unk_token_id in ids and tokenizer.unk_token not in rendered:
         raise UserError(f"its tokenizer does not know all of its chat template, {rendered!r}: is it another model's?")
-    return family.place_images(ids, [family.written(1)] * n_images if n_images else [], tokenizer)
+    return family.place_images(ids, images, tokenizer)
 
 
 def _refuse_unknown(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], n_rows: int, what: str) -> None:

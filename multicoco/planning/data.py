@@ -101,7 +101,7 @@ def step_bytes(model: ModelGeometry, work: Workload, chosen: Candidate) -> int:
 def _describe_features(
     config: RunConfig, model: ModelGeometry, work: Workload, chosen: Candidate, cluster: Cluster, sample: Sample | None
 ) -> str:
-    image = image_bytes(model, work.tiles)
+    image = image_bytes(model, work.tiles if sample is None else sample.tiles)
     seen = 1000
     if sample is not None and sample.records is not None:
         seen = round(sample.records * sum(len(x.images) for x in sample.examples) / len(sample.examples))

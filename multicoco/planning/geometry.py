@@ -145,6 +145,13 @@ class ModelGeometry:
         self.config = config
         self.text = config.get_text_config()
         self.dtype = dtype
+        family = family_of(config)
+        self.tile = family.tile
+        if family.sees_images and self.tile is None:
+            raise UserError(
+                f"a {config.model_type} model cannot be planned for: its family does not say what an image is on its "
+                "way through it"
+            )
         self.trace = Tracer(config, dtype, freezing, lora, objective)
         model = meta_model(config, dtype, freezing, lora)
         decoder = model.get_decoder()
@@ -154,15 +161,8 @@ class ModelGeometry:
         self.embedding = _part(embedding)
         self.head = Part(0, 0, 0) if self.is_tied else _part(head)
         self.decoder_layer = _part(self._layers(decoder)[0], self.text.num_hidden_layers)
-        family = family_of(config)
-        self.tile = family.tile
         self.encoded = None if kept_parts else self.tile  # what of images a step encodes
         self.projects_kept = self.tile is not None and bool(kept_parts) and "projector" not in kept_parts
-        if family.sees_images and self.tile is None:
-            raise UserError(
-                f"a {config.model_type} model cannot be planned for: of no family of its own (docs/models.md), it does "
-                "not say what an image is on its way through it"
-            )
         self.vision_layer = self.projector = Part(0, 0, 0, 0)
         if layers := family.vision_layers(model):
             self.vision_layer, self.projector = _part(layers[0], len(layers)), _part(family.part(model, "projector"))

@@ -35,15 +35,17 @@ class Sample:
 
     Attributes:
         examples: of these, their images unseen.
-        tokens: likewise, with images of so many tiles as are planned for.
+        tokens: likewise, with images of `tiles` each.
         sizes: lengths of all records that are trained on, where an earlier start has remembered them; else of these.
         records: how many the run has; None of a stream, which has not been counted.
+        tiles: of an image, as planned for.
     """
 
     examples: Sequence[Example]
     tokens: Sequence[ExampleTokens]
     sizes: ExampleSizes
     records: int | None
+    tiles: int
 
 
 def look_at(config: RunConfig, model: ModelGeometry, tiles: int, asked: Asked) -> Sample | None:
@@ -67,7 +69,7 @@ def look_at(config: RunConfig, model: ModelGeometry, tiles: int, asked: Asked) -
         tokens = [prompt(x, asked, [family.written(tiles)] * len(x.images) if x.images else []) for x in examples]
         records = None if config.streaming else _count(config, config.train_path)
         sizes = _remembered(config, tokenizer, asked) or ExampleSizes.of(map(lengths_of, tokens))
-        return Sample(examples, tokens, sizes, records)
+        return Sample(examples, tokens, sizes, records, tiles)
     except (UserError, OSError, ValueError, KeyError):
         return None
 

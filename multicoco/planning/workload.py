@@ -27,7 +27,7 @@ def stage_workloads(
     """The longest examples of the first stage, which writes most, and of the one with most passes and thoughts, last.
 
     Args:
-        tiles: image tiles of an example with an image; the most the config allows by default.
+        tiles: of an image; the most the config allows by default.
         assumed: lengths that take the place of the data's.
 
     Returns: the workloads, in words where the lengths are from, and the records that they are measured on, if they are.
@@ -36,17 +36,26 @@ def stage_workloads(
     stages = method.schedule.reachable(config.num_epochs)
     thoughts = {stage: method.extent(ExampleTokens([]), stage).thoughts for stage in stages}
     deepest = min(stages, key=lambda stage: (-method.passes(stage), -thoughts[stage], stage))
-    tiles = (tiles or family_of(model.config).most_tiles(config.max_image_tiles)) if model.tile else 0
-    sample = None if assumed else look_at(config, model, tiles, method.asked)
+    most = family_of(model.config).most_tiles(config.max_image_tiles) if model.tile else 0
+    of_image = (tiles or (1 if most is None else most)) if model.tile else 0
+    sample = None if assumed else look_at(config, model, of_image, method.asked)
     examples: Sequence[ExampleTokens]
     if sample:
         examples, source = sample.tokens, f"measured on the first {len(sample.tokens)} records of {config.train_path}"
+        of_example = of_image * max(len(example.images) for example in sample.examples)
     else:
         lengths = assumed or Lengths()
         steps = [[0] * n for n in lengths.steps] if method.asked == "reasoning" else []
-        examples = [ExampleTokens([0] * (lengths.prompt + tiles * model.tile_tokens), steps, [0] * lengths.answer)]
+        examples = [ExampleTokens([0] * (lengths.prompt + of_image * model.tile_tokens), steps, [0] * lengths.answer)]
         source = "assumed" if assumed else "assumed: data or tokenizer are not at hand"
-    return [_workload(method, stage, examples, tiles) for stage in sorted({min(stages), deepest})], source, sample
+        of_example = of_image
+    if most is None and tiles is None:
+        source += (
+            f"; into how many pictures an image of a {model.config.model_type} model is cut, its processor alone knows:"
+            " one, if --image-tiles does not say otherwise"
+        )
+    shown = sorted({min(stages), deepest})
+    return [_workload(method, stage, examples, of_example) for stage in shown], source, sample
 
 
 def _workload(method: Method, stage: int, examples: Sequence[ExampleTokens], tiles: int) -> Workload:

@@ -117,6 +117,18 @@ def test_loader_reads_images_into_tiles_and_tokens(tmp_path, workers):
             assert torch.allclose(tile.mean((1, 2)), torch.tensor(colours[owner]) / 255, atol=0.02)
 
 
+def test_a_picture_that_the_model_does_not_take_is_named_by_its_record(tmp_path):
+    def refuse(pictures):
+        raise UserError("it is too thin")
+
+    Image.new("RGB", (1, 1)).save(tmp_path / "thin.png")
+    encoder = Encoder(PromptBuilder(build_tokenizer(["a question"], vocab_size=300)), refuse)
+    example = Example("q7", "q", (tmp_path / "thin.png",), (), (), "a", None)
+    for read in (encoder, encoder.tokens):
+        with pytest.raises(UserError, match="record 'q7': it is too thin"):
+            read(example, "reasoning")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_worker_that_is_signalled_as_it_is_born_does_its_work(number):
     """And the process that made it hears signals as before."""

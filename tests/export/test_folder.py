@@ -12,6 +12,7 @@ import pytest
 import torch
 from homes import flip_a_bit, seal_whole
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import GenerationConfig
 
@@ -155,6 +156,15 @@ def test_lora_is_exported_apart_or_merged_and_says_the_same(make_run, tmp_path, 
     seal_whole(run / "checkpoints" / "epoch_0003")
     assert main(["export", str(run), "--to", str(tmp_path / "out")]) == 1
     assert "Export it with --merge" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_card_of_a_model_that_sees_says_what_it_says_here(make_run, tmp_path, monkeypatch, one_thread):
+    """Of one whose processor has no part for videos, which would need torchvision."""
+    run = make_run("generic")
+    to = exported(run, tmp_path / "out")
+    Image.effect_noise((84, 60), 90).convert("RGB").save(tmp_path / "image.png")
+    own = multicoco.load(run).ask(tmp_path / "image.png", "What is in the middle").text
+    assert answers((to / "README.md").read_text(), monkeypatch, to) == own != ""
 
 
 def test_rows_of_new_tokens_that_train_apart_are_in_the_whole_model(make_run, tmp_path, monkeypatch):

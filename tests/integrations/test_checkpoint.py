@@ -65,6 +65,8 @@ def test_what_cannot_be_is_said(fake, monkeypatch):
         Checkpoint("runs/run", "icot")
     with pytest.raises(UserError, match="nowhere"):
         Checkpoint("nowhere")
+    with pytest.raises(UserError, match="latents 2: mode cot has no thoughts"):
+        Checkpoint("runs/run", "cot", latents=2)
     monkeypatch.setattr(checkpoint, "world_size", lambda: 4)
     with pytest.raises(UserError, match="the runner has started 4 processes"):
         Checkpoint("runs/run")

@@ -55,6 +55,23 @@ def test_modes_become_models(adapter, fake):
     assert fake.limit == 50
 
 
+def test_names_tell_checkpoints_and_numbers_of_thoughts_apart(adapter, fake):
+    """VLMEvalKit keeps results by the names."""
+    names = adapter.register("runs/run/checkpoints/epoch_0003", ["cot", "coconut"], latents=2)
+    assert names == ["run-epoch_0003-cot", "run-epoch_0003-coconut-2_latents"]
+    known = sys.modules["vlmeval"].config.supported_VLM
+    assert [known[name]().checkpoint.latents for name in names] == [None, 2]
+    with pytest.raises(UserError, match="'icott' is none of the methods, did you mean icot"):
+        adapter.register("runs/run", ["icott"])
+
+
+def test_what_models_of_some_names_are_given_besides_is_taken(adapter, fake):
+    [name] = adapter.register("models/Qwen2.5-VL-7B", ["cot"])
+    assert sys.modules["vlmeval"].config.supported_VLM[name](use_vllm=False).checkpoint.mode == "cot"
+    with pytest.raises(UserError, match="vLLM does not run thoughts"):
+        sys.modules["vlmeval"].config.supported_VLM[name](use_vllm=True)
+
+
 def test_the_command_starts_their_run_with_the_models_in_it(adapter, fake, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run.py"
     run.write_text(

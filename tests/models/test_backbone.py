@@ -110,6 +110,22 @@ def test_a_saved_model_sees_images_as_it_was_trained_to(tiny_of, tmp_path, name)
     assert saved | {"image_processor": own} == parts
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_a_saved_model_of_any_family_is_loaded_by_plain_transformers(tiny_of, tmp_path, name):
+    backbone = load_backbone(str(tiny_of(name)))
+    add_latent_tokens(backbone)
+    with torch.no_grad():
+        for parameter in backbone.model.parameters():
+            parameter.add_(1)
+    backbone.save_pretrained(tmp_path)
+    model, report = backbone.family.auto_model.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()) and type(model) is type(backbone.model)
+    expected = backbone.model.state_dict()
+    assert model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in model.state_dict().items())
+    assert "<|latent|>" in AutoTokenizer.from_pretrained(tmp_path).get_vocab()
+
+
 def test_a_chat_template_in_the_processors_file_is_found_and_kept(tiny, tmp_path):
     backbone = load_backbone(str(tiny))
     backbone.save_pretrained(tmp_path)

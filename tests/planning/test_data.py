@@ -84,7 +84,7 @@ def test_grouping_by_length_holds_lengths_too(home, tmp_path):
     config, n = load_config(home / "run.yaml", ["group_by_length=true"]), 20_000
     sample, method = sample_of(config), method_class("coconut")(config)
     parts = int(sample.sizes.n_parts[0])
-    fixed = Sample(sample.examples, sample.tokens, ExampleSizes.of([[1] * parts]), n)
+    fixed = Sample(sample.examples, sample.tokens, ExampleSizes.of([[1] * parts]), n, 1)
     tracemalloc.start()
     places, sizes = np.arange(n), ExampleSizes(np.full(n, parts, np.int32), np.ones(n * parts, np.int32))
     order = grouped(sizes.at(method, 1), "0/0", 8)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from homes import make_home
 from planned import found_for
-from reference import internvl
+from reference import internvl, llava
 from transformers import T5Config, XLMConfig
 
 from multicoco.cli import main
@@ -101,6 +101,15 @@ def test_lengths_are_those_of_the_options_or_of_the_data(run_config, tmp_path, c
     assert "lengths measured on the first 8 records of aokvqa_v1p0_train.json" in printed
     assert "- 8 records, held by each rank: 0.0 MiB" in printed
     assert re.search(r"- Padding in batches of \d+, of the lengths of 8 records: \d+% shuffled, \d+% with", printed)
+
+
+def test_a_model_of_no_family_is_planned_for_and_it_is_said_what_is_not_known(run_config, tmp_path, capsys):
+    llava().config.save_pretrained(tmp_path / "llava")
+    one = ("--set", "batch_size=1", "--set", "gradient_accumulation_steps=1")
+    assert plan(run_config, *one, "--set", f"model_id={tmp_path}/llava", "--prompt-tokens", "7") == 0
+    printed = capsys.readouterr().out
+    assert "12 columns with 1 image tiles" in printed  # 4 tokens, 7 and the one that begins the thoughts
+    assert "into how many pictures an image of a llava model is cut, its processor alone knows" in printed
 
 
 @pytest.mark.parametrize(

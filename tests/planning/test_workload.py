@@ -1,9 +1,11 @@
 import dataclasses
+import json
 
 import torch
 from homes import make_home
+from reference import llava
 
-from multicoco.config import load_config
+from multicoco.config import RunConfig, load_config
 from multicoco.data.prompt import PromptBuilder
 from multicoco.data.sources import load_examples
 from multicoco.methods import method_class
@@ -17,8 +19,13 @@ def test_measured_lengths_are_those_of_the_longest_rows_that_are_trained(tmp_pat
     coconut = "coconut: {enabled: true, c_thought: 2, max_latent_stage: 2, first_stage: 0}\n"
     home = make_home(tmp_path, 20, 2, f"mode: coconut_train\nnum_epochs: 4\n{coconut}")
     config = load_config(home / "run.yaml")
+    records = json.loads((home / "scenes" / config.train_path).read_text())
+    image = f"train2017/{records[7].pop('image_id'):012d}.png"
+    records[7]["images"] = [image, image, image]
+    (home / "scenes" / config.train_path).write_text(json.dumps(records))
     model = ModelGeometry(read_model_config(config.model_id, False), torch.float32, config.freeze.model_dump())
     workloads, *_ = stage_workloads(config, model, tiles=1, assumed=None)
+    assert [work.tiles for work in workloads] == [3, 3]
 
     backbone = load_backbone(config.model_id)
     add_latent_tokens(backbone)
@@ -28,7 +35,7 @@ def test_measured_lengths_are_those_of_the_longest_rows_that_are_trained(tmp_pat
     method = method_class("coconut")(config, latent)
     assert [work.latents for work in workloads] == [0, 4]
     for stage, work in zip((0, 2), workloads, strict=True):
-        tokens = [prompt(x, "reasoning", [model.tile_tokens]) for x in examples]
+        tokens = [prompt(x, "reasoning", [model.tile_tokens] * len(x.images)) for x in examples]
         rows = [method.train_row(t, stage, 0, x.id)[0] for t, x in zip(tokens, examples, strict=True)]
         if work.latents:
             firsts = [row.index(latent.latent) for row in rows]
@@ -75,3 +82,12 @@ def test_controls_of_one_pass_are_planned_with_one_and_borrowed_thoughts_with_a_
     assert taught.rows == 1 and taught.segments[:4] == plain.segments[:4] and len(taught.segments) == 6
     assert taught.segments[-1] >= taught.branch > 0
     assert (taught.shared, taught.columns) == (taught.prompt - 1, taught.length + taught.segments[-1])
+
+
+def test_an_image_of_a_model_of_no_family_is_one_picture_or_as_many_as_are_asked_for():
+    keys = {"name": "x", "model_id": "m", "mode": "train", "method": "cot", "train_path": "t"}
+    model = ModelGeometry(llava().config, torch.float32, {})
+    for tiles, prompt in ((None, 10 + 4), (3, 10 + 3 * 4)):
+        [work], source, _ = stage_workloads(RunConfig(**keys), model, tiles, Lengths(prompt=10))
+        assert (work.tiles, work.prompt) == (tiles or 1, prompt)
+        assert ("its processor alone knows" in source) == (tiles is None)

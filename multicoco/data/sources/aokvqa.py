@@ -48,13 +48,11 @@ class AOKVQA(Source):
         listed = _listed(record.get("direct_answers"))
         if record.get("correct_choice_idx") is None and listed in (None, [], ""):
             return Example(record_id, question, images, choices, (), None, None)
-        difficult = record.get("difficult_direct_answer")
-        groups = {"difficult_direct_answer": str(difficult).lower()} if isinstance(difficult, bool) else {}
         index = fields.choice_at(record.get("correct_choice_idx"), choices, "correct_choice_idx")
         steps = rationale_steps(fields.texts(record.get("rationales"), "rationales"), self.steps_from)
         direct_answers = fields.texts(listed, "direct_answers")
         return Example(
-            record_id, question, images, choices, steps, choices[index], index, direct_answers, groups=groups
+            record_id, question, images, choices, steps, choices[index], index, direct_answers, groups=_groups(record)
         )
 
     def _coco_image(self, record: Record) -> Path:
@@ -83,6 +81,16 @@ class AOKVQA(Source):
 
 def _is_official(record: Record) -> bool:
     return any(key in record for key in _OFFICIAL_ONLY) or ("image_id" in record and "choices" in record)
+
+
+def _groups(record: Record) -> dict[str, str]:
+    """What the official score of direct answers leaves out; a text in copies that know no truth values."""
+    difficult = record.get("difficult_direct_answer")
+    if difficult is None:
+        return {}
+    if (written := str(difficult).lower()) not in ("true", "false"):
+        raise UserError(f"'difficult_direct_answer' must be true or false, found {difficult!r:.60}")
+    return {"difficult_direct_answer": written}
 
 
 def _listed(value: Any) -> Any:

@@ -3,9 +3,9 @@
 - LLaVA's and ShareGPT's: conversations: [{"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt", "value": ...}];
 - OpenAI's: messages: [{"role": "user", "content": text or parts}, {"role": "assistant", "content": ...}].
 
-The reasoning is, of an answer: what is in `<think>`; what stands before `<answer>` or `<CONCLUSION>` (LLaVA-CoT, Xu et
-al. 2024, arXiv:2411.10440); a part of type "reasoning" or "thinking"; the message's `reasoning` or
-`reasoning_content`; or the record's `steps`.
+The reasoning is, of an answer: what is in `<think>`, or before `</think>` where a chat template has written that; what
+stands before `<answer>` or `<CONCLUSION>` (LLaVA-CoT, Xu et al. 2024, arXiv:2411.10440); a part of type "reasoning" or
+"thinking"; the message's `reasoning` or `reasoning_content`; or the record's `steps`.
 """
 
 import re
@@ -24,7 +24,9 @@ _ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
-_THOUGHT = re.compile(r"\s*<think(?:ing)?>(.*?)</think(?:ing)?>(.*)", re.DOTALL | re.IGNORECASE)
+# chat templates of reasoning models write the mark at the beginning themselves
+_THOUGHT = re.compile(r"(?:\s*<think(?:ing)?>)?(.*?)</think(?:ing)?>(.*)", re.DOTALL | re.IGNORECASE)
+_THINK_MARK = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
 _CONCLUDED = re.compile(r"(.*?)<(answer|conclusion)>(.*)</\2>\s*", re.DOTALL | re.IGNORECASE)
 _REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
 
@@ -151,7 +153,8 @@ def _said(by: str, content: Any, where: str) -> _Said:
     for part in content:
         kind = str(part.get("type")).removeprefix("input_").removeprefix("output_")
         if kind == "text":
-            said.text += fields.text(part.get("text"), f"{where}.text") + "\n"
+            text = part.get("text")
+            said.text += "" if isinstance(text, str) and not text.strip() else fields.text(text, f"{where}.text") + "\n"
         elif kind in ("image", "image_url"):
             value = next((part[key] for key in ("image", "image_url", "url", "path") if part.get(key)), None)
             said.images.append(value["url"] if isinstance(value, dict) and "url" in value else value)
@@ -168,11 +171,12 @@ def _said(by: str, content: Any, where: str) -> _Said:
 def _reasoning_and_answer(said: _Said) -> tuple[str, str]:
     if said.images:
         raise UserError("the answer holds an image, which is not supported")
-    reasoning, answer = list(said.reasoning), said.text
-    if thought := _THOUGHT.fullmatch(answer):
-        reasoning, answer = [*reasoning, thought[1].strip()], thought[2].strip()
+    reasoning, answer, thought = list(said.reasoning), said.text, ""
+    if marked := _THOUGHT.fullmatch(answer):
+        thought, answer = marked[1].strip(), marked[2].strip()
+        reasoning.append(thought)
     if concluded := _CONCLUDED.fullmatch(answer):
         reasoning, answer = [*reasoning, concluded[1].strip()], concluded[3].strip()
-    if re.search(r"</?think(?:ing)?>", answer, re.IGNORECASE):
+    if _THINK_MARK.search(f"{thought}\n{answer}"):
         raise UserError("the answer has a <think> that does not end, or stands behind it, or stands twice")
     return "\n".join(filter(None, reasoning)), answer

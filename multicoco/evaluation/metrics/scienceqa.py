@@ -2,8 +2,8 @@
 
 The share of questions whose predicted index is the right one: of all, by subject (natural, social, language science:
 NAT, SOC, LAN in its tables), by context (with a text, with an image, with neither: TXT, IMG, NO; a question with text
-and image is of both) and by grade (1 to 6, 7 to 12). A group that no question is of is left out. An answer that could
-not be read counts as wrong. Its program makes no score by topic; the report has accuracies by whatever records say.
+and image is of both), by grade (1 to 6, 7 to 12) and by topic ("biology"). A group that no question is of is left out.
+An answer that could not be read counts as wrong.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +43,8 @@ class ScienceQA(Metric):
             if example.answer_index is not None
         ]
         found = {name: mean([right for groups, right in known if is_in(groups)]) for name, is_in in _IS_IN.items()}
+        for topic in sorted({groups["topic"] for groups, _ in known if "topic" in groups}):
+            found[topic] = mean([right for groups, right in known if groups.get("topic") == topic])
         return {name: score for name, score in found.items() if score is not None}
 
     def predictions(self, answered: Sequence[Answered]) -> dict[str, Any] | None:

@@ -190,8 +190,8 @@ class Family:
         assert self.tile is not None
         return n_tiles * self.tile.tokens
 
-    def most_tiles(self, max_image_tiles: int) -> int:
-        """Of an image, by the key of the run config."""
+    def most_tiles(self, max_image_tiles: int) -> int | None:
+        """Of an image, by the key of the run config; None where that does not say."""
         return max_image_tiles
 
     def vision_layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:

@@ -7,16 +7,17 @@ has tried them: every run compares the passes with the model at its start (`mult
 
 import inspect
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from multicoco.errors import UserError
-from multicoco.models.families.family import ImageInputs
+from multicoco.models.families.family import ImageInputs, Tile
 from multicoco.models.families.sighted import Sighted
 
 _TAKEN = {"input_ids", "attention_mask", "pixel_values"}
@@ -83,7 +84,45 @@ class Generic(Sighted):
         return ImageInputs([of_image["input_ids"][0].tolist() for of_image in read], tensors)
 
     def written(self, n_tiles: int) -> list[int]:
-        return [self.config.image_token_id]
+        return [self.config.image_token_id] * (n_tiles * self.tile.tokens)
+
+    def most_tiles(self, max_image_tiles: int) -> None:
+        """It is the processor that cuts images, by settings of its own."""
+
+    def with_layers(self, layers: int) -> PreTrainedConfig:
+        config = super().with_layers(layers)
+        # the last layers: features may be those of an earlier one, which the config names by its number
+        config.vision_config.num_hidden_layers += layers - 2
+        return config
+
+    @cached_property
+    def tile(self) -> Tile:
+        """A picture of the size that the tower takes. Its config does not say how many columns and tokens that is; the
+        model without weights does.
+
+        Raises:
+            UserError: it cannot be asked.
+        """
+        given: list[Tensor] = []
+
+        def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given.append(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+
+        try:
+            with torch.device("meta"), torch.no_grad():
+                model: PreTrainedModel = self.auto_model.from_config(self.with_layers(2), dtype=torch.float32)
+                self.vision_layers(model)[0].register_forward_pre_hook(note, with_kwargs=True)
+                blank = self.blank_tiles(1, torch.empty(()))
+                features = self.image_features(model, blank)
+        except Exception as error:  # a model's own code may raise anything
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"a {self.config.model_type} model cannot be planned for: of no family of its own (docs/models.md), it "
+                f"does not say without its weights what an image is on its way through it ({first})"
+            ) from error
+        (_, channels, height, width), numbers = blank["pixel_values"].shape, given[0].shape[-1]
+        tokens = features.numel() // features.shape[-1]
+        return Tile((channels, height, width), given[0].numel() // numbers, numbers, tokens)
 
     def image_ids(self, written: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return written
@@ -98,7 +137,12 @@ class Generic(Sighted):
 
     def blank_tiles(self, n_tiles: int, like: Tensor) -> dict[str, Tensor]:
         vision = self.config.vision_config
-        side = vision.image_size
+        side = getattr(vision, "image_size", None)
+        if side is None:
+            raise UserError(
+                f"a {self.config.model_type} model does not say how large its pictures are, which is asked where there "
+                "are none: train it on examples with images alone, or add a family (docs/contributing.md)"
+            )
         height, width = (side, side) if isinstance(side, int) else side
         return {"pixel_values": like.new_zeros(n_tiles, getattr(vision, "num_channels", 3), height, width)}
 

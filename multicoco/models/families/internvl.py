@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 
 from multicoco.errors import UserError
 from multicoco.models.families.family import ImageInputs, Tile
@@ -68,12 +68,6 @@ class InternVL(Sighted):
 
     def most_tiles(self, max_image_tiles: int) -> int:
         return max_image_tiles + (max_image_tiles > 1)  # a cut image comes with a thumbnail of the whole
-
-    def vision_layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
-        tower = model.base_model.get_submodule("vision_tower")
-        lists = [module for module in tower.modules() if isinstance(module, nn.ModuleList)]
-        longest = max(lists, key=len)
-        return list(longest)
 
     def image_features(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         features: Tensor = model.get_image_features(**inputs, return_dict=True).pooler_output

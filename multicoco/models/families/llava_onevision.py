@@ -129,12 +129,6 @@ class LlavaOneVision(Sighted):
         config.vision_config.num_hidden_layers = layers
         return config
 
-    def vision_layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
-        tower = model.base_model.get_submodule("vision_tower")
-        lists = [module for module in tower.modules() if isinstance(module, nn.ModuleList)]
-        longest = max(lists, key=len)
-        return list(longest)
-
 
 def _lie(sizes: Sequence[Sequence[int]], of_rows: Sequence[int]) -> dict[str, Tensor]:
     """How images lie: (N, 2) heights and widths in pixels, and how many images each row has."""

@@ -114,6 +114,10 @@ class Sighted(Family):
                 hook.remove()
         return [given[projector] for projector in projectors]
 
+    def vision_layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        tower = model.base_model.get_submodule(self.parts["vision_tower"][0])
+        return [*max((module for module in tower.modules() if isinstance(module, nn.ModuleList)), key=len)]
+
     def further(self, at_image: Tensor, later: Sequence[Tensor]) -> Callable[[slice], dict[str, Any]]:
         """`Embedded.further`: at_image (B, T) bool, on the host if the tokens are there, and features that enter the
         language model later, on the device."""

@@ -217,6 +217,12 @@ def test_direct_answers_without_the_choices(tmp_path, images):
     assert first.direct_answers == tuple(given) and len(first.steps) == 2
     assert (first.metric, first.groups) == ("aokvqa", {"difficult_direct_answer": "true"})
     assert (second.choices, second.answer) == ((), None)
+    write(tmp_path / "f.json", [official(difficult_direct_answer=word) for word in ("True", "false", None)])
+    marks = [example.groups.get("difficult_direct_answer") for example in load_of_run(config, "f.json", None)]
+    assert marks == ["true", "false", None]
+    write(tmp_path / "f.json", [official(difficult_direct_answer="very")])
+    with pytest.raises(UserError, match="'difficult_direct_answer' must be true or false, found 'very'"):
+        load_of_run(config, "f.json", None)
     write(tmp_path / "f.json", [flattened()])
     with pytest.raises(UserError, match=r"f\.json: record '0' has no direct answers of annotators"):
         load_of_run(config, "f.json", None)

@@ -32,6 +32,7 @@ def test_openai(read, tmp_path):
         {"type": "text", "text": "Left:"},
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "text", "text": "right:"},
+        {"type": "text", "text": " \n"},
         {"type": "image", "image": "a.png", "text": None},
         {"type": "text", "text": "which?"},
     ]
@@ -64,6 +65,7 @@ TAGS = "<SUMMARY> I look. </SUMMARY>\n<REASONING> It has fur. It purrs. </REASON
     [
         ({"content": "<think>\nI look. It has fur.\n</think>\n\nA cat."}, {}, "sentences", ("I look.", "It has fur.")),
         ({"content": "<think>I look.\nIt has fur.</think>A cat."}, {}, "lines", ("I look.", "It has fur.")),
+        ({"content": "I look.\nIt has fur.\n</think>\n\nA cat."}, {}, "lines", ("I look.", "It has fur.")),
         ({"content": "<think>Hm.</think><answer>A cat.</answer>"}, {}, "sentences", ("Hm.",)),
         ({"content": "<think>\n\n</think>A cat."}, {}, "sentences", ()),
         ({"content": f"{TAGS}<CONCLUSION> A cat. </CONCLUSION>"}, {}, "tag", ("I look.", "It has fur. It purrs.")),
@@ -182,6 +184,8 @@ USER, GPT = {"role": "user", "content": "Who?"}, {"role": "assistant", "content"
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}, GPT]}, "type 'video'"),
         ({"messages": [USER, GPT], "conversations": [USER, GPT]}, "either"),
         ({"messages": [USER, {"role": "assistant", "content": "<think>so A cat."}]}, "<think>"),
+        ({"messages": [USER, {"role": "assistant", "content": "Well. <think>so</think> A cat."}]}, "stands behind it"),
+        ({"messages": [USER, {"role": "assistant", "content": "so</think></think> A cat."}]}, "or stands twice"),
         ({"messages": [USER, GPT | {"reasoning": "So."}], "steps": ["So."]}, "both given"),
         ({"messages": [USER, GPT], "passage": "x"}, "'passage' looks like"),
         ({"messages": [USER | {"reasoning": "Hm."}, GPT]}, "reasoning stands in a message of user"),

@@ -40,6 +40,18 @@ def test_by_subject_context_and_grade():
     }
 
 
+def test_by_topic():
+    groups = [{"topic": "biology"}, {"topic": "us-history"}, {"topic": "biology"}, {}]
+    context = {"has_text": "true", "has_image": "false"}
+    examples = [
+        Example(str(n), "Q?", (), ("a", "b"), (), "a", 0, metric="scienceqa", groups=of | context)
+        for n, of in enumerate(groups)
+    ]
+    scores = official_scores([{"extracted": index, "said": None} for index in (0, 0, 1, 0)], examples)
+    assert (scores["scienceqa/biology"], scores["scienceqa/biology_n"]) == (1 / 2, 2)
+    assert (scores["scienceqa/us-history"], scores["scienceqa/us-history_n"]) == (1, 1)
+
+
 def test_records_without_groups_have_the_average_alone():
     groups = {"has_text": "true", "has_image": "false"}
     example = Example("x", "Q?", (), ("a", "b"), (), "a", 0, metric="scienceqa", groups=groups)

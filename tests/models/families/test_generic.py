@@ -67,16 +67,41 @@ def test_pixels_of_several_shapes_are_refused():
         family.read_images([Image.new("RGB", (9, 9))] * 2, lambda image: next(read))
 
 
-def test_what_it_does_not_say_is_refused_where_it_is_asked_for():
+NOTHING = dict.fromkeys(("vision_tower", "projector", "language_model"), False)
+
+
+def test_what_it_does_not_say_is_refused_where_it_is_asked_for(monkeypatch):
     model = llava()
+    own = Generic.image_features
+    monkeypatch.setattr(Generic, "image_features", lambda *args: own(*args) + own(*args).sum().item())
+    with pytest.raises(UserError, match=r"llava model cannot be planned for.*without its weights.*\(.*meta"):
+        ModelGeometry(model.config, torch.float32, NOTHING)
+    monkeypatch.setattr(Generic, "tile", None)
     with pytest.raises(UserError, match="llava model cannot be planned for"):
-        nothing = dict.fromkeys(("vision_tower", "projector", "language_model"), False)
-        ModelGeometry(model.config, torch.float32, nothing)
+        ModelGeometry(model.config, torch.float32, NOTHING)
     del model.model.vision_tower
     with pytest.raises(UserError, match="freeze: llava has no vision_tower"):
         freeze(model, vision_tower=True)
 
 
+@pytest.mark.parametrize(
+    ("kind", "patches", "tokens"),
+    [
+        ("llava", 577, 576),  # of CLIP, whose class token is left out
+        ("vipllava", 577, 576),  # features of five layers, one of which is named by its number from the front
+        ("cohere2_vision", 1024, 256),
+    ],
+)
+def test_models_of_the_usual_interface_are_planned_for_without_weights(kind, patches, tokens):
+    """Of their default sizes."""
+    family = family_of(AutoConfig.for_model(kind))
+    assert (family.tile.patches, family.tile.tokens) == (patches, tokens)
+
+
 def test_a_blank_picture_is_as_large_as_the_tower_wants_it():
     family = Generic(SimpleNamespace(vision_config=SimpleNamespace(image_size=(28, 56))))
     assert family.blank_tiles(2, torch.zeros(()))["pixel_values"].shape == (2, 3, 28, 56)
+    family.config.vision_config = SimpleNamespace()  # as of timm's towers
+    family.config.model_type = "fast_vlm"
+    with pytest.raises(UserError, match="fast_vlm model does not say how large its pictures are"):
+        family.blank_tiles(1, torch.zeros(()))
