@@ -48,21 +48,31 @@ def those_that_fit(
             again; its folder is there.
 
     Raises:
-        UserError: `too_long` is error and one is too long; or all are.
+        UserError: `too_long` is error and one is too long; or all are; or the method refuses one.
     """
     most = longest_allowed(config, positions)
-    if most is None:
+    if most is None and not method.may_refuse:
         return examples
     stages = list(stages)
     lengths = agree(lambda: recall(remembered, np.int32, len(examples)), only_rank_0=True)
     if lengths is None:
         places = own_places(len(examples)).tolist()
-        own = agree(lambda: [longest_row(method, encoder.tokens(examples[i], method.asked), stages) for i in places])
+        own = agree(lambda: [_longest_row_of(examples[i], encoder, method, stages) for i in places])
         lengths = in_turn(gather(np.array(own, np.int32)))
         if rank() == 0:
             remember(remembered, lengths)
+    if most is None:
+        return examples
     agree(lambda: _say_what_is_too_long(config, most, examples, lengths.tolist()), only_rank_0=True)
     return picked(examples, np.flatnonzero(lengths <= most))
+
+
+def _longest_row_of(example: Example, encoder: Encoder, method: Method, stages: Iterable[int]) -> int:
+    tokens = encoder.tokens(example, method.asked)
+    try:
+        return longest_row(method, tokens, stages)
+    except UserError as error:
+        raise UserError(f"train_path: record {example.id!r}: {error}") from error
 
 
 def longest_row(method: Method, tokens: ExampleTokens, stages: Iterable[int]) -> int:

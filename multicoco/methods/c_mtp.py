@@ -63,6 +63,7 @@ class CMTP(Coconut):
     own_section = "c_mtp"
     OwnKeys: ClassVar[type[MethodKeys]] = CMTPKeys
     needs_steps = True
+    may_refuse = True
 
     @property
     def own_keys(self) -> CMTPKeys:
@@ -85,13 +86,13 @@ class CMTP(Coconut):
         longest = max(map(len, shared), default=0)
         if longest > most:
             raise UserError(
-                f"an example's reasoning gives a thought {longest} tokens to stand for, and c_mtp.words is {most}: "
+                f"a thought would stand for {longest} tokens of an example's reasoning, and c_mtp.words is {most}: "
                 f"raise it to {longest} or more, or raise coconut.c_thought or coconut.max_latent_stage"
             )
         return shared
 
     def extent(self, tokens: ExampleTokens, stage: int) -> Extent:
-        """Raises: UserError: a thought may have more tokens to stand for than there are heads."""
+        """Raises: UserError: a thought may stand for more tokens than there are heads."""
         n_steps = len(tokens.steps)
         for drawn in {stage, *(range(n_steps + 1) if self.schedule.uniform_prob else ())}:
             n_replaced, n_latents = self.schedule.train_counts(drawn, n_steps)

@@ -72,6 +72,8 @@ class Method:
         has_thoughts: whether the latent tokens must be in the vocabulary.
         restarts_schedule: whether the learning rate's schedule starts again with the optimizer, at each stage.
         needs_steps: whether it learns from written steps, so that data without any are refused.
+        may_refuse: whether there are examples that it cannot learn from, which `extent` refuses: all are asked at the
+            start.
         asked: what the prompt asks the model for.
         schedule: from epochs to stages.
     """
@@ -83,6 +85,7 @@ class Method:
     has_thoughts: ClassVar[bool] = False
     restarts_schedule: ClassVar[bool] = True
     needs_steps: ClassVar[bool] = False
+    may_refuse: ClassVar[bool] = False
     asked: ClassVar[Asked] = "reasoning"
 
     def __init__(self, config: RunConfig, latent_tokens: LatentTokens | None = None):
@@ -171,7 +174,11 @@ class Method:
         return 1
 
     def extent(self, tokens: ExampleTokens, stage: int) -> Extent:
-        """The most columns that a `train_row` can have in a stage, whatever it draws."""
+        """The most columns that a `train_row` can have in a stage, whatever it draws.
+
+        Raises:
+            UserError: it cannot be learned from, see `may_refuse`.
+        """
         return Extent(len(tokens.prompt), 0, sum(map(len, tokens.steps)) + len(tokens.answer))
 
     def beside(self, tokens: ExampleTokens, stage: int) -> Beside | None:

@@ -78,10 +78,11 @@ def test_so_it_is_when_thoughts_are_made_in_parallel(run_server, home):
 
 
 ASKING = {
-    "codi": ("method=codi", "coconut.first_stage=null", "coconut.projection=mlp"),
-    "sim_cot": ("method=sim_cot", "coconut.first_stage=3", "coconut.uniform_prob=0.3"),
-    "adapters": ("method=sim_cot", "coconut.first_stage=3", "sim_cot.decoder=adapters", "sim_cot.decoder_rank=2"),
-    "codi_sim_cot": ("method=codi_sim_cot", "coconut.first_stage=null"),
+    "adapters": (
+        *("method=sim_cot", "sim_cot.decoder=adapters", "sim_cot.decoder_rank=2"),
+        *("coconut.first_stage=3", "coconut.uniform_prob=0.3"),
+    ),
+    "codi_sim_cot": ("method=codi_sim_cot", "coconut.first_stage=null", "coconut.projection=mlp"),
     "c_mtp": ("method=c_mtp", "coconut.first_stage=3", "coconut.uniform_prob=0.3", "c_mtp.words=12"),
 }
 

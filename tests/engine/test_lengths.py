@@ -160,3 +160,12 @@ def test_thoughts_that_are_added_at_evaluation_need_room_too():
     asked = (limit, examples([(5, 4)]), ENCODER, [METHOD], [2], 1)
     message = refused(lambda: check_prompt_lengths(*asked, extended_to=5))
     assert message and "record 'q0' is 12 tokens long" in message
+
+
+def test_what_a_method_cannot_learn_from_is_refused_by_name_and_before_the_run():
+    """Two thoughts, the last of which stand for all steps from the second on, of 3 tokens each."""
+    keys, given = KEYS | {"mode": "train", "method": "c_mtp", "coconut": COCONUT}, examples([(1, 2), (1, 3)])
+    few, enough = (RunConfig(**keys, c_mtp={"words": words}) for words in (2, 3))
+    message = refused(lambda: those_that_fit(few, None, given, ENCODER, method_class("c_mtp")(few), STAGES))
+    assert message.startswith("train_path: record 'q1': a thought would stand for 3 tokens")
+    assert those_that_fit(enough, None, given, ENCODER, method_class("c_mtp")(enough), STAGES) == given
