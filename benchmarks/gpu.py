@@ -11,12 +11,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from statistics import median
+from typing import Any
 
 import torch
 from common import EOS, LATENT, WORD, InternVL3Geometry, parser, peak_resident
-from measuring import Report
+from measuring import Report, synchronize
 from rivals import STEPS, Task, answer_without_cache
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import profile, supported_activities
 from transformers import GenerationConfig, PreTrainedModel
 
 from multicoco import LatentReasoner
@@ -26,6 +30,9 @@ from multicoco_kernels.operator import Note
 
 KERNELS = ("triton", "flash")
 SEGMENTS = ((0, None), (1, 1), (4, 1), (16, 1))  # prefixes before it, and its columns: a latent column, or a prefix
+WAYS = ("forward", "both")
+READ_ON_HOST = ("input_ids", "attention_mask", "labels")  # of what the trainer gives to the passes
+ANSWERS = {"batch": 64}  # at a time: a column of 16 rows starts as many kernels, and leaves a GPU idle
 # of an InternVL3-8B: Qwen2.5-7B behind the same vision tower
 LARGE = {"layers": 28, "hidden": 3584, "intermediate": 18944, "heads": 28, "kv_heads": 4, "batch": 4}
 LARGE_BYTES = 72e9  # weights and gradients in bf16, once in fp32 while it is made, and activations
@@ -46,11 +53,36 @@ class Device:
         return model.to(self.dtype).train()
 
     def inputs(self, geometry: InternVL3Geometry, latents: int | None = None) -> dict[str, Tensor]:
-        moved = {key: x.to(self.device) for key, x in geometry.inputs(latents).items()}
+        return self.moved(geometry.inputs(latents))
+
+    def moved(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        moved = {key: x.to(self.device) for key, x in batch.items()}
         return moved | {"pixel_values": moved["pixel_values"].to(self.dtype)}
 
-    def peak_mib(self, run: Callable[[], object]) -> float:
-        """What a run takes beyond what is there."""
+    def busy(self, run: Callable[[], object], repeats: int, between: Callable[[], object] = lambda: None) -> float:
+        """Seconds in which the device itself works, of one run: a column is so little work that on a GPU the time by
+        the clock is the host's, which starts the kernels. 0 if PyTorch's profiler sees none.
+
+        Args:
+            between: called before each, and not counted.
+        """
+        kind, seconds = DeviceType.CUDA if self.on_gpu else DeviceType.CPU, []
+        for _ in range(repeats):
+            between()
+            synchronize()
+            with profile(activities=supported_activities()) as seen:
+                run()
+                synchronize()
+            # of a GPU each event is a kernel or a copy, of a CPU an operator, perhaps within another
+            own = [event for event in seen.events() if event.device_type == kind]
+            took = (event.time_range.elapsed_us() if self.on_gpu else event.self_cpu_time_total for event in own)
+            seconds.append(sum(took) / 1e6)
+        return median(seconds)
+
+    def peak_mib(self, run: Callable[[], object], reasoner: LatentReasoner) -> float:
+        """What a run takes beyond weights and batch; gradients and caches that others have left are not there."""
+        reasoner.zero_grad()
+        reasoner.cache_buffers.free.clear()
         gc.collect()
         if not self.on_gpu:
             before, peak = peak_resident(run)
@@ -69,10 +101,11 @@ class Device:
 
 def kernels(report: Report, device: Device, geometry: InternVL3Geometry, repeats: int) -> None:
     """Each kernel on one latent column and on a prefix: largest difference to the reference in fp32 of the output and
-    of each gradient, then milliseconds forward and backward, and the share of the bandwidth of a plain copy."""
-    numbers = torch.empty(2**26 if device.on_gpu else 2**16, device=device.device)
-    copy = report.in_turn({"copy": lambda: numbers.clone()}, repeats)["copy"].median
-    bandwidth = 2 * numbers.nbytes / copy
+    of each gradient; milliseconds forward and both ways, by the clock and of the device's own work with nothing in its
+    caches, as between the layers of a model; and the share of the bandwidth of a plain copy that the latter reach."""
+    numbers = torch.zeros(2**28 if device.on_gpu else 2**16, device=device.device)  # far more than caches hold
+    numbers.clone()
+    copying = device.busy(numbers.clone, repeats)
     for prefixes, columns in SEGMENTS:
         past, length = prefixes * geometry.prefix, columns or geometry.prefix
         sides, rows = {}, {}
@@ -81,20 +114,25 @@ def kernels(report: Report, device: Device, geometry: InternVL3Geometry, repeats
             row = {"part": "kernels", "kernel": kernel, "past": past, "columns": length}
             try:
                 row["difference"] = run.difference()
+                for way in (*WAYS, *WAYS):  # the second backward is another kernel, to be compiled
+                    run.once(way)()
             except Exception as error:  # one that does not run here is no reason to measure no other
                 report.add({**row, "error": f"{type(error).__name__}: {error}"[:200]})
                 continue
             row["right"] = row["difference"] <= TOLERANCE[device.dtype]
             rows[kernel] = row
             if row["right"]:
-                sides |= {f"{kernel} {way}": run.once(way) for way in ("forward", "both")}
+                sides |= {f"{kernel} {way}": run.once(way) for way in WAYS}
         times = report.in_turn(sides, repeats)
         for kernel, row in rows.items():
             if row["right"]:
-                forward, both = (times[f"{kernel} {way}"].median for way in ("forward", "both"))
-                least = 2 * geometry.batch * geometry.kv_heads * (past + length) * geometry.head_dim
-                share = least * device.dtype.itemsize / forward / bandwidth
-                row |= {"forward_ms": 1e3 * forward, "both_ms": 1e3 * both, "forward_of_bandwidth": share}
+                for way in WAYS:
+                    busy = device.busy(sides[f"{kernel} {way}"], repeats, between=numbers.zero_)
+                    row |= {f"{way}_ms": 1e3 * times[f"{kernel} {way}"].median, f"{way}_busy_ms": 1e3 * busy}
+                read = 2 * geometry.batch * geometry.kv_heads * (past + length) * geometry.head_dim
+                of_copy = read * device.dtype.itemsize / (2 * numbers.nbytes)
+                if row["forward_busy_ms"]:
+                    row["forward_of_bandwidth"] = of_copy * copying / (row["forward_busy_ms"] / 1e3)
             report.add(row)
     worst = [row["right"] for row in report.rows if row.get("part") == "kernels" and "right" in row]
     report.goal("kernels that are right", f"all of {len(worst)}", sum(worst), all(worst) and bool(worst))
@@ -137,11 +175,19 @@ class Column:
         return [out.detach(), *torch.autograd.grad(out, own, seen)]
 
     def difference(self) -> float:
-        found = self(self.filled(self.device.dtype), self.kernel, True)
-        wanted = self(self.filled(torch.float32), "reference", True)
-        shown = self.valid[:, None, self.past :, None]
-        pairs = [(mine.float() * shown, right * shown) for mine, right in zip(found, wanted, strict=True)]
+        found = self.computed(self.filled(self.device.dtype), self.kernel)
+        wanted = self.computed(self.filled(torch.float32), "reference")
+        pairs = [(mine.float(), right) for mine, right in zip(found, wanted, strict=True)]
         return max(float((mine - right).abs().max() / right.abs().max()) for mine, right in pairs)
+
+    def computed(self, cache: LayerCache, kernel: str) -> list[Tensor]:
+        """All that comes of it where there is no padding. Behind others it is run backward twice: what the first one
+        has stored of the keys' and values' gradients, all later ones add to."""
+        results = self(cache, kernel, backward=True)
+        if not cache.is_released:
+            results = [*self(cache, kernel, backward=True), *cache.gradients()[:2]]
+        shown = self.valid[:, None, :, None]
+        return [x * shown[:, :, -x.shape[2] :] for x in results]
 
     def once(self, way: str) -> Callable[[], object]:
         def run() -> None:
@@ -161,15 +207,20 @@ def overhead(report: Report, device: Device, geometry: InternVL3Geometry, repeat
         checkpoint_activations(model)
     reasoner = LatentReasoner(model, LATENT)
 
-    def step(inputs: dict[str, Tensor]) -> None:
+    def step(inputs: dict[str, Any]) -> None:
         reasoner.zero_grad()
         reasoner(**inputs).loss.backward()
 
-    with_, without = device.inputs(geometry), device.inputs(geometry, 0)
+    with_, without = geometry.inputs(), geometry.inputs(0)
     without["input_ids"][without["input_ids"] == LATENT] = WORD
-    times = report.in_turn({"with": partial(step, with_), "without": partial(step, without)}, repeats)
-    row = {"part": part, "K": geometry.latents, "step_s": times["with"].median, "one_pass_s": times["without"].median}
-    row |= {**times["with"].over(times["without"], "ratio"), "peak_mib": device.peak_mib(partial(step, with_))}
+    sides = {
+        name: partial(step, device.moved(batch) | {"on_host": {key: batch[key] for key in READ_ON_HOST}})
+        for name, batch in {"with": with_, "without": without}.items()
+    }
+    times = report.in_turn(sides, repeats)
+    row = {"part": part, "K": geometry.latents, "batch": geometry.batch, "step_s": times["with"].median}
+    row |= {"one_pass_s": times["without"].median, **times["with"].over(times["without"], "ratio")}
+    row["peak_mib"] = device.peak_mib(sides["with"], reasoner)
     report.add(row)
     ratio = row["ratio"]
     report.goal(f"{part}: step with K = {geometry.latents} over one pass", "<= 1.15", ratio, ratio <= 1.15)
@@ -201,13 +252,14 @@ def steps(report: Report, device: Device, geometry: InternVL3Geometry, repeats: 
         loss.backward()
         losses[name] = loss.item()
 
-    ways = {"multicoco": lambda: reasoner(**task.inputs).loss}
+    on_host = {key: x for key, x in geometry.inputs().items() if key in READ_ON_HOST}
+    ways = {"multicoco": lambda: reasoner(**task.inputs, on_host=on_host).loss}
     ways |= {name: partial(way, task) for name, way in STEPS.items()}
     sides = {name: partial(step, name, loss_of) for name, loss_of in ways.items()}
     peaks: dict[str, float] = {}
     for name, side in [*sides.items()]:
         try:
-            peaks[name] = device.peak_mib(side)
+            peaks[name] = device.peak_mib(side, reasoner)
         except torch.OutOfMemoryError:
             report.add({"part": "steps", "way": name, "error": "out of memory"})
             del sides[name]
@@ -246,7 +298,8 @@ def generation(report: Report, device: Device, geometry: InternVL3Geometry, repe
     same = float((found["batched"][:1] == found["one"]).float().mean())
     report.add(
         {
-            **{"part": "generation", "examples_per_s": geometry.batch / times["batched"].median},
+            **{"part": "generation", "batch": geometry.batch},
+            **{"examples_per_s": geometry.batch / times["batched"].median},
             **{"one_by_one_per_s": 1 / times["one by one"].median, "speed_up": ratio, "same_words": same},
         }
     )
@@ -265,7 +318,8 @@ def main() -> None:
     if not device.on_gpu and not args.geometry:
         sys.exit("there is no GPU: to try the script on the CPU, give --geometry with small sizes")
     torch.set_num_threads(args.threads)
-    sizes = dict.fromkeys(PARTS, geometry) | {"large": InternVL3Geometry(**{**LARGE, **args.geometry})}
+    own_sizes = {"generation": ANSWERS, "large": LARGE}
+    sizes = {name: InternVL3Geometry(**{**own_sizes.get(name, {}), **args.geometry}) for name in PARTS}
     report, deadline = Report("gpu", geometry, args.out), time.monotonic() + 60 * args.minutes
     for name in args.parts:
         if time.monotonic() > deadline:

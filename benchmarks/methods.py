@@ -1,5 +1,6 @@
 """A training step of every method against plain Coconut's, and against the way its paper's code computes it: passes
-with a DynamicCache that is cut, logits at every position, a decoder call for each thought, a forward for the teacher.
+with a DynamicCache that is cut, logits at every position, a decoder call for each thought, a forward for the teacher,
+all columns of the written steps.
 
 Both ways of a method have the same weights, rows and loss, which is shown.
 """
@@ -35,7 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sim_cot": {"method": "sim_cot"},
     "sim_cot, self": {"method": "sim_cot", "sim_cot": {"decoder": "self"}},
     "codi": {"method": "codi"},
-    "c_mtp": {"method": "c_mtp"},
+    "c_mtp": {"method": "c_mtp", "c_mtp": {"words": STEP_TOKENS}},
     "parallel, in sequence": {},
     "parallel, jacobi": {"coconut": {"jacobi_iterations": 3}},
 }
@@ -154,12 +155,36 @@ def published(task: Task, name: str) -> tuple[nn.Module, Loss]:
             distances.append(F.smooth_l1_loss(x, y, reduction="none").mean(-1) / y.std(-1))
         return full_cross_entropy(teacher.logits, said) + language(student) + torch.stack(distances).mean()
 
-    trained = nn.ModuleList([model, reader])
-    return trained, {"sim_cot": sim_cot, "sim_cot, self": sim_cot, "codi": codi}.get(name, lambda: language(coconut()))
+    heads: Any = method.projection(model) if name == "c_mtp" else None
+
+    def c_mtp() -> Tensor:
+        """A span keeps its columns, of which all but the first are masked; all heads speak in every column."""
+        said, embed = supervision["stretches"], model.get_input_embeddings()  # [B, K, STEP_TOKENS]
+        before, after = ids[:, :first], ids[:, first + task.latents : length]
+        spans = embed(said).mean(2).repeat_interleave(STEP_TOKENS, dim=1)
+        column = torch.arange(first + spans.shape[1] + after.shape[1])
+        in_spans = (column >= first) & (column < first + spans.shape[1])
+        stays = (~in_spans | ((column - first) % STEP_TOKENS == 0)).long().expand(task.batch, -1)
+        hidden = model.get_decoder()(
+            inputs_embeds=torch.cat([embed(before), spans, embed(after)], dim=1),
+            attention_mask=stays,
+            position_ids=stays.cumsum(1) - 1,
+            use_cache=False,
+        ).last_hidden_state
+        speaking = [first - 1, *range(first, first + (task.latents - 1) * STEP_TOKENS, STEP_TOKENS)]
+        words = model.lm_head(heads.states(hidden))[:, speaking]  # [B, K, STEP_TOKENS, V]
+        written = torch.cat(
+            [labels[:, :first], torch.full_like(said.flatten(1), -100), labels[:, -after.shape[1] :]], 1
+        )
+        of_words = F.cross_entropy(words.flatten(0, 2).float(), said.flatten())
+        return full_cross_entropy(model.lm_head(hidden), written) + of_words
+
+    trained = nn.ModuleList([model, reader, *([] if heads is None else [heads])])
+    ways = {"sim_cot": sim_cot, "sim_cot, self": sim_cot, "codi": codi, "c_mtp": c_mtp}
+    return trained, ways.get(name, lambda: language(coconut()))
 
 
-# C-MTP has published no code that could be followed; the others change the gradient or what is fed, not the way
-ALIKE = {"c_mtp", "coconut, last pass alone", "coconut, projected"}
+ALIKE = {"coconut, last pass alone", "coconut, projected"}  # they change the gradient or what is fed, not the way
 
 
 def sides(task: Task) -> dict[tuple[str, str], Callable[[], tuple[nn.Module, Loss]]]:

@@ -30,8 +30,9 @@ class Ended:
         return [line for text in self.said for line in text.splitlines() if line.startswith("error: ")]
 
 
-def signalled_at(step: int) -> str:
-    """A `patch`: each rank signals to itself, as a scheduler does, when the losses of so many steps are read."""
+def signalled_at(step: int, signal: str = "SIGTERM") -> str:
+    """A `patch`: each rank signals to itself, by default as a scheduler does, when the losses of so many steps are
+    read."""
     return f"""
 import os, signal
 from multicoco.training.loss_window import LossWindow
@@ -41,7 +42,7 @@ read, steps = LossWindow.read, []
 def read_and_signal(window):
     steps.append(1)
     if len(steps) == {step}:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.{signal})
     return read(window)
 
 LossWindow.read = read_and_signal

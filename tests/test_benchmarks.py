@@ -155,10 +155,10 @@ def test_methods_compute_the_losses_that_they_are_compared_with(tmp_path, monkey
         losses.setdefault(row["method"], {})[row["way"]] = float(row["loss"])
         assert row["step_s"] > 0 and row["K"] == (4 if row["method"].startswith("parallel") else 2)
     compared = {name: of for name, of in losses.items() if len(of) == 2}
-    assert losses.keys() == methods.METHODS.keys() and len(compared) == 6
+    assert losses.keys() == methods.METHODS.keys() and len(compared) == 7
     for name, of in compared.items():
         assert of["multicoco"] == pytest.approx(of["as published"], abs=1e-5), name  # fp32, printed to six digits
-    assert len(report.goals) == 7 and losses["parallel, jacobi"] != losses["parallel, in sequence"]
+    assert len(report.goals) == 8 and losses["parallel, jacobi"] != losses["parallel, in sequence"]
 
 
 def test_memory_of_a_method_is_measured_alone(tmp_path, monkeypatch, capsys):

@@ -326,7 +326,7 @@ def _config(weights: Weights, device: torch.device) -> RunConfig:
     if weights.state is None:
         asked: dict[str, Any] = {"eval_config": {"cot": True}, **one_by_one}
         return RunConfig(mode="eval_only", name="ask", model_id=weights.source, val_path="-", **asked)
-    config = load_config(Path(weights.source).parent / "config.yaml")
+    config = load_config(Path(weights.source).parent / "config.yaml", saved=True)
     precision = {"fp16": config.fp16 and device.type != "cpu"}
     return config.model_copy(update={"mode": "eval_only", "method": config.trained_method, **one_by_one, **precision})
 

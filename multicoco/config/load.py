@@ -13,12 +13,15 @@ from multicoco.config.section import MethodKeys, expand
 from multicoco.errors import UserError
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = (), saved: bool = False) -> RunConfig:
     """Reads a run config, the files it inherits from and `key=value` overrides.
 
     A file names its parent with `inherits: other.yaml`, relative to itself; without it the `base.yaml` beside it is
     the parent, if there is one; with `inherits: null` it has none. Mappings merge key by key, everything else is
     replaced. A key of a section may be written dotted, `coconut.c_thought: 2`.
+
+    Args:
+        saved: the file is what a run has written of its own, and holds what that had inherited.
 
     Raises:
         UserError: one message with every problem: full key, where it was set, what is wrong, nearest valid key.
@@ -29,23 +32,35 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"run config {path}: {error}") from error
     merged: dict[str, Any] = {}
     places: dict[str, str] = {}  # dotted key -> where it was set last
-    given = [*map(read_override, overrides)]
-    for content, set_in in [*_inheritance(path), *given]:
+    levels: dict[str, int] = {}  # dotted key -> how late it was set: by which file, the overrides being the last
+    files = _inheritance(path)
+    contents = [*enumerate(files), *((len(files), read_override(override)) for override in overrides)]
+    for level, (content, set_in) in contents:
         merge(merged, content)
         places |= set_in
+        levels |= dict.fromkeys(set_in, level)
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
         raise UserError("\n  ".join([f"{path} is not a valid run config:", *describe(error, places)])) from error
-    overridden = {key for _, set_in in given for key in set_in}
-    sections: list[MethodKeys] = [getattr(config, name) for name in method_sections()]
-    unread = [told for section in sections for key, told in section.unread(config) if key in overridden]
-    if unread:
-        raise UserError("\n  ".join([f"{path} is not a valid run config:", *unread]))
+    if not saved:
+        _refuse_unread(path, config, levels)
     in_repo = path.resolve().parent.parent / config.deepspeed
     if not Path(config.deepspeed).exists() and in_repo.exists():
         config = config.model_copy(update={"deepspeed": str(in_repo)})
     return config
+
+
+def _refuse_unread(path: Path, config: RunConfig, levels: dict[str, int]) -> None:
+    sections: list[MethodKeys] = [getattr(config, name) for name in method_sections()]
+    refused = [
+        told
+        for section in sections
+        for key, given_by, told in section.unread(config)
+        if levels.get(key, -1) >= max(levels.get(other, -1) for other in given_by)
+    ]
+    if refused:
+        raise UserError("\n  ".join([f"{path} is not a valid run config:", *refused]))
 
 
 def _inheritance(file: Path, heirs: tuple[Path, ...] = ()) -> list[Content]:

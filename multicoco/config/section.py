@@ -74,7 +74,7 @@ class MethodKeys(Section):
         """What of this section does not go with the rest of the RunConfig, one sentence each, with what to do."""
         yield from ()
 
-    def unread(self, config: Any) -> Iterator[tuple[str, str]]:
-        """Keys of which the RunConfig's training reads only a part, and a sentence about each. Such a key may be
-        inherited: only an override that sets it is refused."""
+    def unread(self, config: Any) -> Iterator[tuple[str, frozenset[str], str]]:
+        """Keys of which the RunConfig's training reads only a part, with those that say how much of it, and a sentence.
+        Such a key may be inherited: it is refused where it is set together with the last of these, or after."""
         yield from ()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from multicoco.data.example import ImageSource
 from multicoco.data.verified import content_of, digest_of
+from multicoco.data.whole import whole
 from multicoco.errors import UserError
 
 FEATURES = "image_features"  # of a model's inputs: what takes the place of pixels
@@ -129,17 +130,13 @@ class FeatureStore:
         """
         tensors = {f"{key}.{name}": tensor for key, image in images.items() for name, tensor in image.items()}
         tensors |= {f"{key}.{_TOKENS}": torch.tensor(list(written)) for key, written in tokens.items()}
-        name = uuid4().hex
-        unfinished = self.folder / f".{name}"
         try:
-            save_file(tensors, unfinished)
-            with unfinished.open("rb") as file:
-                os.fsync(file.fileno())  # a power failure must not leave a whole name with half the content
-            unfinished.replace(self.folder / f"{name}.safetensors")
+            with whole(self.folder / f"{uuid4().hex}.safetensors") as unfinished:
+                save_file(tensors, unfinished)
+                with unfinished.open("rb") as file:
+                    os.fsync(file.fileno())  # a power failure must not leave a whole name with half the content
         except SafetensorError as error:  # which is how it says that a disk is full
             raise OSError(str(error)) from error
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=_OPEN_FILES)

@@ -23,6 +23,7 @@ from multicoco.data.example import Example, ImageSource, Turn
 from multicoco.data.sources.location import Location
 from multicoco.data.sources.mixture import copies_of, copy_id, own_id
 from multicoco.data.sources.tables import StoredInTable
+from multicoco.data.whole import whole
 from multicoco.errors import UserError
 
 BAD, SHOWN, UNANSWERED = 1, 2, 4  # a record is none, has images, has no answer
@@ -78,10 +79,9 @@ def keep(path: Path, records: Iterable[tuple[str, Example | UserError]]) -> Kept
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished, places = (path.with_suffix(f".{os.getpid()}.{what}") for what in ("unfinished", "places"))
     starts, flags = array("q", [0]), array("B")
-    try:
-        with unfinished.open("wb") as file:
+    with whole(path) as examples:  # the last to be there: where it is, the other one is too
+        with examples.open("wb") as file:
             for label, result in records:
                 content = {"bad": str(result)} if isinstance(result, UserError) else _content(result)
                 file.write(json.dumps({"label": label, **content}).encode())
@@ -89,13 +89,8 @@ def keep(path: Path, records: Iterable[tuple[str, Example | UserError]]) -> Kept
                 flags.append(_flags(result))
         both = np.zeros(len(starts), _PLACE)
         both["start"], both["flags"][:-1] = starts, flags
-        with places.open("wb") as file:
+        with whole(path.with_suffix(".npy")) as places, places.open("wb") as file:
             np.save(file, both)
-        places.replace(path.with_suffix(".npy"))
-        unfinished.replace(path)  # last: where it is, the other one is too
-    finally:
-        unfinished.unlink(missing_ok=True)
-        places.unlink(missing_ok=True)
     return KeptRecords(path)
 
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from hashlib import blake2b, sha256
 from pathlib import Path
 
@@ -10,14 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multicoco.data.example import ImageSource, load_image
+from multicoco.data.whole import whole
 from multicoco.errors import UserError
 
 _DIGEST = 20  # bytes, as many as no two contents ever share
 # name: of the image, 64 bits of a hash. One of 10^6 files takes another's place with a probability of 10^-8, and then
-# still has to have its size and time. content: `digest_of` the file, 0 where nobody has asked for it
-_ENTRY = np.dtype([("name", "u8"), ("size", "i8"), ("mtime", "i8"), ("content", f"V{_DIGEST}")])
+# still has to have its size and times. mtime: of its content, which copies keep and programs set; ctime: of its inode,
+# which no program sets. content: `digest_of` the file, 0 where nobody has asked for it
+_ENTRY = np.dtype([("name", "u8"), ("size", "i8"), ("mtime", "i8"), ("ctime", "i8"), ("content", f"V{_DIGEST}")])
 _NO_DIGEST = bytes(_DIGEST)
 Entries = NDArray[np.void]
+Stamp = tuple[int, int, int]  # size and both times: whoever has them is the same file with the same content
 
 
 def content_of(source: ImageSource) -> bytes:
@@ -40,11 +42,15 @@ def digest_of(content: bytes) -> bytes:
 
 
 class VerifiedImages:
-    """Of each image that was decoded: name, size, time of change and digest.
+    """Of each image that was decoded: name, size, times of change and digest.
 
     Args:
         path: of a file that may not exist yet; what is no such file is taken for none.
-        stored_in: what names the content of tables, whose images have no size and time of their own.
+        stored_in: what names the content of the table that images are in, which have no size and times of their own; ""
+            where it is not known: they are decoded each time.
+
+    Attributes:
+        has_changed: whether one that was verified is another than it was before.
     """
 
     def __init__(self, path: Path, stored_in: str = ""):
@@ -56,7 +62,8 @@ class VerifiedImages:
         except (OSError, ValueError, EOFError):
             self._entries = np.empty(0, _ENTRY)
         self._names = np.ascontiguousarray(self._entries["name"])
-        self._new: dict[int, tuple[int, int, bytes]] = {}
+        self.has_changed = False
+        self._new: dict[int, tuple[Stamp, bytes]] = {}
 
     def verify(self, image: ImageSource) -> None:
         """Nothing, if the image is the one that was decoded before; else decodes it.
@@ -64,20 +71,21 @@ class VerifiedImages:
         Raises:
             UserError: as `load_image`.
         """
-        if isinstance(image, bytes):
+        if isinstance(image, bytes) or not (isinstance(image, Path) or self.stored_in):
             load_image(image)
             return
-        name, (size, mtime) = self._name(image), _stat(image)
-        known = self._known(name)
-        if known is not None and known[:2] == (size, mtime):
+        name, stamp = self._name(image), _stamp(image)
+        known, digest_then = self._known(name)
+        if known == stamp:
             return
-        digest = digest_of(image.read_bytes()) if isinstance(image, Path) and size >= 0 else _NO_DIGEST
-        if known is None or known[0] != size or known[2] != digest:
+        digest = digest_of(content_of(image)) if isinstance(image, Path) else _NO_DIGEST
+        if known is None or known[0] != stamp[0] or digest_then != digest:
             load_image(image)
-        self._new[name] = size, mtime, digest
+            self.has_changed |= known is not None
+        self._new[name] = stamp, digest
 
     def digest(self, image: ImageSource) -> bytes:
-        """`digest_of` an image; its file is read if its size or time of change is another than when it was read last.
+        """`digest_of` an image; its file is read if its size or a time of change is another than when it was read last.
         Whoever saves what is `taken` afterwards has decoded it.
 
         Raises:
@@ -85,18 +93,17 @@ class VerifiedImages:
         """
         if not isinstance(image, Path):
             return digest_of(content_of(image))
-        name, (size, mtime) = self._name(image), _stat(image)  # looked at before it is read: it may change meanwhile
-        known = self._known(name)
-        if known is not None and known[:2] == (size, mtime) and known[2] != _NO_DIGEST:
-            return known[2]
-        digest = digest_of(content_of(image))
-        self._new[name] = size, mtime, digest
+        name, stamp = self._name(image), _stamp(image)  # looked at before it is read: it may change meanwhile
+        known, digest = self._known(name)
+        if known != stamp or digest == _NO_DIGEST:
+            digest = digest_of(content_of(image))
+            self._new[name] = stamp, digest
         return digest
 
     def taken(self) -> Entries:
         """What has been read anew since the last call."""
         new, self._new = self._new, {}
-        return np.array([(name, *of_image) for name, of_image in new.items()], _ENTRY)
+        return np.array([(name, *stamp, digest) for name, (stamp, digest) in new.items()], _ENTRY)
 
     def learn(self, new: Sequence[Entries]) -> None:
         """Adds what has been taken, here or elsewhere, without writing it."""
@@ -110,30 +117,26 @@ class VerifiedImages:
         if not sum(map(len, new)):
             return
         together = _together([*new, VerifiedImages(self.path)._entries])
-        unfinished = self.path.with_suffix(f".{os.getpid()}.unfinished")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
+            with whole(self.path) as unfinished, unfinished.open("wb") as file:
                 np.save(file, together)
-            unfinished.replace(self.path)
         except OSError as error:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
             print(f"{self.path} cannot be written ({error}): images will be read again", flush=True)
 
     def _name(self, image: ImageSource) -> int:
         name = os.path.abspath(image) if isinstance(image, Path) else f"{self.stored_in} {image!s}"
         return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
 
-    def _known(self, name: int) -> tuple[int, int, bytes] | None:
-        """Size, time of change and digest."""
+    def _known(self, name: int) -> tuple[Stamp | None, bytes]:
+        """How its file was, and its digest then; None if it is not known."""
         if name in self._new:
             return self._new[name]
         place = int(np.searchsorted(self._names, np.uint64(name)))
         if place == len(self._names) or self._names[place] != name:
-            return None
-        _, size, mtime, digest = self._entries[place].tolist()
-        return size, mtime, bytes(digest)
+            return None, _NO_DIGEST
+        _, size, mtime, ctime, digest = self._entries[place].tolist()
+        return (size, mtime, ctime), bytes(digest)
 
 
 def _together(parts: Sequence[Entries]) -> Entries:
@@ -143,11 +146,11 @@ def _together(parts: Sequence[Entries]) -> Entries:
     return together[first]
 
 
-def _stat(image: ImageSource) -> tuple[int, int]:
+def _stamp(image: ImageSource) -> Stamp:
     if not isinstance(image, Path):
-        return 0, 0
+        return 0, 0, 0
     try:
         found = image.stat()
     except OSError:
-        return -1, 0  # loading it will say why
-    return found.st_size, found.st_mtime_ns
+        return -1, 0, 0  # reading it will say why
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -41,9 +41,7 @@ def prepare_builds() -> None:
     os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, *(folder for folder in path if folder != ninja.BIN_DIR)])
     if any(_abandoned(root)):
         with (root / "sweeping").open("w") as sweeping:
-            fcntl.flock(
-                sweeping, fcntl.LOCK_EX
-            )  # or one rank would take the guard of a build that another has begun since
+            fcntl.flock(sweeping, fcntl.LOCK_EX)  # or a rank would take the guard of what another builds by now
             seen = set(_abandoned(root))
             time.sleep(MOMENT_S)
             for guard, _ in seen & set(_abandoned(root)):

@@ -4,6 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import chain, islice
@@ -22,11 +23,13 @@ from multicoco.data.features import KEY, FeatureStore, Keys, images_key
 from multicoco.data.kept import picked
 from multicoco.data.loader import Encoder, in_order
 from multicoco.data.verified import Entries, VerifiedImages, content_of, digest_of
+from multicoco.data.whole import sweep
 from multicoco.engine.keeping import IMAGES, folder_of
 from multicoco.engine.ranks import agree, gather, in_turn, own_places, rank, world_size
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import Backbone
+from multicoco.tracking import write_json
 
 Images = tuple[ImageSource, ...]  # of an example
 
@@ -170,9 +173,12 @@ class Features:
         def make() -> None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             except OSError as error:
                 raise UserError(f"{folder} cannot be written ({error}): set another features_dir") from error
+            sweep(folder)
+            with suppress(OSError):  # people read it; a folder that is full, or read only, may hold all that is wanted
+                if not (folder / "about.json").exists():
+                    write_json(folder / "about.json", about)
 
         agree(make, only_rank_0=True)
         return FeatureStore(folder, family.names_kept(self.projected), self.verified.digest)

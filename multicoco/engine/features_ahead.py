@@ -13,7 +13,7 @@ def keep_ahead(config: RunConfig) -> str:
     Returns: what is kept, and where.
 
     Raises:
-        UserError: the run would not use them; see also `Features`.
+        UserError: the run would not use them, or they cannot all be written; see also `Features`.
     """
     if config.features is None:
         raise UserError("features is null, so the run would not use what is kept: set features to cache")
@@ -29,6 +29,11 @@ def keep_ahead(config: RunConfig) -> str:
         features.keep(examples)
     if features.store is None:
         return "no record has an image"
+    if features.gave_up:
+        raise UserError(
+            f"{features.store.folder}: not all features could be kept, see above: make room there or set another "
+            "features_dir, and start again; those that are kept are not computed anew"
+        )
     size = sum(path.stat().st_size for path in features.store.files)
     kept = f"features of the images of {len(features.store.keys)} examples, {size / 2**30:.2f} GiB"
     return f"{features.store.folder}: {kept}"

@@ -22,6 +22,7 @@ from multicoco.data.sources.of_run import as_asked, asks_openly, how_to_read
 from multicoco.data.sources.parse import parse_records
 from multicoco.data.sources.tables import open_table
 from multicoco.data.verified import VerifiedImages
+from multicoco.data.whole import sweep
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.engine.remembered import recall, remember
 from multicoco.engine.resume import data_hash
@@ -29,6 +30,7 @@ from multicoco.errors import UserError
 from multicoco.registry import names
 
 IMAGES = "images.npy"  # in `folder_of` a config: `VerifiedImages`
+LENGTHS = ".lengths"  # what files end with that are there too: `records.lengths_file`
 _FORMAT = 3  # of `data.kept`
 KEPT_FROM = 5_000  # records of all parts; fewer are read anew at every start, and held by every rank
 _ROUND = 100_000  # records that are verified before what is verified is saved
@@ -55,6 +57,7 @@ def keep_parts(config: RunConfig, parts: Sequence[tuple[Part, Location]], limit:
     of_parts = [open_records(location) for _, location in parts]
     if sum(map(len, of_parts)) < KEPT_FROM:
         return None
+    sweep(folder_of(config))
     for path, records, (part, location) in zip(paths, of_parts, parts, strict=True):
         parsed = parse_records(records, **how_to_read(config, part))
         if asks_openly(config, part):
@@ -162,7 +165,15 @@ def _verify(
     blocks = [share[start : start + _BLOCK] for start in range(0, len(share), _BLOCK)]
     with ThreadPoolExecutor() as pool:
         own = [problem for found in pool.map(check, blocks) for problem in found]
-    noted = gather((own, verified.taken()))
+    noted = gather((own, verified.taken(), verified.has_changed))
     if rank() == 0:
-        verified.save([entries for _, entries in noted])
-    return sorted(problem for problems, _ in noted for problem in problems)
+        if any(changed for _, _, changed in noted):
+            _forget_lengths(verified.path.parent)
+        verified.save([entries for _, entries, _ in noted])
+    return sorted(problem for problems, _, _ in noted for problem in problems)
+
+
+def _forget_lengths(folder: Path) -> None:
+    """A picture of another size is written with another number of tokens."""
+    for remembered in folder.glob(f"*{LENGTHS}"):
+        remembered.unlink(missing_ok=True)

@@ -14,7 +14,8 @@ from multicoco.data.sources import load_of_run
 from multicoco.data.sources.of_run import is_one, limit_of_part, parts_of
 from multicoco.data.sources.tables import open_stored
 from multicoco.data.stream import StreamedExamples
-from multicoco.engine.keeping import folder_of, keep_parts, mix_kept, open_kept
+from multicoco.data.verified import VerifiedImages
+from multicoco.engine.keeping import IMAGES, LENGTHS, folder_of, keep_parts, mix_kept, open_kept
 from multicoco.engine.ranks import agree
 from multicoco.engine.resume import about_examples
 from multicoco.engine.streaming import first_of, open_stream
@@ -34,7 +35,7 @@ def load_records(config: RunConfig, path: str | None, limit: int | None) -> Sequ
     parts = agree(lambda: parts_of(config, path), only_rank_0=True)
     files = agree(lambda: keep_parts(config, parts, limit), only_rank_0=True)
     if files is None:
-        examples: list[Example] = agree(lambda: load_of_run(config, path, limit), only_rank_0=True)
+        examples = agree(lambda: _held(config, path, limit), only_rank_0=True)
         agree(lambda: open_stored(examples))  # once a rank, not in each of its workers
         return examples
     of_part = limit_of_part(limit, parts)
@@ -43,6 +44,15 @@ def load_records(config: RunConfig, path: str | None, limit: int | None) -> Sequ
         return kept[0]
     mixture = mix_kept(config, kept, [part.weight for part, _ in parts])
     return picked(mixture, np.arange(len(mixture))[:limit])
+
+
+def _held(config: RunConfig, path: str, limit: int | None) -> list[Example]:
+    """Read and verified; of images that an earlier start has decoded, only sizes and times are looked at."""
+    verified = VerifiedImages(folder_of(config) / IMAGES)
+    try:
+        return load_of_run(config, path, limit, verify=verified.verify)
+    finally:
+        verified.save([verified.taken()])
 
 
 def load_training_records(config: RunConfig) -> Sequence[Example]:
@@ -82,4 +92,4 @@ def lengths_file(config: RunConfig, examples: Sequence[Example], *about: object)
     if not isinstance(examples, Kept):
         return None
     key = json.dumps([about_examples(config), examples.about, *map(str, about)], sort_keys=True)
-    return folder_of(config) / f"{sha256(key.encode()).hexdigest()[:16]}.lengths"
+    return folder_of(config) / f"{sha256(key.encode()).hexdigest()[:16]}{LENGTHS}"

@@ -85,11 +85,11 @@ def stream_hash(location: Location) -> str:
 
 
 def _remembered(path: str, folder: Path) -> Pieces:
-    """The pieces of a file; the lines of one that has the size and time that it had are not counted again."""
+    """The pieces of a file; the lines of one that has the size and times that it had are not counted again."""
     if path.endswith((".parquet", ".arrow", ".feather")):
         return pieces_of(path)
     found = Path(path).stat()
-    key = f"{Path(path).absolute()} {found.st_size} {found.st_mtime_ns}"
+    key = f"{Path(path).absolute()} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
     remembered = folder / f"{sha256(key.encode()).hexdigest()[:16]}.lines"
     if (known := recall(remembered, np.int64)) is not None and known.size % 2:
         return Pieces(known[: known.size // 2], known[known.size // 2 :])

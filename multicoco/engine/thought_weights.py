@@ -32,7 +32,7 @@ def load_thoughts(reasoner: LatentReasoner, source: str, trains: bool) -> None:
     optional = ("missing_entries", "connection_errors", "gated_repo")
     found = cached_file(source, THOUGHTS, **{f"_raise_exceptions_for_{kind}": False for kind in optional})
     module = reasoner.thought_source if isinstance(reasoner.thought_source, nn.Module) else nn.Module()
-    keys = "coconut.projection and coconut.norm"
+    keys = "the method, coconut.projection, coconut.norm and c_mtp.words"
     if found is None:
         if not trains and any(True for _ in module.parameters()):
             raise UserError(

@@ -74,7 +74,7 @@ def read_checkpoint(path: str) -> Checkpoint:
     folder = Path(weights.source).parent
     if problems := damage(folder, below="adapter/"):
         raise UserError(f"the adapter of {folder} is damaged: {'; '.join(problems)}; export another checkpoint")
-    config = load_config(folder / "config.yaml")
+    config = load_config(folder / "config.yaml", saved=True)
     reader = load_reader(weights.source, config.max_image_tiles, config.trust_remote_code)
     kind = method_class(config.trained_method)
     latent_tokens = None

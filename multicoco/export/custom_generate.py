@@ -144,7 +144,8 @@ def enter(
 
 def projection(model: Any, thoughts_from: str | None) -> Callable[[Tensor], Tensor]:
     """What is made of a thought before it is fed, (B, D) -> (B, D): a linear layer or two with gelu between them, then
-    a LayerNorm; and the mean norm of the embeddings. Either may be missing, or both."""
+    a LayerNorm; and the mean norm of the embeddings. Either may be missing, or both. Where the layers are heads,
+    they give n states, of each of which the model's head says a word: the thought is the mean of their embeddings."""
     if not HAS_PROJECTION:
         return lambda thought: thought
     source = thoughts_from or model.name_or_path
@@ -166,6 +167,8 @@ def projection(model: Any, thoughts_from: str | None) -> Callable[[Tensor], Tens
                 thought = F.layer_norm(thought, weight.shape, weight, bias)
             else:
                 thought = F.linear(F.gelu(thought) if i else thought, weight, bias)
+        if layers and layers[0].startswith("heads"):
+            return mean_of_words(model, thought.unflatten(-1, (-1, model.get_input_embeddings().weight.shape[1])))
         if norm is None:
             return thought
         wide = thought.to(torch.promote_types(thought.dtype, torch.float32))
@@ -174,6 +177,16 @@ def projection(model: Any, thoughts_from: str | None) -> Callable[[Tensor], Tens
         return scaled.to(thought.dtype)
 
     return project
+
+
+def mean_of_words(model: Any, states: Tensor) -> Tensor:
+    """(B, n, D) -> (B, D); the latent token says that there is no further word."""
+    words = model.get_output_embeddings()(states).argmax(-1)  # [B, n]
+    is_word = words != LATENT_TOKEN_ID
+    is_word[:, 0] = True
+    embeds = model.get_input_embeddings()(words).masked_fill(~is_word[..., None], 0)
+    mean: Tensor = embeds.sum(1) / is_word.sum(1, keepdim=True)
+    return mean
 
 
 @lru_cache(maxsize=1)

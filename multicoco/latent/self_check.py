@@ -84,7 +84,7 @@ def self_check(reasoner: LatentReasoner, examples: Sequence[dict[str, Tensor]]) 
     compared = [torch.linspace(0, len(row) - 1, min(len(row), most)).long() for row in rows]
     was_training = model.training
     try:
-        with without_traces(model), in_fp32(model.eval()):
+        with without_traces(model), in_fp32(model.eval(), *_trained_of_thoughts(reasoner)):
             own = [own_logits(model, *example) for example in zip(rows, inputs, compared, strict=True)]
             passes = _passes_logits(reasoner, rows, inputs, compared)
     except Exception as error:  # a model's code may raise anything
@@ -148,6 +148,8 @@ def head_only_at(model: PreTrainedModel, columns: Tensor) -> Iterator[None]:
     """Inside, the head makes logits of (B, n) columns alone: those of a long sequence would be gigabytes."""
 
     def choose(head: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        if args[0].ndim != 3:  # not of the columns: thoughts that are words ask it too
+            return args
         index = columns.to(args[0].device)[..., None].expand(-1, -1, args[0].shape[-1])
         return (args[0].gather(1, index),)
 
@@ -156,6 +158,10 @@ def head_only_at(model: PreTrainedModel, columns: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _trained_of_thoughts(reasoner: LatentReasoner) -> list[nn.Module]:
+    return [reasoner.thought_source] if isinstance(reasoner.thought_source, nn.Module) else []
 
 
 @contextmanager
@@ -197,9 +203,10 @@ def without_traces(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def in_fp32(model: nn.Module) -> Iterator[None]:
+def in_fp32(*modules: nn.Module) -> Iterator[None]:
     """Inside, all parameters and buffers have at least fp32, which holds bf16 and fp16 exactly; products are fp32's."""
-    narrow = [x for x in chain(model.parameters(), model.buffers()) if x.is_floating_point() and x.dtype.itemsize < 4]
+    tensors = chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules)
+    narrow = [x for x in tensors if x.is_floating_point() and x.dtype.itemsize < 4]
     dtypes, precision = [x.dtype for x in narrow], torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

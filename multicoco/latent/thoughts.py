@@ -70,9 +70,9 @@ def _norms(vectors: Tensor) -> Tensor:
 
 
 class Projected(nn.Module):
-    """A `ThoughtSource`: what another one gives, projected."""
+    """A `ThoughtSource`: what another one gives, projected, (..., D) -> (..., D)."""
 
-    def __init__(self, source: ThoughtSource, projection: Projection):
+    def __init__(self, source: ThoughtSource, projection: nn.Module):
         super().__init__()
         self.source = source
         self.projection = projection

@@ -1,7 +1,8 @@
 """C-MTP (arXiv:2607.16972): a thought is what it stands for, the mean embedding of a stretch of written reasoning.
 
 So it is known before any pass: training takes one, in which every thought is fed what it should be, and the hidden
-state from which it would be made learns to be it. At inference thoughts are generated, as Coconut's are.
+state from which it would be made learns to say the stretch, all of its tokens at once. At inference thoughts are
+generated, as Coconut's are, of the tokens that are said.
 """
 
 from __future__ import annotations
@@ -11,20 +12,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from multicoco.config.section import MethodKeys
+from multicoco.config.section import MethodKeys, PositiveInt
 from multicoco.curriculum import ExampleTokens, Supervision, stretches
+from multicoco.errors import UserError
 from multicoco.methods.coconut import Coconut
-from multicoco.methods.method import method_class
+from multicoco.methods.method import Extent, method_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from multicoco.config import RunConfig
     from multicoco.latent.objective import Objective
+    from multicoco.latent.words import Words
 
 
 class CMTPKeys(MethodKeys):
     weight: float = Field(1.0, gt=0, description="of the thoughts' loss beside the language model's")
+    words: PositiveInt = Field(
+        8, description="tokens that a thought stands for at most: each is said by a head of its own, D * D weights"
+    )
 
     def problems(self, config: RunConfig) -> Iterator[str]:
         if not issubclass(method_class(config.trained_method), CMTP):
@@ -32,7 +38,13 @@ class CMTPKeys(MethodKeys):
         keys = CMTP(config).keys
         if keys.thoughts != "hidden" or not keys.c_thought:
             told = "coconut.c_thought is 0" if not keys.c_thought else f"coconut.thoughts is {keys.thoughts}"
-            yield f"method is c_mtp but {told}: it trains hidden states to be the thoughts, set it to the default"
+            yield f"method is c_mtp but {told}: it trains hidden states to say the thoughts, set it to the default"
+        for key, value in {"projection": keys.projection, "norm": keys.norm}.items():
+            if value != "none":
+                yield (
+                    f"method is c_mtp but coconut.{key} is {value}: its thoughts are mean embeddings of words, which "
+                    "have heads of their own; leave it at none"
+                )
         if keys.gradient_passes is not None:
             yield (
                 f"method is c_mtp but coconut.gradient_passes is {keys.gradient_passes}: it trains in one pass, leave "
@@ -52,23 +64,53 @@ class CMTP(Coconut):
     OwnKeys: ClassVar[type[MethodKeys]] = CMTPKeys
     needs_steps = True
 
+    @property
+    def own_keys(self) -> CMTPKeys:
+        config: Any = self.config  # sections of methods are not in its static type
+        assert isinstance(config.c_mtp, CMTPKeys)
+        return config.c_mtp
+
     def train_counts(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> tuple[int, int]:
         n_replaced, n_latents = super().train_counts(tokens, stage, epoch, example_id)
         return n_replaced, min(n_latents, n_replaced * self.schedule.c_thought)
 
     def supervision(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> Supervision:
+        """Raises: UserError: see `extent`."""
         n_replaced, n_latents = self.train_counts(tokens, stage, epoch, example_id)
-        c_thought = self.schedule.c_thought
-        return Supervision(stretches(tokens.steps[:n_replaced], n_latents // c_thought, c_thought))
+        return Supervision(self._stretches(tokens, n_replaced, n_latents))
+
+    def _stretches(self, tokens: ExampleTokens, n_replaced: int, n_latents: int) -> list[list[int]]:
+        c_thought, most = self.schedule.c_thought, self.own_keys.words
+        shared = stretches(tokens.steps[:n_replaced], n_latents // c_thought, c_thought)
+        longest = max(map(len, shared), default=0)
+        if longest > most:
+            raise UserError(
+                f"an example's reasoning gives a thought {longest} tokens to stand for, and c_mtp.words is {most}: "
+                f"raise it to {longest} or more, or raise coconut.c_thought or coconut.max_latent_stage"
+            )
+        return shared
+
+    def extent(self, tokens: ExampleTokens, stage: int) -> Extent:
+        """Raises: UserError: a thought may have more tokens to stand for than there are heads."""
+        n_steps = len(tokens.steps)
+        for drawn in {stage, *(range(n_steps + 1) if self.schedule.uniform_prob else ())}:
+            n_replaced, n_latents = self.schedule.train_counts(drawn, n_steps)
+            self._stretches(tokens, n_replaced, min(n_latents, n_replaced * self.schedule.c_thought))
+        return super().extent(tokens, stage)
 
     def passes(self, stage: int) -> int:
         return 1
 
-    def objective(self, model: PreTrainedModel) -> Objective:
-        from multicoco.latent.supervised import MeanEmbeddings
+    def projection(self, model: PreTrainedModel) -> Words:
+        from multicoco.latent.words import Words
 
-        own: Any = self.config
-        return MeanEmbeddings(own.c_mtp.weight)
+        nothing = -1 if self.latent_tokens is None else self.latent_tokens.latent  # without them, nothing is said
+        return Words(model, self.own_keys.words, nothing, self.config.seed)
+
+    def objective(self, model: PreTrainedModel) -> Objective:
+        from multicoco.latent.words import SayingWords
+
+        return SayingWords(self.own_keys.weight)
 
     def counts(self, batch: dict[str, Any]) -> list[int]:
         """Thoughts that are learned."""

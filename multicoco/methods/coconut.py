@@ -15,11 +15,14 @@ from multicoco.latent.schedule import SEQUENTIAL, Jacobi, OnePass, PassSchedule
 from multicoco.methods.method import Extent, Method, evaluated_methods, method_class
 
 if TYPE_CHECKING:
+    from torch.nn import Module
     from transformers import PreTrainedModel
 
     from multicoco.config import RunConfig
     from multicoco.latent.controls import GaussianThoughts
-    from multicoco.latent.thoughts import Projection, ThoughtSource
+    from multicoco.latent.thoughts import ThoughtSource
+
+_GIVES_STAGES = frozenset({"mode", "method", "load_model_path", "coconut.first_stage", "coconut.max_latent_stage"})
 
 
 class CoconutKeys(MethodKeys):
@@ -116,7 +119,7 @@ class CoconutKeys(MethodKeys):
             why = f"{named}, which has none" if self.c_thought else "coconut.c_thought is 0"
             yield f"coconut.thoughts is {self.thoughts} but {why}: leave it at hidden"
         if is_own and trains:
-            yield from self._steering_problems(config)
+            yield from self._steering_problems(config, method(config).schedule)
         if is_own:
             yield from self._thought_problems(method(config).schedule)
         if self.first_stage is not None and self.first_stage > self.max_latent_stage + 1:
@@ -133,7 +136,7 @@ class CoconutKeys(MethodKeys):
                     f"{last}, its last, there are no thoughts yet; raise num_epochs, or set coconut.first_stage to 1"
                 )
 
-    def unread(self, config: RunConfig) -> Iterator[tuple[str, str]]:
+    def unread(self, config: RunConfig) -> Iterator[tuple[str, frozenset[str], str]]:
         method = method_class(config.trained_method)
         if config.mode == "eval_only" or method.section != Coconut.section:
             return
@@ -145,11 +148,12 @@ class CoconutKeys(MethodKeys):
                     stages = f"one stage, {schedule.first_stage}"
                 yield (
                     f"coconut.{key}",
+                    _GIVES_STAGES,
                     f"coconut.{key} has {len(entries)} entries, one a stage, but {config.trained_method} has here "
                     f"{stages}: leave out the last {len(entries) - schedule.n_stages}",
                 )
 
-    def _steering_problems(self, config: RunConfig) -> Iterator[str]:
+    def _steering_problems(self, config: RunConfig, schedule: StageSchedule) -> Iterator[str]:
         for key in ("advance_when_accuracy", "collapse_below"):
             if (value := getattr(self, key)) is None:
                 continue
@@ -158,6 +162,16 @@ class CoconutKeys(MethodKeys):
                 yield f"{told} val_path is null: leave it at null, or name the records to evaluate"
             if config.trained_method not in evaluated_methods(config):
                 yield f"{told} {config.trained_method} is trained and not evaluated: add it to eval_config"
+            if 1 < config.eval_every_epochs >= config.num_epochs:
+                yield (
+                    f"{told} the one evaluation is after the last of {config.num_epochs} epochs, eval_every_epochs "
+                    f"being {config.eval_every_epochs}: leave it at null, or evaluate earlier"
+                )
+        if self.advance_when_accuracy is not None and schedule.n_stages == 1:
+            yield (
+                f"coconut.advance_when_accuracy is {self.advance_when_accuracy} but {config.trained_method} has one "
+                f"stage, {schedule.first_stage}: leave it at null"
+            )
 
     def _thought_problems(self, schedule: StageSchedule) -> Iterator[str]:
         most = schedule.max_latent_stage * schedule.c_thought
@@ -301,7 +315,7 @@ class Coconut(Method):
 
         return another_rows if self.borrows else super().thought_source()
 
-    def projection(self, model: PreTrainedModel) -> Projection | None:
+    def projection(self, model: PreTrainedModel) -> Module | None:
         from multicoco.latent.thoughts import Projection
 
         kind, norm = self.keys.projection, self.keys.norm

@@ -42,8 +42,6 @@ class CODIKeys(MethodKeys):
                 f"{named} but coconut.first_stage is {keys.first_stage}: it has no curriculum, its one stage is "
                 f"the last, {last}; leave it at null"
             )
-        if keys.advance_when_accuracy is not None:
-            yield f"{named} but coconut.advance_when_accuracy is set: it has one stage, leave it at null"
         if keys.uniform_prob:
             yield f"{named} but coconut.uniform_prob is {keys.uniform_prob}: it has one stage, set it to 0"
         if not self.student_weight and not self.distillation_weight:

@@ -14,6 +14,7 @@ from multicoco.registry import load
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
     from transformers import PreTrainedModel
 
     from multicoco.config import RunConfig
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from multicoco.latent.controls import GaussianThoughts
     from multicoco.latent.objective import Objective
     from multicoco.latent.reasoner import LatentOutput
-    from multicoco.latent.thoughts import Projection, ThoughtSource
+    from multicoco.latent.thoughts import ThoughtSource
 
 
 class Extent(NamedTuple):
@@ -189,8 +190,9 @@ class Method:
 
         return hidden_state
 
-    def projection(self, model: PreTrainedModel) -> Projection | None:
-        """What is made of a thought before it is fed; it is trained and saved with the model. None: nothing."""
+    def projection(self, model: PreTrainedModel) -> Module | None:
+        """What is made of a thought before it is fed, (..., D) -> (..., D); it is trained and saved with the model.
+        None: nothing."""
         return None
 
     @property

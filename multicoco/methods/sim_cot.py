@@ -58,6 +58,11 @@ class SimCoTKeys(MethodKeys):
                 f"sim_cot.decoder_layers is {self.decoder_layers} but sim_cot.decoder is {self.decoder}, which is all "
                 "of it: set it to copy"
             )
+        if self.decoder_alpha != type(self).model_fields["decoder_alpha"].default and self.decoder != "adapters":
+            yield (
+                f"sim_cot.decoder_alpha is {self.decoder_alpha:g} but sim_cot.decoder is {self.decoder}, which has no "
+                "adapters: leave it out, or set sim_cot.decoder to adapters"
+            )
         if self.decoder_rank is None and self.decoder == "adapters":
             yield "sim_cot.decoder is adapters but sim_cot.decoder_rank is null: set the rank"
         if self.decoder_rank is not None and self.decoder != "adapters":

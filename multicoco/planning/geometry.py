@@ -1,7 +1,7 @@
 """A model's parts and how many parameters each has, from its config alone; and what a training example is made of."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -124,6 +124,7 @@ class ModelGeometry:
         dtype: of the parameters.
         freezing, lora: as in the run config.
         objective: as of `Method.objective`; what it runs besides the passes is `reader`.
+        projection: as of `Method.projection`.
         kept_parts: keys of `freeze` of the parts that no step calls, because what they make of images is kept
             (`features: cache`): none, the vision tower, or the projector too.
 
@@ -139,6 +140,7 @@ class ModelGeometry:
         objective: ObjectiveOf = no_objective,
         kept_parts: Collection[str] = (),
         lora: Lora | None = None,
+        projection: Callable[[PreTrainedModel], nn.Module | None] = no_objective,
     ):
         self.config = config
         self.text = config.get_text_config()
@@ -176,9 +178,14 @@ class ModelGeometry:
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.decoder_parameters = sum(p.numel() for p in decoder.parameters()) - self.embedding.parameters
         self.largest = max(p.numel() for p in model.parameters() if p.requires_grad)
-        self.saved_parameters = self.parameters  # in what is saved to be used
         self.reader = self._reader(objective, model)
-        for part in (self.reader.own, self.reader.rest) if self.reader else ():
+        with torch.device("meta"):
+            projected = projection(model)
+        beside = [self.reader.own, self.reader.rest] if self.reader else []
+        beside += [] if projected is None else [_part(projected)]
+        saved = self.parameters  # in what is saved to be used
+        self.saved_parameters = saved if projected is None else saved + beside[-1].parameters
+        for part in beside:
             self.parameters += part.copies * part.parameters
             self.called_parameters += part.copies * part.parameters
             self.trainable += part.copies * part.trainable

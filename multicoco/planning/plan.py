@@ -40,6 +40,7 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
         method.objective,
         kept_parts=() if config.features is None else ("vision_tower", *["projector"] * config.freeze.projector),
         lora=config.lora,
+        projection=method.projection,
     )
     workloads, source, sample = stage_workloads(config, model, tiles, assumed)
     found = candidates(config, model, workloads, cluster)

@@ -12,7 +12,7 @@ def read_examples(run: RunFolder) -> dict[tuple[str, str], Example]:
     if not run.config.get("val_path"):
         return {}
     try:
-        config = load_config(run.path / "config.yaml")
+        config = load_config(run.path / "config.yaml", saved=True)
         places = {"data_dir": str(run.base / config.data_dir)}
         if config.image_dir:
             places["image_dir"] = str(run.base / config.image_dir)

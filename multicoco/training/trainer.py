@@ -114,7 +114,7 @@ class Trainer:
             versions=self.tracker.environment,
         )
         if assembly.features:  # of the weights that the engine has now
-            assembly.features.keep(looked_at)
+            assembly.features.keep(fitting)
         self.saver = Saver(config, checkpoints, self.engine, assembly.backbone, self.tracker, origin, self.at)
         self.look_around = Lookout(self.saver, group.device)
         self.transfer = Transfer(group.device, assembly.backbone.family.host_inputs)

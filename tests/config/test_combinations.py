@@ -134,6 +134,14 @@ def test_contradictions(run, error, overrides, expected):
             [*COCONUT, "coconut.advance_when_accuracy=0.9", "val_path=v", "eval_config.cot=true"],
             "advance_when_accuracy is 0.9 but coconut is trained and not evaluated",
         ),
+        (
+            [*COCONUT[:2], "coconut.first_stage=2", "coconut.advance_when_accuracy=0.9", "val_path=v"],
+            "coconut.advance_when_accuracy is 0.9 but coconut has one stage, 2: leave it at null",
+        ),
+        (
+            [*COCONUT, "coconut.collapse_below=0.5", "val_path=v", "num_epochs=3", "eval_every_epochs=3"],
+            "collapse_below is 0.5 but the one evaluation is after the last of 3 epochs, eval_every_epochs being 3",
+        ),
         (["resume=1"], "resume is 1 but num_epochs is 1"),
         (["resume=7", "num_epochs=5"], "resume is 7 but num_epochs is 5"),
         ([*EVALUATION, "resume=true"], "resume is True but mode is eval_only"),

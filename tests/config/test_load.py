@@ -133,6 +133,28 @@ class TestOverrides:
             "6 entries, one a stage, but coconut has here the stages 1 to 4: leave out the last 2"
         )
 
+    @pytest.mark.parametrize(
+        ("parent", "own", "is_refused"),
+        [
+            (None, {"method": "codi", "coconut.stage_lr": [3, 2]}, True),
+            (None, {"method": "coconut", "coconut.stage_lr": [3, 2, 1, 1, 1]}, True),
+            (None, {"method": "coconut", "coconut.stage_lr": [3, 2, 1, 1]}, False),
+            ({"method": "coconut", "coconut.stage_lr": [3, 2, 1]}, {"method": "codi"}, False),
+            ({"method": "codi"}, {"method": "codi", "coconut.stage_lr": [3, 2]}, True),
+        ],
+    )
+    def test_so_they_are_where_one_file_says_how_many_there_are(self, write, error, parent, own, is_refused):
+        shared = {"mode": "train", "num_epochs": 4, "coconut.enabled": True, "coconut.max_latent_stage": 2}
+        if parent:
+            write(shared | parent, "parent.yaml")
+        path = write(shared | ({"inherits": "parent.yaml"} if parent else {}) | own)
+        if is_refused:
+            assert "entries, one a stage, but" in error(path)
+        else:
+            saved = path.with_name("saved.yaml")
+            saved.write_text(load_config(path).to_yaml())
+            assert load_config(saved, saved=True).coconut.stage_lr == [3, 2, 1, 1][: 3 if parent else 4]
+
 
 class TestShippedConfigs:
     @pytest.mark.parametrize(

@@ -61,6 +61,21 @@ def test_another_image_of_the_same_size_and_name_is_decoded(tmp_path, picture, d
         start(tmp_path, picture)
 
 
+def test_another_content_of_the_same_size_and_date_is_another_image(tmp_path, decoded):
+    path = tmp_path / "a.bmp"
+    Image.new("RGB", (4, 4), "red").save(path)
+    red, blue = path.read_bytes(), path.read_bytes().replace(b"\x00\x00\xff", b"\xff\x00\x00")
+    start(tmp_path, path)
+    before = path.stat()
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # its clock ticks every few milliseconds
+        path.write_bytes(blue)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns) and red != blue
+    assert VerifiedImages(tmp_path / "memory" / "images.npy").digest(path) == digest_of(blue)
+    start(tmp_path, path)
+    assert decoded == [path, path]
+
+
 def test_a_file_is_read_for_its_digest_until_its_size_or_date_changes(tmp_path, picture, monkeypatch):
     read, read_bytes = [], type(picture).read_bytes
     monkeypatch.setattr(type(picture), "read_bytes", lambda path: read.append(path) or read_bytes(path))

@@ -3,7 +3,9 @@
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -220,6 +222,53 @@ def test_an_unreadable_image_and_a_model_without_images_are_errors(internvl, tmp
     TINY["text"](["red blue"], tmp_path / "text", 0, hidden_size=32, text_layers=1)
     with pytest.raises(UserError, match="of a qwen2 model no features of images are kept"):
         Setting(internvl, load_backbone(str(tmp_path / "text")))
+
+
+def test_a_folder_that_can_only_be_read_is_read(internvl, tmp_path, monkeypatch, capsys):
+    examples = pictures(tmp_path)
+    backbone = load_backbone(str(internvl / "model"), max_image_tiles=4)
+    keys = {"output_dir": str(tmp_path)}
+    Setting(internvl, backbone, **keys).features.keep(examples[:3])
+    [folder] = (tmp_path / "features").iterdir()
+    (folder / "about.json").unlink()
+    monkeypatch.setattr("multicoco.engine.features.write_json", _refuse)
+    monkeypatch.setattr("multicoco.data.features.save_file", _refuse)
+    setting = Setting(internvl, backbone, **keys)
+    assert computed(setting, examples[:3]) == 0 and not setting.features.gave_up
+    assert FEATURES in setting.encoder.images(examples[0]).tensors
+    setting.features.keep(examples)  # of some nothing is kept
+    assert (
+        "Read-only file system" in capsys.readouterr().out
+        and "pixel_values" in setting.encoder.images(examples[0]).tensors
+    )
+
+
+def _refuse(*_: object) -> None:
+    raise OSError(30, "Read-only file system")
+
+
+def test_what_a_killed_run_has_left_half_written_goes_at_the_next_start(internvl, tmp_path):
+    examples = pictures(tmp_path)
+    backbone = load_backbone(str(internvl / "model"), max_image_tiles=4)
+    Setting(internvl, backbone, output_dir=str(tmp_path)).features.keep(examples[:1])
+    [folder] = (tmp_path / "features").iterdir()
+    left = folder / ".0123.unfinished"
+    left.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    assert computed(Setting(internvl, backbone, output_dir=str(tmp_path)), examples[:2]) == 1
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".safetensors", ".safetensors"]
+
+
+def test_ahead_of_a_run_a_full_disk_is_an_error_that_loses_nothing(internvl, tmp_path, monkeypatch):
+    render_scenes(tmp_path / "scenes", 3, 2, 1, kinds=("tile",))
+    keys = {"output_dir": str(tmp_path), "data_dir": str(tmp_path / "scenes"), "train_path": "aokvqa_v1p0_train.json"}
+    config = config_of(internvl, answer_format="text", **keys)
+    alone = SimpleNamespace(device=torch.device("cpu"), watched=nullcontext)
+    monkeypatch.setattr("multicoco.engine.features_ahead.ProcessGroup", lambda seconds: alone)
+    with monkeypatch.context() as full, pytest.raises(UserError, match="not all features could be kept"):
+        full.setattr("multicoco.data.features.save_file", _fail)
+        keep_ahead(config)
+    assert "features of the images of 3 examples" in keep_ahead(config)
 
 
 @pytest.mark.distributed

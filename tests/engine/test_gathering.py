@@ -77,16 +77,18 @@ def test_so_it_is_when_thoughts_are_made_in_parallel(run_server, home):
     assert min(steady_steps(counts)) >= 1 and max(steady_steps(counts)) <= LIMIT
 
 
+ASKING = {
+    "codi": ("method=codi", "coconut.first_stage=null", "coconut.projection=mlp"),
+    "sim_cot": ("method=sim_cot", "coconut.first_stage=3", "coconut.uniform_prob=0.3"),
+    "adapters": ("method=sim_cot", "coconut.first_stage=3", "sim_cot.decoder=adapters", "sim_cot.decoder_rank=2"),
+    "codi_sim_cot": ("method=codi_sim_cot", "coconut.first_stage=null"),
+    "c_mtp": ("method=c_mtp", "coconut.first_stage=3", "coconut.uniform_prob=0.3", "c_mtp.words=12"),
+}
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    ("method", "more"),
-    [
-        ("codi", ("coconut.first_stage=null", "coconut.projection=mlp")),
-        ("sim_cot", ("coconut.first_stage=3", "coconut.uniform_prob=0.3")),
-        ("c_mtp", ("coconut.first_stage=3", "coconut.uniform_prob=0.3", "coconut.projection=linear")),
-    ],
-)
-def test_so_it_is_when_a_method_asks_for_more_than_labels(run_server, home, method, more):
-    settings = ("mode=train", f"method={method}", *more, "num_epochs=1")
-    counts = count(run_server, home, method, {"stage3_max_live_parameters": 10**9}, *settings)
+@pytest.mark.parametrize("name", ASKING)
+def test_so_it_is_when_a_method_asks_for_more_than_labels(run_server, home, name):
+    settings = ("mode=train", *ASKING[name], "num_epochs=1")
+    counts = count(run_server, home, name, {"stage3_max_live_parameters": 10**9}, *settings)
     assert min(steady_steps(counts)) >= 1 and max(steady_steps(counts)) <= LIMIT

@@ -1,14 +1,17 @@
 """Large sets are kept, small ones held: either way a run is trained on the same examples, and told the same."""
 
 import json
+import os
 import pickle
 import shutil
 
 import numpy as np
 import pytest
 from homes import make_home
+from PIL import Image
 
 from multicoco.config import load_config
+from multicoco.data import verified
 from multicoco.data.kept import UNANSWERED, Kept, KeptExamples, KeptMixture, KeptRecords, picked
 from multicoco.data.sources import load_of_run
 from multicoco.engine import keeping
@@ -193,9 +196,23 @@ def test_small_sets_and_the_first_of_large_ones_are_held(home, monkeypatch):
     assert isinstance(load_records(config, config.train_path, 9), list)
     monkeypatch.setattr(keeping, "KEPT_FROM", 25)
     assert isinstance(load_training_records(config), list)
-    assert not folder_of(config).exists()
+    assert [path.name for path in folder_of(config).iterdir()] == [keeping.IMAGES]
     mix(home)
     assert isinstance(load_training_records(config_of(home, "train_path=mixed.yaml")), KeptMixture)  # all together
+
+
+def test_images_of_a_small_set_are_decoded_once(home, monkeypatch, caplog):
+    monkeypatch.setattr(keeping, "KEPT_FROM", 25)
+    config, decoded = config_of(home, "on_bad_record=skip"), []
+    load = verified.load_image
+    monkeypatch.setattr(verified, "load_image", lambda image: (decoded.append(image.name), load(image)))
+    images = [example.image for example in load_training_records(config)]
+    assert sorted(decoded) == sorted(path.name for path in images) and len(images) == 24
+    images[7].write_bytes(images[7].read_bytes()[:100])
+    for _ in range(2):  # what is bad is not remembered
+        decoded.clear()
+        assert [example.image for example in load_training_records(config)] == images[:7] + images[8:]
+        assert decoded == [images[7].name]
 
 
 def test_validation_records_are_kept_too(home):
@@ -212,3 +229,11 @@ def test_lengths_are_remembered_of_the_same_examples_alone(home):
     files = [lengths_file(config, examples, "a") for examples in [all_of, *some]]
     assert len({*files}) == 5 and lengths_file(config, all_of, "a") == files[0] != lengths_file(config, all_of, "b")
     assert lengths_file(config, [*all_of], "a") is None
+    files[0].write_bytes(b"1234")
+    image = all_of[3].image
+    os.utime(image, (1, 1))
+    load_training_records(config)
+    assert files[0].exists()
+    Image.new("RGB", (90, 60), "red").save(image)  # which may be written with more tokens
+    load_training_records(config)
+    assert not files[0].exists()

@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 from multicoco.export import custom_generate
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.latent.thoughts import Projected, Projection, hidden_state
+from multicoco.latent.words import Words
 
 CONFIG = {
     "max_new_tokens": 4,
@@ -99,6 +100,30 @@ def test_thoughts_are_projected_as_in_training(tmp_path, kind, to_embeddings):
         model.name_or_path = str(tmp_path.parent)
         with pytest.raises(ValueError, match="give thoughts_from"):
             new_tokens(model, batch, config)
+
+
+@pytest.mark.parametrize("name", ["internvl", "gemma2"])
+def test_thoughts_are_of_words_as_in_training(tmp_path, monkeypatch, name):
+    model = (SIGHTED[name](1) if name in SIGHTED else windowed(name)).eval()
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=3)
+    batch, config = prompts(name), GenerationConfig(**CONFIG)
+    if name != "gemma2":
+        model.double()
+    spoken = Projected(hidden_state, Words(model, 3, nothing=LATENT, seed=1))
+    for parameter in spoken.parameters():
+        torch.nn.init.normal_(parameter)
+    save_file(spoken.state_dict(), tmp_path / "thoughts.safetensors")
+    expected = own_tokens(model, batch, config, spoken)
+    assert not torch.equal(new_tokens(model, batch, config), expected)
+    monkeypatch.setattr(custom_generate, "HAS_PROJECTION", True)
+    assert torch.equal(new_tokens(model, batch, config, thoughts_from=str(tmp_path)), expected)
+    states = torch.eye(32, dtype=model.dtype)[:3][None]
+    with torch.no_grad():
+        monkeypatch.setattr(custom_generate, "LATENT_TOKEN_ID", int(model.lm_head(states[0, 1]).argmax()))
+        said = custom_generate.mean_of_words(model, states)[0]
+        words = [int(word) for word in model.lm_head(states[0]).argmax(-1)]
+        there = [words[0], *[word for word in words[1:] if word != words[1]]]
+        torch.testing.assert_close(said, model.get_input_embeddings()(torch.tensor(there)).mean(0))
 
 
 def test_what_would_go_wrong_in_silence_is_refused():

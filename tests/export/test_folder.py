@@ -130,6 +130,12 @@ def answers(code: str, monkeypatch, folder: Path) -> str:
     return said.getvalue().rstrip("\n")
 
 
+def test_thoughts_that_are_words_are_exported_and_say_the_same(make_run, tmp_path, monkeypatch):
+    run = make_run("text", "mode=train", "method=c_mtp", "c_mtp.words=3")
+    card = (exported(run, tmp_path / "out") / "README.md").read_text()
+    assert answers(card, monkeypatch, tmp_path / "out") == multicoco.load(run).ask(None, "What is in the middle").text
+
+
 def test_lora_is_exported_apart_or_merged_and_says_the_same(make_run, tmp_path, monkeypatch, capsys):
     run = make_run("text", PROJECTED, "lora.rank=4")
     own = multicoco.load(run).ask(None, "What is in the middle").text

@@ -9,6 +9,8 @@ from transformers.models.qwen2 import modeling_qwen2
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.latent.self_check import self_check
+from multicoco.latent.thoughts import Projected, Projection, hidden_state
+from multicoco.latent.words import Words
 from multicoco.models.families.text import PROVEN
 
 ARCHITECTURES = (
@@ -101,12 +103,19 @@ def test_layers_with_a_window_are_taken_and_a_wrong_window_is_found(kind, monkey
         self_check(reasoner, texts(3, 30))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_it_leaves_everything_as_it_was(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "made_by"),
+    [
+        (torch.bfloat16, lambda model: Projection(model, "mlp", to_embeddings=True)),
+        (torch.float16, lambda model: Words(model, 3, LATENT)),
+    ],
+)
+def test_it_leaves_everything_as_it_was_whatever_thoughts_are_made_of(dtype, made_by):
     model = lively(internvl()).to(dtype).train()
+    thoughts = Projected(hidden_state, made_by(model))
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     frequencies = model.get_decoder().rotary_emb.inv_freq.clone()
-    reasoner = LatentReasoner(model, LATENT, "reference")
+    reasoner = LatentReasoner(model, LATENT, "reference", thoughts)
     self_check(reasoner, [*texts(4), with_image(20)])
     assert model.training and reasoner.kernel == "reference" and not reasoner.cache_buffers.free
     assert model.get_decoder().config._attn_implementation == "multicoco_cached"
@@ -114,6 +123,7 @@ def test_it_leaves_everything_as_it_was(dtype):
     assert torch.equal(model.get_decoder().rotary_emb.inv_freq, frequencies)
     for key, tensor in model.state_dict().items():
         assert tensor.dtype == before[key].dtype and torch.equal(tensor, before[key])
+    assert {tensor.dtype for tensor in thoughts.parameters()} == {dtype}
     assert reasoner(**texts(9)[0], return_logits=True).logits.shape == (1, 9, 64)
 
 

@@ -71,7 +71,7 @@ def test_it_is_of_one_stage_and_a_teacher_fits_its_extent():
             {},
             r"codi but coconut.first_stage is 1: it has no curriculum, its one stage is the last, 3",
         ),
-        ({"advance_when_accuracy": 0.9}, {}, "codi but coconut.advance_when_accuracy is set"),
+        ({"advance_when_accuracy": 0.9}, {}, "coconut.advance_when_accuracy is 0.9 but codi has one stage, 3"),
         ({"uniform_prob": 0.5}, {}, "codi but coconut.uniform_prob is 0.5"),
         ({"thoughts": "borrowed"}, {}, "codi but coconut.thoughts is borrowed"),
         ({"c_thought": 0}, {}, "codi but coconut.c_thought is 0"),

@@ -44,6 +44,7 @@ def method(name: str, coconut: dict):
     coconut = coconut | DEMANDS.get(name, {})
     coconut = coconut | {"c_thought": max(1, coconut.get("c_thought", 1))} if name in DEMANDS else coconut
     section = {"coconut": coconut} if method_class(name).section == "coconut" else {}
+    section |= {"c_mtp": {"words": 15}} if name == "c_mtp" else {}  # of five steps of three tokens, for one thought
     return method_class(name)(RunConfig(**KEYS, mode="train", method=name, **section), LATENT)
 
 

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.distributed
 CONFIG = """mode: train
 num_epochs: 2
 generation: {max_new_tokens: 3}
-eval_config: {interventions: [noise]}
+eval_config: {interventions: [noise], thoughts: true}
 coconut: {enabled: true, c_thought: 2, max_latent_stage: 1, first_stage: 1}
 """
 SHARDED = {
@@ -23,7 +23,7 @@ METHODS = {
     "codi": ("method=codi", "coconut.projection=mlp", "codi.distillation_weight=2", "coconut.first_stage=null"),
     "codi_sim_cot": ("method=codi_sim_cot", "sim_cot.weight=0.5", "coconut.first_stage=null", CHECKPOINTED),
     "adapters": ("method=sim_cot", "sim_cot.decoder=adapters", "sim_cot.decoder_rank=2", CHECKPOINTED),
-    "c_mtp": ("method=c_mtp", "coconut.projection=linear"),
+    "c_mtp": ("method=c_mtp", "c_mtp.words=12"),
 }
 
 
@@ -68,7 +68,7 @@ def test_a_run_that_ends_within_an_epoch_goes_on_bit_for_bit(home, run_server, w
     assert losses(home / "runs" / f"{name}_preempted") == losses(whole[name])
 
 
-@pytest.mark.parametrize("name", ["projected", "adapters"])
+@pytest.mark.parametrize("name", ["projected", "adapters", "c_mtp"])
 def test_what_is_trained_beside_the_model_is_evaluated(home, run_server, whole, name):
     weights = f"load_model_path=runs/{name}/checkpoints/epoch_0002"
     evaluation = ("mode=eval_only", weights, f"name={name}_evaluated")

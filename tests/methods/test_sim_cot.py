@@ -161,6 +161,7 @@ def test_each_latent_step_writes_its_own_and_those_past_the_steps_nothing():
         ({}, {"decoder": "self", "decoder_layers": 2}, "sim_cot.decoder_layers is 2 but sim_cot.decoder is self"),
         ({}, {"decoder": "self", "freeze_decoder": True}, "sim_cot.freeze_decoder is true but sim_cot.decoder is self"),
         ({}, {"decoder": "adapters"}, "sim_cot.decoder is adapters but sim_cot.decoder_rank is null"),
+        ({}, {"decoder_alpha": 8.0}, "sim_cot.decoder_alpha is 8 but sim_cot.decoder is copy, which has no adapters"),
         ({}, {"decoder_rank": 4}, "sim_cot.decoder_rank is 4 but sim_cot.decoder is copy, which has none"),
         (
             {},

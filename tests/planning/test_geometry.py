@@ -56,6 +56,22 @@ def reading(sim_cot: dict | None, lora: int | None = None) -> ModelGeometry:
     return ModelGeometry(internvl().config, torch.float32, {}, method.objective, lora=config.lora)
 
 
+@pytest.mark.parametrize(
+    ("name", "keys", "own"),
+    [
+        ("coconut", {"projection": "mlp", "norm": "embedding"}, 2 * (32 * 32 + 32) + 2 * 32),
+        ("c_mtp", {}, 33 * 32 + 33 * 8 * 32),
+    ],
+)
+def test_what_makes_thoughts_of_hidden_states_is_counted(name, keys, own):
+    config = {"name": "x", "model_id": "m", "mode": "train", "method": name, "train_path": "t", "num_epochs": 3}
+    method = method_class(name)(RunConfig(**config, coconut={"enabled": True, **keys}))
+    plain = ModelGeometry(internvl().config, torch.float32, {})
+    planned = ModelGeometry(internvl().config, torch.float32, {}, method.objective, projection=method.projection)
+    for count in ("parameters", "called_parameters", "trainable", "saved_parameters"):
+        assert getattr(planned, count) == getattr(plain, count) + own
+
+
 def test_a_decoder_that_reads_thoughts_is_counted():
     model = internvl()
     read = sum(p.numel() for part in (model.get_decoder(), model.lm_head) for p in part.parameters())

@@ -37,18 +37,20 @@ class Engine:
 @pytest.fixture
 def meta(monkeypatch):
     """Streams, collectives and the way back of the flags of a device without values."""
-    monkeypatch.setattr(torch, "get_device_module", lambda device: torch.cpu)
+    of_others, meta = torch.get_device_module, torch.device("meta")
+    monkeypatch.setattr(torch, "get_device_module", lambda of: torch.cpu if of == meta else of_others(of))
     monkeypatch.setattr(step_module.dist, "all_reduce", lambda summed: None)
     monkeypatch.setattr(step_module, "OnItsWay", lambda flags: flags)
-    return torch.device("meta")
+    return meta
 
 
-def steps_of(method, reasoner, model, device):
+def steps_of(method, reasoner, model, device, kept=lambda inputs: inputs):
     collator = Collator(PAD, LATENT, reasoner.family.batch, min_length=method.passes(STAGE))
-    rows = make_rows(method, model, STAGE)
+    rows = [replace(row, inputs=kept(row.inputs)) for row in make_rows(method, model, STAGE)]
     return Transfer(device, reasoner.family.host_inputs).ahead([[collator(rows[:2]), collator(rows[2:])]])
 
 
+WITHOUT_COCONUT = {"coconut": {"enabled": False}}
 SEEING = ("internvl", "llava", "llava_onevision", "smolvlm", "qwen2_5_vl", "qwen3_vl")
 
 
@@ -56,19 +58,40 @@ SEEING = ("internvl", "llava", "llava_onevision", "smolvlm", "qwen2_5_vl", "qwen
     ("name", "model", "keys"),
     [
         *(("coconut", model, {}) for model in SEEING),
-        ("c_mtp", "qwen2", {}),
-        ("codi", "qwen2", {}),
-        ("sim_cot", "qwen2", {}),
-        ("codi_sim_cot", "llama", {"decoder": "adapters", "decoder_rank": 2, "reads": "last"}),
+        *((name, "qwen2", WITHOUT_COCONUT) for name in ("cot", "vanilla", "icot")),
+        *((name, "qwen2", {}) for name in ("no_thoughts", "no_markers", "c_mtp", "codi", "sim_cot")),
+        *(("coconut", "llama", {"coconut": {"thoughts": kind}}) for kind in ("detached", "pause", "noise")),
+        *(("coconut", "llama", {"coconut": keys}) for keys in ({"jacobi_iterations": 1}, {"gradient_passes": 1})),
+        ("coconut", "llama", {"coconut": {"projection": "mlp", "norm": "embedding"}}),
+        ("codi_sim_cot", "llama", {"sim_cot": {"decoder": "adapters", "decoder_rank": 2, "reads": "last"}}),
     ],
 )
 def test_a_step_reads_nothing_from_the_device(meta, name, model, keys):
-    method = make_method(name, **({"sim_cot": keys} if keys else {}))
+    method = make_method(name, **keys)
     with torch.device("meta"):
         reasoner = make_reasoner(method, (MODELS | SIGHTED)[model]()).train()
+    take_a_step(method, reasoner, steps_of(method, reasoner, model, meta))
+
+
+@pytest.mark.parametrize("projected", [True, False])
+@pytest.mark.parametrize("model", [model for model in SEEING if model != "llava"])  # of no family, so nothing is kept
+def test_nor_does_one_on_what_is_kept_of_images(meta, model, projected):
+    method, here = make_method("coconut"), SIGHTED[model]()
+    with torch.device("meta"):
+        reasoner = make_reasoner(method, SIGHTED[model]()).train()
+    reasoner.family.part(reasoner.model, "vision_tower").requires_grad_(False)
+
+    @torch.no_grad()
+    def kept(inputs):
+        return reasoner.family.kept(here, inputs, projected)
+
+    take_a_step(method, reasoner, steps_of(method, reasoner, model, meta, kept))
+
+
+def take_a_step(method, reasoner, steps):
     reasoner.kernel = "reference"
     engine = Engine(reasoner)
-    [micro_batches] = steps_of(method, reasoner, model, meta)
+    [micro_batches] = steps
     stepped = train_step(engine, method, micro_batches, method.passes(STAGE), flags=[1, 0])
     assert engine.stepped == 2 and reasoner.decoder.layers[0].self_attn.v_proj.weight.grad.is_meta
     assert {x.device.type for x in (stepped.losses, stepped.counts, stepped.flags, *stepped.thoughts)} == {"meta"}

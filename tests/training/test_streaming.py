@@ -2,11 +2,12 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from homes import make_home
-from runs import losses, signalled_at
+from runs import entries, losses, signalled_at
 
 from multicoco.engine.trainer_state import read_state
 
@@ -37,9 +38,15 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-def run(home: Path, server, name: str, ranks: int = 1, code: int = 0, patch: str = "", workers: int = 0) -> str:
+def weights(run: Path) -> bytes:
+    return (run / "checkpoints" / "epoch_0002" / "model" / "model.safetensors").read_bytes()
+
+
+def run(
+    home: Path, server, name: str, *settings: str, ranks: int = 1, code: int = 0, patch: str = "", workers: int = 0
+) -> str:
     keys = ("train_path=part-*.jsonl", f"batch_size={4 // ranks}", f"name={name}", f"num_workers={workers}")
-    ended = server.run(home / "run.yaml", *keys, "on_bad_record=skip", ranks=ranks, patch=patch)
+    ended = server.run(home / "run.yaml", *keys, "on_bad_record=skip", *settings, ranks=ranks, patch=patch)
     assert ended.codes == [code] * ranks, ended.said
     return "".join(ended.said)
 
@@ -55,10 +62,14 @@ def test_it_is_the_same_run_on_any_number_of_ranks_and_after_any_interruption(ho
     assert states[0].tokens == states[1].tokens
     run(home, run_server, "same", ranks=2, code=143, patch=signalled_at(3))
     shutil.copytree(home / "runs" / "same", home / "runs" / "other")
+    killed = signalled_at(3, "SIGKILL")  # of which no checkpoint knows
+    run(home, run_server, "same", "save_every_steps=1", ranks=2, code=-signal.SIGKILL, patch=killed)
     for name, ranks in (("same", 2), ("other", 1)):
         assert "going on from" in run(home, run_server, name, ranks=ranks)
-    assert losses(home / "runs" / "same") == two
+    of_steps = [entry for entry in entries(home / "runs" / "same") if "train/loss" in entry]
+    assert {(entry["step"], entry["train/loss"]) for entry in of_steps} == {*enumerate(two, start=1)}
     assert losses(home / "runs" / "other") == pytest.approx(two, rel=1e-4)
+    assert weights(home / "runs" / "same") == weights(home / "runs" / "two")
 
 
 def test_a_bad_record_ends_it_by_its_name_and_changed_files_are_another_run(home, run_server):

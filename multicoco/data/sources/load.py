@@ -1,7 +1,7 @@
 """From a file of records to examples, with all that is wrong in one message."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from multicoco.data.example import Example, Judge, load_image
+from multicoco.data.example import Example, ImageSource, Judge, load_image
 from multicoco.data.sources.files import read_records
 from multicoco.data.sources.location import Location, locate
 from multicoco.data.sources.parse import parse_records
@@ -47,13 +47,14 @@ def load_examples(
     source: str | None = None,
     columns: Mapping[str, str] | None = None,
     answer_type: Judge | None = None,
+    verify: Callable[[ImageSource], object] = load_image,
 ) -> list[Example]:
     """Loads records; their texts are kept as they are, but for outer white space.
 
     Args:
         on_bad_record: "skip" leaves malformed records and those with a missing or broken image out, with one
             warning.
-        path, image_dir, steps_from, limit, verify_images, source, columns, answer_type: see `read_examples`.
+        path, image_dir, steps_from, limit, verify_images, source, columns, answer_type, verify: see `read_examples`.
 
     Returns:
         Examples in the file's order. Where several records share an id, the second one's is "id#2".
@@ -62,9 +63,8 @@ def load_examples(
         UserError: the file holds no records, no record is good, or any is bad under "error".
     """
     location = path if isinstance(path, Location) else locate("", path)
-    loaded = read_examples(
-        location, image_dir, steps_from, limit, verify_images, source=source, columns=columns, answer_type=answer_type
-    )
+    how: dict[str, Any] = {"source": source, "columns": columns, "answer_type": answer_type, "verify": verify}
+    loaded = read_examples(location, image_dir, steps_from, limit, verify_images, **how)
     tell_problems(location, loaded.problems, loaded.checked, len(loaded.examples), on_bad_record)
     return loaded.examples
 
@@ -101,6 +101,7 @@ def read_examples(
     source: str | None,
     columns: Mapping[str, str] | None,
     answer_type: Judge | None,
+    verify: Callable[[ImageSource], object] = load_image,
 ) -> Loaded:
     """Reads records as examples, and says which are bad.
 
@@ -111,13 +112,14 @@ def read_examples(
             `{split}2017/{image_id:012d}` in it or, where that folder is absent, `{image_id:012d}`.
         steps_from: what of a written reasoning is a step, see `steps.split_reasoning`. Listed steps are kept.
         limit: keep the first `limit` good records, and check none after them.
-        verify_images: decode every image now rather than in training.
+        verify_images: look at every image now rather than in training.
         source: the name of the records' source (`multicoco.registry`); None takes for each record the first source
             that it matches.
         columns: the keys under which records have their "question", "answer", "steps", "choices", "images" or "id",
             where these are others; the source is then "records" unless named, and keys that it does not read are no
             matter.
         answer_type: how answers to open questions are judged; None is as the source says.
+        verify: what looks at an image, by several threads at once; raises UserError if it is none.
 
     Raises:
         UserError: there are no records.
@@ -130,7 +132,7 @@ def read_examples(
     def check(result: Example | UserError) -> Example | UserError:
         try:
             for image in result.images if isinstance(result, Example) and verify_images else ():
-                load_image(image)
+                verify(image)
             return result
         except UserError as error:
             return error

@@ -1,0 +1,29 @@
+"""Files that appear whole or not at all, however many processes, jobs and hosts write into their folder."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+_UNFINISHED = ".unfinished"
+ABANDONED_SECONDS = 3600  # without a byte, after which nobody is still writing
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write into, which becomes `path` at the end, or nothing if that is not reached."""
+    unfinished = path.with_name(f".{uuid4().hex}{_UNFINISHED}")  # its own: numbers of processes repeat on other hosts
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what writers have left that were killed."""
+    for left in folder.glob(f".*{_UNFINISHED}"):
+        with suppress(OSError):  # another start removes it too
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                left.unlink()
