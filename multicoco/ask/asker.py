@@ -221,6 +221,8 @@ class Asker:
                 f"mode {mode}: this checkpoint was trained by {own} and is asked in {', '.join(self.modes)}"
             )
         name = own if mode is None or mode in alike else mode
+        if latents is not None and latents < 0:
+            raise UserError(f"latents {latents}: there cannot be fewer than 0")
         measured: dict[str, Any] = {"likelihoods": has_choices, "thoughts": lens, "thoughts_top_k": _WORDS}
         asked = EvalConfig(eval_latent_tokens=latents, **measured)
         config = _with_interventions(self.config.model_copy(update={"eval_config": asked}), wanted)

@@ -1,5 +1,6 @@
 """What a run will be trained and asked on, as text."""
 
+import re
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 
@@ -24,6 +25,7 @@ from multicoco.preview.numbers import histogram
 from multicoco.preview.rows import show_row
 
 _BAD_SHOWN = 10
+_DIGITS = re.compile(r"[-+$]*[0-9][0-9.,]*%?")
 _MOST_STAGES = 12
 
 
@@ -95,11 +97,21 @@ def _counts(loaded: Loaded, limit: int | None) -> Iterator[str]:
     if examples:
         without = sum(example.answer is None for example in examples)
         yield f"{without} without an answer, {sum(bool(example.choices) for example in examples)} with choices"
+        yield from _numbers_as_texts(examples)
         yield from histogram("images per example", [len(example.images) for example in examples])
         yield from histogram("steps per example", [len(example.steps) for example in examples])
         if any(example.earlier for example in examples):
             name = "earlier turns per example, read without their reasoning and not learned"
             yield from histogram(name, [len(example.earlier) for example in examples])
+
+
+def _numbers_as_texts(examples: Sequence[Example]) -> Iterator[str]:
+    """Answers that look as if they were meant as numbers."""
+    open_ones = [example for example in examples if not example.choices and example.judge == "text"]
+    answers = [example.answer for example in open_ones if example.answer and _DIGITS.fullmatch(example.answer)]
+    if answers:
+        said = f"{len(answers)} answers, such as {answers[0]!r:.60}, are judged as texts"
+        yield f"{said}: answer_type: number reads numbers"
 
 
 def _lengths(measured: Sequence[Measured], n: int) -> Iterator[str]:

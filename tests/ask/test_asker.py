@@ -76,6 +76,7 @@ def test_single_thoughts_are_changed_together(asker, example):
     [
         ({"mode": "icot"}, "trained by coconut and is asked in vanilla, cot, coconut"),
         ({"mode": "cot", "latents": 3}, "mode cot has no thoughts"),
+        ({"latents": -1}, "latents -1: there cannot be fewer than 0"),
         ({"mode": "vanilla", "intervene": ["zero"]}, "no thoughts of its own"),
         ({"intervene": ["zeros"]}, "there is no intervention 'zeros'"),
         ({"intervene": ["only(9, zero)"]}, "needs 9 thoughts"),

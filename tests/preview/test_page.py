@@ -52,6 +52,18 @@ def test_rows_of_every_stage_are_those_that_are_trained(home):
         assert line[1] == str(method.passes(stage)) and int(line[2]) >= int(n_tokens) and line[4] == "0"
 
 
+def test_numbers_that_are_judged_as_texts_are_told(home, tmp_path):
+    records = [
+        {"question": "How many?", "answer": answer, "steps": ["So."]} for answer in ("1,234", "$5", "two", "5 cats")
+    ]
+    (tmp_path / "text.json").write_text(json.dumps(records))
+    keys = (f"data_dir={tmp_path}", "train_path=text.json", "val_path=null")
+    told = "2 answers, such as '1,234', are judged as texts: answer_type: number reads numbers"
+    assert told in shown(home, *keys)
+    (tmp_path / "text.json").write_text(json.dumps(records[:2]))
+    assert "are judged as texts" not in shown(home, *keys, "answer_type=number") + shown(home)
+
+
 def test_what_a_method_makes_of_an_example_besides_is_shown(home):
     text = shown(home, "mode=train", "method=codi", "coconut.first_stage=null", n=2)
     row, teacher = re.search(
