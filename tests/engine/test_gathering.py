@@ -78,11 +78,9 @@ def test_so_it_is_when_thoughts_are_made_in_parallel(run_server, home):
 
 
 ASKING = {
-    "adapters": (
-        *("method=sim_cot", "sim_cot.decoder=adapters", "sim_cot.decoder_rank=2"),
-        *("coconut.first_stage=3", "coconut.uniform_prob=0.3"),
-    ),
-    "codi_sim_cot": ("method=codi_sim_cot", "coconut.first_stage=null", "coconut.projection=mlp"),
+    "codi": ("method=codi", "coconut.first_stage=null", "coconut.projection=mlp"),
+    "adapters": ("method=sim_cot", "coconut.first_stage=3", "sim_cot.decoder=adapters", "sim_cot.decoder_rank=2"),
+    "codi_sim_cot": ("method=codi_sim_cot", "coconut.first_stage=null"),  # whose decoder is a copy
     "c_mtp": ("method=c_mtp", "coconut.first_stage=3", "coconut.uniform_prob=0.3", "c_mtp.words=12"),
 }
 
