@@ -15,7 +15,11 @@ from multicoco.study.spec import load_study
 RECIPES = sorted(
     path for path in (REPO / "args").rglob("*.yaml") if path.name != "base.yaml" and "studies" not in path.parts
 )
-STUDIES = sorted(path for path in (REPO / "args" / "studies").glob("*.yaml") if "\narms:\n" in path.read_text())
+STUDIES = sorted(
+    path
+    for path in (REPO / "args" / "studies").glob("*.yaml")
+    if "\narms:\n" in path.read_text() and "short" not in path.stem  # which are parts of others
+)
 LLAMA_1B = LlamaConfig(
     vocab_size=128256,
     hidden_size=2048,
