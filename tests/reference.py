@@ -57,6 +57,10 @@ def internvl(
 ) -> InternVLForConditionalGeneration:
     torch.manual_seed(seed)
     kind = _EXPERTS if experts else {"model_type": "qwen2"}
+    return _internvl({"tie_word_embeddings": tied, **_TEXT, **kind, "num_hidden_layers": layers})
+
+
+def _internvl(text: dict[str, object]) -> InternVLForConditionalGeneration:
     config = InternVLConfig(
         vision_config={
             "hidden_size": 32,
@@ -67,11 +71,11 @@ def internvl(
             "patch_size": (14, 14),
             "layer_scale_init_value": 1.0,
         },
-        text_config={"tie_word_embeddings": tied, **_TEXT, **kind, "num_hidden_layers": layers},
+        text_config=text,
         image_token_id=IMAGE,
         image_seq_length=IMAGE_TOKENS,
         downsample_ratio=0.5,
-        tie_word_embeddings=tied,
+        tie_word_embeddings=text["tie_word_embeddings"],
     )
     return InternVLForConditionalGeneration(config)
 
@@ -158,6 +162,15 @@ _PATCHES = {
 }
 _THREE_AXES = {**_TEXT, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}}
 SPREAD = 0.2  # of weights, at which a wrong position or a lost feature shows
+
+
+def internvl3_5(
+    seed: int = 0, tied: bool = True, spread: float = SPREAD, layers: int = 3
+) -> InternVLForConditionalGeneration:
+    """Its language model is a Qwen3."""
+    torch.manual_seed(seed)
+    own = {"model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": tied, "initializer_range": spread}
+    return _internvl({**_TEXT, **own, "num_hidden_layers": layers})
 
 
 def qwen2_vl(
@@ -305,6 +318,7 @@ def llava(seed: int = 0, tied: bool = True, spread: float = SPREAD, layers: int 
 SIGHTED = {
     "idefics3": idefics3,
     "internvl": internvl,
+    "internvl3_5": internvl3_5,
     "llava": llava,
     "llava_onevision": llava_onevision,
     "smolvlm": smolvlm,

@@ -132,7 +132,7 @@ def rows_of(case: Case, batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor, 
             this = slice(n_images, n_images + 1)
             if case.family in ("idefics3", "smolvlm"):
                 inputs = {"pixel_values": batch["pixel_values"][None, this]}
-            elif case.family == "llava":
+            elif case.family in ("llava", "internvl3_5"):
                 inputs = {"pixel_values": batch["pixel_values"][this]}
             elif case.family == "llava_onevision":
                 inputs = {name: batch[name][this] for name in ("image_sizes", "batch_num_images")}

@@ -246,7 +246,7 @@ def collate(step: int, indices: range, case: Case = PLAIN) -> dict[str, torch.Te
         batch["labels"][i, left : left + len(ids)] = torch.tensor(labels)
     pixels = torch.Generator().manual_seed(step)
     images = [i for i in images if has_image(case, step, i)]
-    if images and case.family in ("internvl", "idefics3", "llava", "smolvlm"):
+    if images and case.family in ("internvl", "internvl3_5", "idefics3", "llava", "smolvlm"):
         batch["pixel_values"] = torch.randn(GLOBAL_BATCH, 3, 56, 56, generator=pixels)[images]
     elif images and case.family == "llava_onevision":
         pixel_values = torch.randn(GLOBAL_BATCH, 2, 3, 56, 56, generator=pixels)[images]

@@ -45,7 +45,7 @@ def pictures(name: str, n: int, rng: torch.Generator) -> tuple[list[int], dict[s
         return [], {}
     if name == "llava_onevision":
         return canvases(n, rng)
-    if name in ("internvl", "idefics3", "smolvlm", "llava"):
+    if name in ("internvl", "internvl3_5", "idefics3", "smolvlm", "llava"):
         return [IMAGE_TOKENS] * n, {"pixel_values": torch.randn(n, 3, 56, 56, generator=rng)}
     grids = torch.tensor([(1, *GRIDS[int(torch.randint(3, (), generator=rng))]) for _ in range(n)])
     sizes = grids.prod(-1)
