@@ -23,6 +23,10 @@ def accuracies(arm: str, test: str, intervention: str = UNTOUCHED, study: StudyR
     return [accuracy for _, accuracy in sorted(found.items()) if accuracy is not None]
 
 
+def mean_and_each(of_seeds: list[float]) -> str:
+    return f"{fmean(of_seeds):.3f} ({', '.join(f'{one:.3f}' for one in of_seeds)})"
+
+
 def rows(page: str, heading: str) -> list[list[str]]:
     """The cells of the table below a heading row that begins so."""
     lines = page[page.index(heading) :].split("\n\n")[0].splitlines()[2:]
@@ -34,8 +38,7 @@ def test_the_table_of_arms_is_the_studys():
     assert [row[0] for row in shown] == [arm for arm in STUDY.arms if accuracies(arm, TESTS[0])]
     for arm, *cells in shown:
         for test, cell in zip(TESTS, cells, strict=False):
-            each = accuracies(arm, test)
-            assert cell == f"{fmean(each):.3f} ({', '.join(f'{one:.3f}' for one in each)})"
+            assert cell == mean_and_each(accuracies(arm, test))
         [run, *_] = [run for run in STUDY.runs if run.arm == arm]
         assert cells[len(TESTS)] == str(run.steps)
 
@@ -43,8 +46,7 @@ def test_the_table_of_arms_is_the_studys():
 def test_the_table_of_methods_is_their_studys():
     for arm, *cells in rows(EVIDENCE[EVIDENCE.index("## Methods") :], "| arm | val"):
         for test, cell in zip(TESTS, cells, strict=False):
-            each = accuracies(arm, test, study=METHODS)
-            assert cell == f"{fmean(each):.3f} ({', '.join(f'{one:.3f}' for one in each)})"
+            assert cell == mean_and_each(accuracies(arm, test, study=METHODS))
 
 
 def test_the_table_of_interventions_on_methods_is_their_studys():
