@@ -88,13 +88,6 @@ def test_latent_overhead(run):
     assert all(row["ratio_lowest"] <= row["ratio_highest"] for row in result["rows"])
 
 
-def test_latent_overhead_of_internvl3(run):
-    sizes = {"vision_layers": 1, "vision_hidden": 32, "tile_size": 56}  # 4 tokens a tile
-    result = run("latent_overhead", "--internvl3", geometry=TINY | sizes)
-    assert [row["K"] for row in result["rows"]] == [0, 1, 2, 4, 6, 12]
-    assert result["goals"][0]["aim"] == "<= 1.15" and result["settings"]["suffix"] == 64
-
-
 @pytest.mark.distributed
 def test_baselines_compute_the_same_loss(run, monkeypatch):
     """Of one way the memory is measured, in a process of its own."""

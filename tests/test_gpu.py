@@ -102,6 +102,7 @@ def test_memory_is_measured_with_gradients_whoever_was_measured_before():
     device = gpu.Device()
     layer, x = Large(4096, 4096, device=device.device), torch.ones(1, 4096, device=device.device)
     layer.cache_buffers.give([torch.ones(2**24, device=device.device)])
+    layer(x).sum().backward()  # cuBLAS keeps what its first products take: 65 MiB on an H200
     for _ in range(2):
         assert 60 < device.peak_mib(lambda: layer(x).sum().backward(), layer) < 90
     assert not layer.cache_buffers.free
