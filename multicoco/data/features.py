@@ -23,8 +23,8 @@ from torch import Tensor
 
 from multicoco.data.example import ImageSource
 from multicoco.data.verified import content_of, digest_of
-from multicoco.data.whole import whole
 from multicoco.errors import UserError
+from multicoco.files import whole
 
 FEATURES = "image_features"  # of a model's inputs: what takes the place of pixels
 SEEN = "image_seen"  # likewise, where the projector is still to be called

@@ -23,8 +23,8 @@ from multicoco.data.example import Example, ImageSource, Turn
 from multicoco.data.sources.location import Location
 from multicoco.data.sources.mixture import copies_of, copy_id, own_id
 from multicoco.data.sources.tables import StoredInTable
-from multicoco.data.whole import whole
 from multicoco.errors import UserError
+from multicoco.files import whole
 
 BAD, SHOWN, UNANSWERED = 1, 2, 4  # a record is none, has images, has no answer
 _PLACE = np.dtype([("start", "i8"), ("flags", "u1")])

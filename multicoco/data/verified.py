@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multicoco.data.example import ImageSource, load_image
-from multicoco.data.whole import whole
 from multicoco.errors import UserError
+from multicoco.files import whole
 
 _DIGEST = 20  # bytes, as many as no two contents ever share
 # name: of the image, 64 bits of a hash. One of 10^6 files takes another's place with a probability of 10^-8, and then

@@ -36,8 +36,8 @@ from multicoco.engine.thought_weights import save_thoughts
 from multicoco.engine.trainer_state import EVALUATION, TrainerState, age_key, all_checkpoints, rank_key, read_state
 from multicoco.engine.universal import TAG, plain_data_only, to_universal
 from multicoco.errors import UserError
+from multicoco.files import write_json, write_text
 from multicoco.models.backbone import Backbone
-from multicoco.tracking import write_json, write_text
 
 T = TypeVar("T")
 

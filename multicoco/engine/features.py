@@ -23,13 +23,12 @@ from multicoco.data.features import KEY, FeatureStore, Keys, images_key
 from multicoco.data.kept import picked
 from multicoco.data.loader import Encoder, in_order
 from multicoco.data.verified import Entries, VerifiedImages, content_of, digest_of
-from multicoco.data.whole import sweep
 from multicoco.engine.keeping import IMAGES, folder_of
 from multicoco.engine.ranks import agree, gather, in_turn, own_places, rank, world_size
 from multicoco.errors import UserError
+from multicoco.files import sweep, write_json
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import Backbone
-from multicoco.tracking import write_json
 
 Images = tuple[ImageSource, ...]  # of an example
 

@@ -22,11 +22,11 @@ from multicoco.data.sources.of_run import as_asked, asks_openly, how_to_read
 from multicoco.data.sources.parse import parse_records
 from multicoco.data.sources.tables import open_table
 from multicoco.data.verified import VerifiedImages
-from multicoco.data.whole import sweep
 from multicoco.engine.ranks import agree, gather, rank, world_size
 from multicoco.engine.remembered import recall, remember
 from multicoco.engine.resume import data_hash
 from multicoco.errors import UserError
+from multicoco.files import sweep
 from multicoco.registry import names
 
 IMAGES = "images.npy"  # in `folder_of` a config: `VerifiedImages`

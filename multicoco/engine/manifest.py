@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from multicoco.engine.ranks import gather, rank, world_size
-from multicoco.tracking import write_json
+from multicoco.files import write_json
 
 MANIFEST = "manifest.json"
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from multicoco.tracking import write_bytes
+from multicoco.files import write_bytes
 
 Number = TypeVar("Number", np.int32, np.int64)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from multicoco.errors import UserError
-from multicoco.tracking import write_json
+from multicoco.files import write_json
 
 _KEYS = ("accuracy", "n", "ci95", "mean_new_tokens", "mean_latent_passes", "seconds")
 

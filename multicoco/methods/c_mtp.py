@@ -72,13 +72,14 @@ class CMTP(Coconut):
         return config.c_mtp
 
     def train_counts(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> tuple[int, int]:
-        n_replaced, n_latents = super().train_counts(tokens, stage, epoch, example_id)
+        return self._bounded(*super().train_counts(tokens, stage, epoch, example_id))
+
+    def _bounded(self, n_replaced: int, n_latents: int) -> tuple[int, int]:
         return n_replaced, min(n_latents, n_replaced * self.schedule.c_thought)
 
     def supervision(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> Supervision:
         """Raises: UserError: see `extent`."""
-        n_replaced, n_latents = self.train_counts(tokens, stage, epoch, example_id)
-        return Supervision(self._stretches(tokens, n_replaced, n_latents))
+        return Supervision(self._stretches(tokens, *self.train_counts(tokens, stage, epoch, example_id)))
 
     def _stretches(self, tokens: ExampleTokens, n_replaced: int, n_latents: int) -> list[list[int]]:
         c_thought, most = self.schedule.c_thought, self.own_keys.words
@@ -95,8 +96,7 @@ class CMTP(Coconut):
         """Raises: UserError: a thought may stand for more tokens than there are heads."""
         n_steps = len(tokens.steps)
         for drawn in {stage, *(range(n_steps + 1) if self.schedule.uniform_prob else ())}:
-            n_replaced, n_latents = self.schedule.train_counts(drawn, n_steps)
-            self._stretches(tokens, n_replaced, min(n_latents, n_replaced * self.schedule.c_thought))
+            self._stretches(tokens, *self._bounded(*self.schedule.train_counts(drawn, n_steps)))
         return super().extent(tokens, stage)
 
     def passes(self, stage: int) -> int:

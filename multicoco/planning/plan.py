@@ -8,6 +8,7 @@ import torch
 
 from multicoco.config import RunConfig
 from multicoco.errors import UserError
+from multicoco.files import write_text
 from multicoco.methods import method_class
 from multicoco.planning.candidates import HEADER, HEADROOM, candidates, choose
 from multicoco.planning.cost import Cluster
@@ -16,7 +17,6 @@ from multicoco.planning.explanation import explain
 from multicoco.planning.geometry import ModelGeometry, Workload, read_model_config
 from multicoco.planning.setting import ds_config, overrides
 from multicoco.planning.workload import Lengths, stage_workloads
-from multicoco.tracking import write_text
 
 
 def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Lengths | None, path: Path | None) -> str:

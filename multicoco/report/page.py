@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from multicoco import __version__
 from multicoco.errors import UserError
+from multicoco.files import write_text
 from multicoco.report.answers import make_table, read_answers
 from multicoco.report.evaluated import answer_charts, interventions
 from multicoco.report.examples import read_examples
@@ -21,7 +22,6 @@ from multicoco.report.rendering import page_environment
 from multicoco.report.run import run_part, side_by_side
 from multicoco.report.study import evaluated_runs, read_study, study_file, study_part
 from multicoco.study.schema import StudyResult
-from multicoco.tracking import write_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
 NAME = "report.html"

@@ -8,8 +8,8 @@ from multicoco.engine.trainer_state import age_key, all_checkpoints, read_state
 from multicoco.engine.weights import choose
 from multicoco.errors import UserError
 from multicoco.evaluation.report import read_json_object, read_text
+from multicoco.files import write_json
 from multicoco.study.spec import Job
-from multicoco.tracking import write_json
 
 DONE = "done.json"  # in the folder of a run that has ended well
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from multicoco.errors import UserError
 from multicoco.evaluation.report import aligned, read_text
+from multicoco.files import write_json
 from multicoco.study.compare import DIFFERENCE_HEADER, format_difference
 from multicoco.study.gather import Gathered, gather
 from multicoco.study.keys import Part
@@ -19,7 +20,6 @@ from multicoco.study.schema import UNTOUCHED, PairResult, StudyResult
 from multicoco.study.spec import Study
 from multicoco.study.statistics import compare_paired, holm
 from multicoco.study.verdict import Answers, Evidence, format_verdict, judge
-from multicoco.tracking import write_json
 
 
 def check_folder(study: Study) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from multicoco.data.numbers import single_number
 from multicoco.data.sources.steps import split_sentences
 from multicoco.errors import UserError
+from multicoco.files import write_text
 from multicoco.tasks.files import to_json
-from multicoco.tracking import write_text
 
 _QUESTION_END, _ANSWER_MARK = "||", "####"
 _BETWEEN_CALCULATIONS = re.compile(r"(?<=>>)\s+|\s+(?=<<)")

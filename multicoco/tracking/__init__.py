@@ -1,6 +1,5 @@
 """What a run leaves to read, and where else its numbers go.
 
-files.py       files that are written whole or not at all
 machine.py     what a run ran on
 tracker.py     `Tracker`, by which a run tells what it does; sinks, to which it passes that on:
 sink.py        what one is asked for
@@ -9,8 +8,7 @@ wandb.py       Weights & Biases
 tensorboard.py TensorBoard
 """
 
-from multicoco.tracking.files import write_bytes, write_json, write_text
 from multicoco.tracking.machine import environment
 from multicoco.tracking.tracker import Tracker
 
-__all__ = ["Tracker", "environment", "write_bytes", "write_json", "write_text"]
+__all__ = ["Tracker", "environment"]

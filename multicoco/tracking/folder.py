@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from multicoco.config import RunConfig
 from multicoco.errors import UserError
-from multicoco.tracking.files import write_bytes, write_json, write_text
+from multicoco.files import write_bytes, write_json, write_text
 from multicoco.tracking.sink import Evaluation, Sink
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from multicoco.engine.assembly import assemble
 from multicoco.engine.thought_weights import save_thoughts
 from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import Weights
+from multicoco.files import write_json
 from multicoco.models.tiny import TINY
-from multicoco.tracking import write_json
 
 COCONUT = "coconut={enabled: true, c_thought: 2, max_latent_stage: 3}"
 

@@ -9,10 +9,10 @@ import pytest
 from pages import opened, write_answers
 
 from multicoco.errors import UserError
+from multicoco.files import write_json
 from multicoco.report.page import write_report
 from multicoco.study.schema import UNTOUCHED, PairResult, RunResult, StudyResult
 from multicoco.study.verdict import Evidence, judge
-from multicoco.tracking import write_json
 
 N, SEEDS = 40, (0, 1, 2)
 ACCURACIES = {"direct": 0.3, "hidden": 0.9, "pause": 0.4}

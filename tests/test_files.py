@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from multicoco.data.whole import ABANDONED_SECONDS, sweep, whole
+from multicoco.files import ABANDONED_SECONDS, sweep, whole
 
 
 def test_who_writes_at_once_does_not_see_the_others_and_the_last_one_is_there(tmp_path):

@@ -1,9 +1,11 @@
 """Files that appear whole or not at all, however many processes, jobs and hosts write into their folder."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 _UNFINISHED = ".unfinished"
@@ -27,3 +29,17 @@ def sweep(folder: Path) -> None:
         with suppress(OSError):  # another start removes it too
             if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
                 left.unlink()
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as unfinished:
+        unfinished.write_bytes(content)
