@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from supervised import alone, make_examples, make_rows
 from torch import Tensor
 
+from multicoco.methods.sim_cot import SimCoTKeys
+
 
 def smooth_l1(x: Tensor, y: Tensor) -> Tensor:
     difference = (x - y).abs()
@@ -47,6 +49,7 @@ def sim_cot(
     method, model, decoder, head, projection, name: str, stage: int, filler: int | None
 ) -> tuple[Tensor, Tensor]:
     """The language model's loss, and that of the decoder and the head which read."""
+    keys = method.section_of(SimCoTKeys)
 
     def said(head, hidden: Tensor) -> Tensor:
         cap = getattr(model.config, "final_logit_softcapping", None)
@@ -66,7 +69,7 @@ def sim_cot(
         for k, step in enumerate(steps):
             if not step:
                 continue
-            of_step = thoughts[2 * k : 2 * k + 2] if method.own_keys.reads == "all" else thoughts[2 * k + 1 : 2 * k + 2]
+            of_step = thoughts[2 * k : 2 * k + 2] if keys.reads == "all" else thoughts[2 * k + 1 : 2 * k + 2]
             given = torch.cat([torch.stack(of_step), decoder.get_input_embeddings()(torch.tensor(step))])
             hidden = decoder(inputs_embeds=given[None], use_cache=False).last_hidden_state[0]
             read += [(said(head, hidden[len(of_step) - 1 + n]), token) for n, token in enumerate(step)]
@@ -75,4 +78,4 @@ def sim_cot(
         logits, labels = zip(*chosen, strict=True)
         return F.cross_entropy(torch.stack(logits), torch.tensor(labels))
 
-    return cross_entropy(words), method.own_keys.weight * cross_entropy(read)
+    return cross_entropy(words), keys.weight * cross_entropy(read)

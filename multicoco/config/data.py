@@ -11,6 +11,10 @@ from multicoco.config.columns import Columns
 from multicoco.config.names import registered
 from multicoco.config.section import NonNegativeInt, OptionalPath, OptionalStr, PathStr, PositiveInt, Section
 
+StepsFrom = Literal["sentences", "rationales", "lines", "list", "tag"]
+AnswerFormat = Literal["letter", "index", "text"]
+Judge = Literal["text", "number"]
+
 
 def _day(value: object) -> object:
     """A date, as Python and YAML have it, or its text."""
@@ -34,13 +38,13 @@ class Data(Section):
         None, description="format of the records by its registered name; null: told by each record's keys"
     )
     columns: Columns = Columns()
-    steps_from: Literal["sentences", "rationales", "lines", "list", "tag"] = Field(
+    steps_from: StepsFrom = Field(
         "sentences",
         description="what of a written reasoning is a step: a sentence or line of it, an item of a list in it, what is "
         "in a tag (`<step>...</step>`); of several rationales the first is taken, or rationales: each is a step",
     )
-    answer_format: Literal["letter", "index", "text"] = Field("letter", description="how an answer names its choice")
-    answer_type: Literal["text", "number"] | None = Field(
+    answer_format: AnswerFormat = Field("letter", description="how an answer names its choice")
+    answer_type: Judge | None = Field(
         None,
         description="how open answers are compared: as texts, or as numbers: 18 = 18.0 = $18; null: as the records' "
         "source says",

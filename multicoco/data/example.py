@@ -4,15 +4,14 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from multicoco.config.data import Judge
 from multicoco.data.metadata import without_metadata
 from multicoco.errors import UserError
-
-Judge = Literal["text", "number"]
 
 Image.init()
 _SHOWN_BY_VIEWERS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multicoco.data.example import Example, ImageSource, Turn
+from multicoco.data.sources.ids import numbered
 from multicoco.data.sources.location import Location
-from multicoco.data.sources.mixture import copies_of, copy_id, own_id
+from multicoco.data.sources.mixture import copies_of, copy_id
 from multicoco.data.sources.tables import StoredInTable
 from multicoco.errors import UserError
 from multicoco.files import whole
@@ -199,7 +200,7 @@ class KeptMixture(Kept):
     def at(self, index: int) -> Example:
         part, place, copy, number = self.picks[index].tolist()
         example: Example = self.parts[part].at(place)
-        name = own_id(copy_id(example.id, copy), number)
+        name = numbered(copy_id(example.id, copy), number)
         return example if name == example.id else replace(example, id=name)
 
 

@@ -14,13 +14,13 @@ from typing import Any, Literal, Protocol, cast
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from multicoco.config.data import AnswerFormat
 from multicoco.curriculum import ExampleTokens
 from multicoco.data.example import Example
 from multicoco.errors import UserError
 
 ANSWER_PREFIX = "Answer:"
 
-AnswerFormat = Literal["letter", "index", "text"]
 Asked = Literal["answer", "reasoning"]  # what a prompt asks for: the answer alone, or reasoning before it
 
 # the call by which Llama 3.2's and others' templates read the clock

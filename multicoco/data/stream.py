@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from multicoco.data.example import Example, load_image
+from multicoco.data.sources.ids import label_of, own_id
 from multicoco.data.sources.load import Loaded
 from multicoco.data.sources.of_run import asked_openly
-from multicoco.data.sources.parse import RecordParser, label_of, own_id
+from multicoco.data.sources.parse import RecordParser
 from multicoco.data.sources.pieces import Pieces, Unreadable, read_piece
 from multicoco.errors import UserError
 

@@ -15,9 +15,10 @@ from multicoco import __version__
 from multicoco.config import RunConfig
 from multicoco.data.example import Example
 from multicoco.data.kept import BAD, SHOWN, KeptExamples, KeptMixture, KeptRecords, NotKept, keep
+from multicoco.data.sources.ids import numbers_of
 from multicoco.data.sources.load import open_records, tell_problems
 from multicoco.data.sources.location import Location
-from multicoco.data.sources.mixture import Part, copy_id, numbers_of
+from multicoco.data.sources.mixture import Part, copy_id
 from multicoco.data.sources.of_run import as_asked, asks_openly, how_to_read
 from multicoco.data.sources.parse import parse_records
 from multicoco.data.sources.tables import open_table
@@ -59,7 +60,7 @@ def keep_parts(config: RunConfig, parts: Sequence[tuple[Part, Location]], limit:
         return None
     sweep(folder_of(config))
     for path, records, (part, location) in zip(paths, of_parts, parts, strict=True):
-        parsed = parse_records(records, **how_to_read(config, part))
+        parsed = parse_records(records, how_to_read(config, part))
         if asks_openly(config, part):
             parsed = ((label, as_asked(x, location) if isinstance(x, Example) else x) for label, x in parsed)
         name = Path(location.place).name
@@ -110,7 +111,7 @@ def mix_kept(config: RunConfig, parts: Sequence[KeptExamples], weights: Sequence
 
 
 def _own_numbers(folder: Path, mixture: KeptMixture) -> NDArray[np.int32]:
-    """What tells the ids of different sets apart (`mixture.numbers_of`), remembered."""
+    """What tells the ids of different sets apart (`ids.numbers_of`), remembered."""
     remembered = folder / f"{sha256(mixture.about.encode()).hexdigest()[:16]}.numbers"
     if (known := recall(remembered, np.int32, len(mixture))) is not None:
         return known
@@ -123,8 +124,8 @@ def _own_numbers(folder: Path, mixture: KeptMixture) -> NDArray[np.int32]:
 
 def _key(config: RunConfig, part: Part, location: Location) -> str:
     """What tells the examples of a set, as a run reads them, from others."""
-    how = how_to_read(config, part)
-    said = {key: str(value) for key, value in how.items()} | {"image_dir": str(how["image_dir"].absolute())}
+    options = how_to_read(config, part)
+    said = {key: str(value) for key, value in vars(options).items()} | {"image_dir": str(options.image_dir.absolute())}
     about = [__version__, _FORMAT, data_hash(location), names("sources"), said, str(location)]
     openly = ["openly"] if asks_openly(config, part) else []
     return sha256(json.dumps(about + openly).encode()).hexdigest()[:16]

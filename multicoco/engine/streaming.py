@@ -37,7 +37,7 @@ def open_stream(config: RunConfig, folder: Path) -> StreamedExamples:
     every = {path: pieces for of_rank in gather(own) for path, pieces in of_rank.items()}
     policy = Policy(config.on_bad_record == "skip", config.too_long == "skip", config.direct_answers)
     files = {path: every[path] for path in paths}
-    stream = StreamedExamples(files, RecordParser(**how_to_read(config, part)), policy, config.max_train_samples)
+    stream = StreamedExamples(files, RecordParser(how_to_read(config, part)), policy, config.max_train_samples)
     if not len(stream):
         raise UserError(f"{location}: holds no records")
     if rank() == 0:

@@ -20,7 +20,8 @@ where numbers are judged, the only number in it.
 import re
 from collections.abc import Sequence
 
-from multicoco.data.example import Example, Judge
+from multicoco.config.data import Judge
+from multicoco.data.example import Example
 from multicoco.data.numbers import single_number
 
 _MARKERS = (re.compile(r"\banswer[\s*]*:", re.IGNORECASE), re.compile(r"\banswer\s+is\b", re.IGNORECASE))

@@ -65,12 +65,6 @@ class CMTP(Coconut):
     needs_steps = True
     may_refuse = True
 
-    @property
-    def own_keys(self) -> CMTPKeys:
-        config: Any = self.config  # sections of methods are not in its static type
-        assert isinstance(config.c_mtp, CMTPKeys)
-        return config.c_mtp
-
     def train_counts(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> tuple[int, int]:
         return self._bounded(*super().train_counts(tokens, stage, epoch, example_id))
 
@@ -82,7 +76,7 @@ class CMTP(Coconut):
         return Supervision(self._stretches(tokens, *self.train_counts(tokens, stage, epoch, example_id)))
 
     def _stretches(self, tokens: ExampleTokens, n_replaced: int, n_latents: int) -> list[list[int]]:
-        c_thought, most = self.schedule.c_thought, self.own_keys.words
+        c_thought, most = self.schedule.c_thought, self.section_of(CMTPKeys).words
         shared = stretches(tokens.steps[:n_replaced], n_latents // c_thought, c_thought)
         longest = max(map(len, shared), default=0)
         if longest > most:
@@ -106,12 +100,12 @@ class CMTP(Coconut):
         from multicoco.latent.words import Words
 
         nothing = -1 if self.latent_tokens is None else self.latent_tokens.latent  # without them, nothing is said
-        return Words(model, self.own_keys.words, nothing, self.config.seed)
+        return Words(model, self.section_of(CMTPKeys).words, nothing, self.config.seed)
 
     def objective(self, model: PreTrainedModel) -> Objective:
         from multicoco.latent.words import SayingWords
 
-        return SayingWords(self.own_keys.weight)
+        return SayingWords(self.section_of(CMTPKeys).weight)
 
     def counts(self, batch: dict[str, Any]) -> list[int]:
         """Thoughts that are learned."""

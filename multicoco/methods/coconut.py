@@ -4,7 +4,7 @@ hidden states."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -236,9 +236,7 @@ class Coconut(Method):
 
     @property
     def keys(self) -> CoconutKeys:
-        section: Any = getattr(self.config, self.section)  # fields of methods are not in the static type
-        assert isinstance(section, CoconutKeys)
-        return section
+        return self.section_of(CoconutKeys)
 
     @property
     def borrows(self) -> bool:

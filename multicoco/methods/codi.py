@@ -79,8 +79,7 @@ class CODI(Coconut):
     def objective(self, model: PreTrainedModel) -> Objective:
         from multicoco.latent.distillation import SelfDistillation
 
-        config: Any = self.config
-        weights = config.codi
+        weights = self.section_of(CODIKeys)
         return SelfDistillation(weights.teacher_weight, weights.student_weight, weights.distillation_weight)
 
     def counts(self, batch: dict[str, Any]) -> list[int]:

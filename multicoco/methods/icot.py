@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -57,9 +57,7 @@ class ICoT(Method):
 
     @property
     def keys(self) -> ICoTKeys:
-        section: Any = getattr(self.config, self.section)  # fields of methods are not in the static type
-        assert isinstance(section, ICoTKeys)
-        return section
+        return self.section_of(ICoTKeys)
 
     def parts(self, epoch: int, steps_per_epoch: int) -> Sequence[Part]:
         """One more token goes every round(steps_per_epoch / remove_per_epoch) steps, and at least every step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from multicoco.config.rates import Rates
 from multicoco.config.section import MethodKeys
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from multicoco.latent.objective import Objective
     from multicoco.latent.reasoner import LatentOutput
     from multicoco.latent.thoughts import ThoughtSource
+
+Own = TypeVar("Own", bound=MethodKeys)
 
 
 class Extent(NamedTuple):
@@ -98,6 +100,12 @@ class Method:
         """Its sections of the run config."""
         both = ((cls.section, cls.Keys), (cls.own_section, cls.OwnKeys))
         return {name: keys for name, keys in both if name is not None and keys is not None}
+
+    def section_of(self, keys: type[Own]) -> Own:
+        """Its section of the run config that has these keys; the config's static type has none of methods'."""
+        name = next(name for name, own in self.sections().items() if own is keys)
+        section: Own = getattr(self.config, name)
+        return section
 
     def _schedule(self) -> StageSchedule:
         """One stage, 0, for the whole run."""

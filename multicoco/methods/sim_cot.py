@@ -79,12 +79,6 @@ class SimCoT(Coconut):
     OwnKeys: ClassVar[type[MethodKeys]] = SimCoTKeys
     needs_steps = True
 
-    @property
-    def own_keys(self) -> SimCoTKeys:
-        config: Any = self.config  # sections of methods are not in its static type
-        assert isinstance(config.sim_cot, SimCoTKeys)
-        return config.sim_cot
-
     def supervision(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> Supervision:
         """The last thought of each latent step writes the step; the others, and those past the steps, nothing."""
         steps = self._steps(tokens, *self.train_counts(tokens, stage, epoch, example_id))
@@ -111,13 +105,13 @@ class SimCoT(Coconut):
     @property
     def _n_read(self) -> int:
         """Thoughts of a latent step that the decoder reads: its last ones."""
-        return self.schedule.c_thought if self.own_keys.reads == "all" else 1
+        return self.schedule.c_thought if self.section_of(SimCoTKeys).reads == "all" else 1
 
     def objective(self, model: PreTrainedModel) -> Objective:
         from multicoco.latent.step_decoder import StepDecoder, copied
         from multicoco.models.lora import adapted_twin
 
-        keys, besides = self.own_keys, super().objective(model)
+        keys, besides = self.section_of(SimCoTKeys), super().objective(model)
         decoder: tuple[Any, ...] = ()
         if keys.decoder == "copy":
             decoder = copied(model, keys.freeze_decoder, keys.decoder_layers)

@@ -17,8 +17,8 @@ def read_examples(run: RunFolder) -> dict[tuple[str, str], Example]:
         if config.image_dir:
             places["image_dir"] = str(run.base / config.image_dir)
         found = config.model_copy(update=places)
-        skipping = {"on_bad_record": "skip", "verify_images": False}
-        examples = load_of_run(found, str(config.val_path), config.max_val_samples, **skipping)
+        path, most = str(config.val_path), config.max_val_samples
+        examples = load_of_run(found, path, most, on_bad_record="skip", verify_images=False)
     except UserError as error:
         first = " ".join(str(error).split("\n")[:2])
         run.problems.append(f"without pictures and written steps, the questions' data is not to be had: {first}")

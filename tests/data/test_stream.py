@@ -10,7 +10,7 @@ from multicoco.data import stream as stream_module
 from multicoco.data.loader import RankBatches, ReasoningDataset, make_loader
 from multicoco.data.order import LaneOrder
 from multicoco.data.sources import load_examples, pieces
-from multicoco.data.sources.parse import RecordParser
+from multicoco.data.sources.parse import ReadingOptions, RecordParser
 from multicoco.data.sources.pieces import Unreadable, pieces_of
 from multicoco.data.stream import Policy, StreamedExamples, TooLong
 from multicoco.errors import UserError
@@ -35,7 +35,7 @@ def write(folder, changed=None) -> list:
 
 
 def open_stream(files, limit=None, **keys) -> StreamedExamples:
-    parser = RecordParser(files[0].parent, "sentences", None, keys.pop("columns", None), None)
+    parser = RecordParser(ReadingOptions(files[0].parent, columns=keys.pop("columns", None)))
     return StreamedExamples({str(file): pieces_of(str(file)) for file in files}, parser, Policy(**keys), limit)
 
 

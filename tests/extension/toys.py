@@ -43,7 +43,7 @@ class Doubling(Method):
         return lambda hidden, k: hidden.detach()
 
     def loss(self, output):
-        return self.config.doubling.factor * output.loss
+        return self.section_of(DoublingKeys).factor * output.loss
 
 
 class Backwards(Text):

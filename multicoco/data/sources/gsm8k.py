@@ -1,6 +1,7 @@
 """GSM8K (Cobbe et al. 2021, arXiv:2110.14168) as released: question, answer ("one step a line ... #### 72")."""
 
-from multicoco.data.example import Example, Judge
+from multicoco.config.data import Judge
+from multicoco.data.example import Example
 from multicoco.data.numbers import single_number
 from multicoco.data.sources import fields
 from multicoco.data.sources.source import ID_KEYS, Record, Source

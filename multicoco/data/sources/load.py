@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from multicoco.data.example import Example, ImageSource, Judge, load_image
+from multicoco.config.data import Judge, StepsFrom
+from multicoco.data.example import Example, ImageSource, load_image
 from multicoco.data.sources.files import read_records
 from multicoco.data.sources.location import Location, locate
-from multicoco.data.sources.parse import parse_records
-from multicoco.data.sources.source import StepsFrom
+from multicoco.data.sources.parse import ReadingOptions, parse_records
 from multicoco.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,8 @@ def load_examples(
     Args:
         on_bad_record: "skip" leaves malformed records and those with a missing or broken image out, with one
             warning.
-        path, image_dir, steps_from, limit, verify_images, source, columns, answer_type, verify: see `read_examples`.
+        image_dir, steps_from, source, columns, answer_type: see `ReadingOptions`.
+        path, limit, verify_images, verify: see `read_examples`.
 
     Returns:
         Examples in the file's order. Where several records share an id, the second one's is "id#2".
@@ -63,8 +64,8 @@ def load_examples(
         UserError: the file holds no records, no record is good, or any is bad under "error".
     """
     location = path if isinstance(path, Location) else locate("", path)
-    how: dict[str, Any] = {"source": source, "columns": columns, "answer_type": answer_type, "verify": verify}
-    loaded = read_examples(location, image_dir, steps_from, limit, verify_images, **how)
+    options = ReadingOptions(image_dir, steps_from, source, columns, answer_type)
+    loaded = read_examples(location, options, limit, verify_images, verify)
     tell_problems(location, loaded.problems, loaded.checked, len(loaded.examples), on_bad_record)
     return loaded.examples
 
@@ -93,14 +94,9 @@ def tell_problems(
 
 def read_examples(
     location: Location,
-    image_dir: Path,
-    steps_from: StepsFrom,
-    limit: int | None,
-    verify_images: bool,
-    *,
-    source: str | None,
-    columns: Mapping[str, str] | None,
-    answer_type: Judge | None,
+    options: ReadingOptions,
+    limit: int | None = None,
+    verify_images: bool = True,
     verify: Callable[[ImageSource], object] = load_image,
 ) -> Loaded:
     """Reads records as examples, and says which are bad.
@@ -108,17 +104,8 @@ def read_examples(
     Args:
         location: of JSON (a list of records, one record a line, or an object of records by their ids), parquet or
             Arrow, of a data set's folder, or of one on the hub.
-        image_dir: images' paths are relative to it; an official A-OKVQA record's is, with .jpg or .png,
-            `{split}2017/{image_id:012d}` in it or, where that folder is absent, `{image_id:012d}`.
-        steps_from: what of a written reasoning is a step, see `steps.split_reasoning`. Listed steps are kept.
         limit: keep the first `limit` good records, and check none after them.
         verify_images: look at every image now rather than in training.
-        source: the name of the records' source (`multicoco.registry`); None takes for each record the first source
-            that it matches.
-        columns: the keys under which records have their "question", "answer", "steps", "choices", "images" or "id",
-            where these are others; the source is then "records" unless named, and keys that it does not read are no
-            matter.
-        answer_type: how answers to open questions are judged; None is as the source says.
         verify: what looks at an image, by several threads at once; raises UserError if it is none.
 
     Raises:
@@ -127,7 +114,7 @@ def read_examples(
     if limit is not None and limit < 1:
         raise UserError(f"{location}: the limit of examples must be at least 1, not {limit}")
     records = open_records(location)
-    parsed = parse_records(records, image_dir, steps_from, source=source, columns=columns, answer_type=answer_type)
+    parsed = parse_records(records, options)
 
     def check(result: Example | UserError) -> Example | UserError:
         try:

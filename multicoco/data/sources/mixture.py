@@ -7,11 +7,11 @@ A weight says how often a record is in an epoch: 2 is twice; with 0.5 every seco
 every epoch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import yaml
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from multicoco.config.columns import Columns
+from multicoco.config.data import Judge, StepsFrom
 from multicoco.config.section import OptionalPath, OptionalStr, PathStr, Section
 from multicoco.data.example import Example
+from multicoco.data.sources.ids import numbered, numbers_of
 from multicoco.data.sources.location import Location, locate
-from multicoco.data.sources.source import StepsFrom
 from multicoco.errors import UserError
 
 
@@ -35,7 +36,7 @@ class Part(Section):
     source: OptionalStr = None
     columns: Columns | None = None
     steps_from: StepsFrom | None = None
-    answer_type: Literal["text", "number"] | None = None
+    answer_type: Judge | None = None
     direct_answers: bool | None = None
 
     def location(self, folder: Path) -> Location:
@@ -105,27 +106,8 @@ def weighted(examples: Sequence[Example], weight: float) -> list[Example]:
     return [replace(e, id=copy_id(e.id, number)) if number > 1 else e for e, number in copied]
 
 
-def numbers_of(names: Iterable[str]) -> list[int]:
-    """What tells ids apart that several sets have, by `own_id`: 1 for the first of a name."""
-    taken: set[str] = set()
-    seen: dict[str, int] = {}
-    numbers = []
-    for name in names:
-        number = 1
-        while own_id(name, number) in taken:
-            number = seen[name] = seen.get(name, 1) + 1
-        taken.add(own_id(name, number))
-        numbers.append(number)
-    return numbers
-
-
-def own_id(name: str, number: int) -> str:
-    """Where several share an id, the second one's is "id#2"."""
-    return f"{name}#{number}" if number > 1 else name
-
-
 def with_own_ids(examples: Sequence[Example]) -> list[Example]:
     """With ids that are all different."""
     numbers = numbers_of(example.id for example in examples)
     pairs = zip(examples, numbers, strict=True)
-    return [replace(e, id=own_id(e.id, number)) if number > 1 else e for e, number in pairs]
+    return [replace(e, id=numbered(e.id, number)) if number > 1 else e for e, number in pairs]

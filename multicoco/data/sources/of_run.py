@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-from multicoco.data.example import Example
-from multicoco.data.sources.load import Loaded, load_examples, read_examples
+from multicoco.data.example import Example, ImageSource, load_image
+from multicoco.data.sources.load import Loaded, read_examples, tell_problems
 from multicoco.data.sources.location import Location, locate
 from multicoco.data.sources.mixture import Part, read_parts, weighted, with_own_ids
+from multicoco.data.sources.parse import ReadingOptions
 from multicoco.errors import UserError
 
 if TYPE_CHECKING:  # the config itself asks the methods that others bring
     from multicoco.config import RunConfig
 
 
-def load_of_run(config: RunConfig, path: str, limit: int | None, **changes: Any) -> list[Example]:
+def load_of_run(
+    config: RunConfig,
+    path: str,
+    limit: int | None,
+    *,
+    on_bad_record: Literal["error", "skip"] | None = None,
+    verify_images: bool = True,
+    verify: Callable[[ImageSource], object] = load_image,
+) -> list[Example]:
     """The examples of a run's `train_path` or `val_path`.
 
     Args:
         limit: the first so many are kept.
-        changes: other arguments of `load_examples` than the config's.
+        on_bad_record: None: as the config says.
+        verify_images, verify: as of `read_examples`.
 
     Raises:
         UserError: see `load_examples` and `read_parts`; or questions are to be asked without their choices and have no
             other answers.
     """
-    mixed = []
     parts = parts_of(config, path)
+    mixed = []
     for part, location in parts:
-        arguments = {
-            "on_bad_record": config.on_bad_record,
-            **how_to_read(config, part),
-            "limit": limit_of_part(limit, parts),
-        }
-        examples = load_examples(location, **(arguments | changes))
-        mixed.append(weighted(_as_asked(examples, location, asks_openly(config, part)), part.weight))
+        options = how_to_read(config, part)
+        read = read_examples(location, options, limit_of_part(limit, parts), verify_images, verify)
+        bad = on_bad_record or config.on_bad_record
+        tell_problems(location, read.problems, read.checked, len(read.examples), bad)
+        mixed.append(_as_mixed(config, part, location, read.examples))
     return _mixed(mixed, limit)
 
 
@@ -47,10 +55,8 @@ def read_of_run(config: RunConfig, path: str, limit: int | None) -> Loaded:
     mixed, problems, checked, records = [], [], 0, 0
     parts = parts_of(config, path)
     for part, location in parts:
-        read = read_examples(
-            location, limit=limit_of_part(limit, parts), verify_images=True, **how_to_read(config, part)
-        )
-        mixed.append(weighted(_as_asked(read.examples, location, asks_openly(config, part)), part.weight))
+        read = read_examples(location, how_to_read(config, part), limit_of_part(limit, parts))
+        mixed.append(_as_mixed(config, part, location, read.examples))
         problems += [f"{location}: {problem}" if len(parts) > 1 else problem for problem in read.problems]
         checked, records = checked + read.checked, records + read.records
     return Loaded(_mixed(mixed, limit), problems, checked, records)
@@ -82,16 +88,15 @@ def parts_of(config: RunConfig, path: str) -> list[tuple[Part, Location]]:
     return [(part, part.location(Path(location.place).parent)) for part in read_parts(location)]
 
 
-def how_to_read(config: RunConfig, part: Part) -> dict[str, Any]:
-    """Arguments of `parse_records` and others: the part's where it says something, else the run's."""
-    own = {key: value for key in ("source", "steps_from", "answer_type") if (value := getattr(part, key)) is not None}
-    return {
-        "image_dir": Path(part.image_dir or config.image_dir or config.data_dir),
-        "steps_from": config.steps_from,
-        "source": config.source,
-        "columns": config.columns.named if part.columns is None else part.columns.named,
-        "answer_type": config.answer_type,
-    } | own
+def how_to_read(config: RunConfig, part: Part) -> ReadingOptions:
+    """The part's options where it says something, else the run's."""
+    return ReadingOptions(
+        image_dir=Path(part.image_dir or config.image_dir or config.data_dir),
+        steps_from=part.steps_from or config.steps_from,
+        source=part.source or config.source,
+        columns=(config.columns if part.columns is None else part.columns).named,
+        answer_type=part.answer_type or config.answer_type,
+    )
 
 
 def asks_openly(config: RunConfig, part: Part) -> bool:
@@ -99,8 +104,10 @@ def asks_openly(config: RunConfig, part: Part) -> bool:
     return config.direct_answers if part.direct_answers is None else part.direct_answers
 
 
-def _as_asked(examples: Sequence[Example], location: Location, openly: bool) -> Sequence[Example]:
-    return [as_asked(example, location) for example in examples] if openly else examples
+def _as_mixed(config: RunConfig, part: Part, location: Location, examples: list[Example]) -> list[Example]:
+    """As they are asked, each as often as its weight says."""
+    asked = [as_asked(example, location) for example in examples] if asks_openly(config, part) else examples
+    return weighted(asked, part.weight)
 
 
 def as_asked(example: Example, location: Location) -> Example:

@@ -5,7 +5,8 @@ The Coconut authors' files have this form (github.com/facebookresearch/coconut);
 
 from typing import Any
 
-from multicoco.data.example import Example, Judge
+from multicoco.config.data import Judge
+from multicoco.data.example import Example
 from multicoco.data.sources import fields
 from multicoco.data.sources.source import ID_KEYS, Record, Source
 from multicoco.data.sources.steps import split_reasoning

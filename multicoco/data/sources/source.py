@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
+from multicoco.config.data import StepsFrom
 from multicoco.data.example import Example
 
 Record = dict[str, Any]  # a JSON object
-StepsFrom = Literal["sentences", "rationales", "lines", "list", "tag"]
 
 ID_KEYS = ("question_id", "id", "idx")  # the first one that says something; without any, the place in the file
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import sentencex  # type: ignore[import-untyped]
 
-from multicoco.data.sources.source import StepsFrom
+from multicoco.config.data import StepsFrom
 from multicoco.errors import UserError
 
 # Pieces that end no sentence though the library ends one there: a title, the number of an item, and a stop within a
