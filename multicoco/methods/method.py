@@ -186,6 +186,11 @@ class Method:
         return None
 
     @property
+    def puts_thoughts(self) -> bool:
+        """Whether there are any in its rows; controls that put nothing in the place of steps have the tokens alone."""
+        return self.has_thoughts and self.schedule.c_thought > 0
+
+    @property
     def pass_schedule(self) -> PassSchedule:
         """In which order thoughts are made; with `OnePass` they wait for no pass, and latent columns hold what
         `fixed_thoughts` gives."""
