@@ -185,6 +185,10 @@ class Method:
         """The most of a `train_row` in a stage; of an objective that runs the language model once more."""
         return None
 
+    def said(self, stage: int) -> int:
+        """The most words that an example's thoughts are made to say in a stage, each with a loss."""
+        return 0
+
     @property
     def puts_thoughts(self) -> bool:
         """Whether there are any in its rows; controls that put nothing in the place of steps have the tokens alone."""
