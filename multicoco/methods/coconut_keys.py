@@ -176,17 +176,20 @@ class CoconutKeys(MethodKeys):
                     f"{told} the one evaluation is after the last of {config.num_epochs} epochs, eval_every_epochs "
                     f"being {config.eval_every_epochs}: leave it at null, or evaluate earlier"
                 )
-        if self.advance_when_accuracy is not None and schedule.n_stages == 1:
-            yield (
-                f"coconut.advance_when_accuracy is {self.advance_when_accuracy} but {config.trained_method} has one "
-                f"stage, {schedule.first_stage}: leave it at null"
-            )
-        elif self.advance_when_accuracy is not None and not _may_end_early(schedule, config):
-            yield (
-                f"coconut.advance_when_accuracy is {self.advance_when_accuracy} but no evaluation finds a stage that "
-                f"is not over anyway, eval_every_epochs being {config.eval_every_epochs}: raise "
-                "coconut.epochs_per_stage, the most that a stage gets"
-            )
+        if self.advance_when_accuracy is not None:
+            told = f"coconut.advance_when_accuracy is {self.advance_when_accuracy} but"
+            if schedule.n_stages == 1:
+                yield f"{told} {config.trained_method} has one stage, {schedule.first_stage}: leave it at null"
+            elif not _may_end_early(schedule, config):
+                yield (
+                    f"{told} no evaluation finds a stage that is not over anyway, eval_every_epochs being "
+                    f"{config.eval_every_epochs}: raise coconut.epochs_per_stage, the most that a stage gets"
+                )
+            elif otherwise := _asked_otherwise(schedule, config):
+                yield (
+                    f"{told} {otherwise}, and not what the stage has: no evaluation would tell whether it is learned; "
+                    "leave one of the two at null, and ask so in a run of mode eval_only"
+                )
 
     def _thought_problems(self, schedule: StageSchedule) -> Iterator[str]:
         most = schedule.max_latent_stage * schedule.c_thought
@@ -221,6 +224,16 @@ class CoconutKeys(MethodKeys):
                 f"coconut.jacobi_iterations is {iterations} but there are at most {most} thoughts, which are what they "
                 f"are in sequence after {most}: lower it, or null for one after the other"
             )
+
+
+def _asked_otherwise(schedule: StageSchedule, config: RunConfig) -> str:
+    """What has questions asked with other thoughts than those of the stage; "" if nothing has."""
+    evaluated, stages = config.eval_config, schedule.reachable(config.num_epochs)
+    if evaluated.think_then_write is not None:
+        return f"eval_config.think_then_write is {evaluated.think_then_write}"
+    asked = evaluated.eval_latent_tokens
+    is_theirs = asked is None or {schedule.eval_latents(stage, n_steps=0) for stage in stages} == {asked}
+    return "" if is_theirs else f"eval_config.eval_latent_tokens is {asked}"
 
 
 def _may_end_early(schedule: StageSchedule, config: RunConfig) -> bool:

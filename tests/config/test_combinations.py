@@ -152,6 +152,14 @@ def test_contradictions(run, error, overrides, expected):
             "no evaluation finds a stage that is not over anyway, eval_every_epochs being 2",
         ),
         (
+            [*ADVANCING, "eval_config.think_then_write=0"],
+            "advance_when_accuracy is 0.9 but eval_config.think_then_write is 0, and not what the stage has",
+        ),
+        (
+            [*ADVANCING, "coconut.max_latent_stage=2", "num_epochs=6", "eval_config.eval_latent_tokens=2"],
+            "advance_when_accuracy is 0.9 but eval_config.eval_latent_tokens is 2, and not what the stage has",
+        ),
+        (
             [*COCONUT, "coconut.collapse_below=0.5", "val_path=v", "num_epochs=3", "eval_every_epochs=3"],
             "collapse_below is 0.5 but the one evaluation is after the last of 3 epochs, eval_every_epochs being 3",
         ),
@@ -201,6 +209,7 @@ def test_what_would_never_do_anything(run, error, overrides, expected):
         [*COCONUT, "coconut.c_thought=0"],
         ADVANCING,  # a run of one epoch may be gone on with
         [*ADVANCING, "num_epochs=6"],
+        [*ADVANCING, "num_epochs=6", "eval_config.eval_latent_tokens=1"],  # as both stages have
         [*COCONUT, "coconut.gradient_passes=2", "coconut.c_thought=2"],
         [*COCONUT, "coconut.jacobi_iterations=2", "coconut.c_thought=2"],
         [*COCONUT, "coconut.projection=linear", "coconut.norm=embedding", "coconut.thoughts=borrowed"],
