@@ -149,4 +149,4 @@ def test_the_short_study_of_methods_is_a_part_of_the_whole_one(monkeypatch):
     for key in ("arms", "tests"):
         assert short[key].items() <= spec[key].items()
         spec[key] = short[key]
-    assert short == spec and len(study.jobs) == 2 * 9 * 3
+    assert short == spec and len(study.jobs) == 2 * 10 * 3
