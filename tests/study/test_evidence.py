@@ -1,5 +1,7 @@
 """What the pages say of studies is what these have written."""
 
+import json
+from collections import defaultdict
 from statistics import fmean
 
 import pytest
@@ -87,3 +89,17 @@ def test_the_readme_shows_the_studys_accuracies():
     for arm, *cells in rows((REPO / "README.md").read_text(), "| trained as"):
         of = STUDY if arm in STUDY.arms else METHODS
         assert cells == [f"{fmean(accuracies(arm, test, study=of)):.3f}" for test in TESTS]
+
+
+def test_the_table_of_more_thoughts_is_what_was_measured():
+    of: dict[tuple[str, int, int], dict[int, float]] = defaultdict(dict)
+    for run in json.loads((REPO / "benchmarks" / "results" / "more_thoughts.json").read_text())["runs"]:
+        of[run["arm"], run["hops"], run["seed"]][run["thoughts"]] = run["accuracy"]
+    for arm, *cells in rows(EVIDENCE, "| arm | four hops, thoughts of three"):
+        of_a_hop, expected = 4 if arm.endswith("twice") else 2, []
+        for hops in (4, 5):
+            seeds = [of[arm, hops, seed] for seed in (0, 1, 2)]
+            expected += [", ".join(f"{one[n * of_a_hop]:.3f}" for one in seeds) for n in (3, hops)]
+            most = [min(one, key=lambda n: (-one[n], n)) for one in seeds]
+            expected.append(", ".join(f"{one[n]:.3f} ({n})" for one, n in zip(seeds, most, strict=True)))
+        assert cells == expected
