@@ -58,12 +58,11 @@ def prompt_of(checkpoint: Checkpoint) -> Prompt:
     row = ids(())
     before, _, after = text(row).partition(_QUESTION)
     _, _, with_choices = text(ids(("red", "blue"))).partition(_QUESTION)
-    latent = checkpoint.latent_tokens
     return Prompt(
         _QUESTION,
         before,
         after,
         with_choices.removesuffix(after),
-        row.count(latent.latent) if latent else 0,
+        method.count_thoughts(row),
         reader.tokenizer.encode(text(row), add_special_tokens=False) == row,
     )
