@@ -130,7 +130,7 @@ class Collator:
         return row.input_ids.index(self.latent_token_id) if self.latent_token_id in row.input_ids else None
 
 
-def supervision_of(rows: Sequence[Row], ends: Sequence[int], fork: Fork | None = None) -> dict[str, Any]:
+def supervision_of(rows: Sequence[Row], ends: Sequence[int], fork: Fork | None) -> dict[str, Any]:
     """What the loss asks of B rows; nothing if they have no supervision.
 
     Args:
