@@ -53,7 +53,7 @@ SENTENCES := $(BIN)/multicoco prepare scenes --kinds tile --text --test 0 --out 
 UNLIKE_TEXT := --train 0 --apart-from $(TEXT)/scenes/scenes_train.json
 
 study-text: $(READY)
-	$(SENTENCES)/scenes
+	$(SENTENCES)/scenes --train 16000
 	$(SENTENCES)/hops_5 --hops 5 $(UNLIKE_TEXT)
 	$(SENTENCES)/distractors --distractors 4 $(UNLIKE_TEXT)
 	$(SENTENCES)/few --tiles 5 --hops 4 --train 128000 --seed 1

@@ -94,7 +94,8 @@ def training_output(
     method: Method, reasoner: LatentReasoner, rows: Sequence[Row], stage: int, on_host: bool = True
 ) -> LatentOutput:
     """Args: on_host: whether the reasoner is given what it may read on the host."""
-    batch = Collator(PAD, LATENT, reasoner.family.batch, min_length=method.passes(stage))(rows)
+    n_passes = method.passes(stage)
+    batch = Collator(PAD, LATENT if n_passes > 1 else None, reasoner.family.batch, min_length=n_passes)(rows)
     labelled = int((batch["labels"][:, 1:] != -100).sum())
     tokens = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
     supervision = {key: x for key, x in batch["supervision"].items() if isinstance(x, Tensor)}
@@ -102,7 +103,7 @@ def training_output(
         **tokens,
         on_host=tokens | supervision if on_host else None,
         **batch["inputs"],
-        n_passes=method.passes(stage),
+        n_passes=n_passes,
         loss_divisor=labelled,
         supervision=batch["supervision"] | {"divisors": torch.tensor(method.counts(batch)).clamp(min=1)},
     )

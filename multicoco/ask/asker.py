@@ -114,7 +114,7 @@ class Asker:
         self.is_run = weights.state is not None
         own = self.config.trained_method
         method = method_class(own)(self.config, self.assembly.backbone.latent_tokens)
-        self.has_thoughts, self.can_be_changed = method.has_thoughts, thinks_itself(method)
+        self.has_thoughts, self.can_be_changed = method.puts_thoughts, thinks_itself(method)
         self.modes = [*(mode for mode in ("vanilla", "cot") if mode != own), own]
 
     def ask(
@@ -227,7 +227,7 @@ class Asker:
         asked = EvalConfig(eval_latent_tokens=latents, **measured)
         config = _with_interventions(self.config.model_copy(update={"eval_config": asked}), wanted)
         method = method_class(name)(config, self.assembly.backbone.latent_tokens)
-        if not method.has_thoughts and (latents is not None or lens):
+        if not method.puts_thoughts and (latents is not None or lens):
             raise UserError(f"mode {name} has no thoughts: leave latents and lens out, or ask in another mode")
         if method.borrows:
             raise UserError(

@@ -16,6 +16,7 @@ from multicoco.data.loader import check_donors
 from multicoco.engine.assembly import Assembly
 from multicoco.engine.lengths import check_prompt_lengths
 from multicoco.engine.ranks import rank
+from multicoco.errors import UserError
 from multicoco.evaluation.asking import Answers, Asking, Respondent, Sample
 from multicoco.evaluation.interventions import (
     Interventions,
@@ -81,7 +82,7 @@ class Evaluator:
         asked = self.config.eval_config.asked_thoughts or 0
         for name, method in self.methods.items():
             trained = method.schedule.max_latent_stage * method.schedule.c_thought
-            if method.has_thoughts and asked > trained:
+            if method.puts_thoughts and asked > trained:
                 print(
                     f"eval_config asks for {asked} thoughts, {name} is trained with at most {trained}: it has never "
                     "had so many",
@@ -194,5 +195,17 @@ def check_questions(config: RunConfig, assembly: Assembly, stages: Sequence[int]
 
 
 def evaluation_methods(config: RunConfig, latent_tokens: LatentTokens | None) -> dict[str, Method]:
-    """The methods that a run evaluates by, by their names."""
-    return {name: method_class(name)(config, latent_tokens) for name in evaluated_methods(config)}
+    """The methods that a run evaluates by, by their names.
+
+    Raises:
+        UserError: reasoning is to be written after some thoughts by one that has none.
+    """
+    methods = {name: method_class(name)(config, latent_tokens) for name in evaluated_methods(config)}
+    wanted = config.eval_config.think_then_write
+    for name, method in methods.items():
+        if wanted and method.has_thoughts and not method.puts_thoughts:
+            raise UserError(
+                f"eval_config.think_then_write is {wanted} but {name} puts no thoughts in the place of steps: set it "
+                "to 0, after none, or leave it at null"
+            )
+    return methods

@@ -156,7 +156,8 @@ def projection(model: Any, thoughts_from: str | None) -> Callable[[Tensor], Tens
             f"thoughts.safetensors is not in {source!r}, which the model was loaded from: give thoughts_from, the "
             "folder or hub id that this code came with"
         ) from error
-    weights = {name.removeprefix("projection."): x.to(model.device) for name, x in read(file).items()}
+    table = model.get_input_embeddings().weight  # in whose precision the model was loaded, not that of training
+    weights = {name.removeprefix("projection."): x.to(table.device, table.dtype) for name, x in read(file).items()}
     norm = weights.pop("target_norm", None)
     layers = sorted({name.rpartition(".")[0] for name in weights})
 
@@ -172,7 +173,7 @@ def projection(model: Any, thoughts_from: str | None) -> Callable[[Tensor], Tens
         if norm is None:
             return thought
         wide = thought.to(torch.promote_types(thought.dtype, torch.float32))
-        own = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp(min=torch.finfo(wide.dtype).tiny)
+        own = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp(min=torch.finfo(wide.dtype).eps)
         scaled: Tensor = thought * (norm / own)
         return scaled.to(thought.dtype)
 

@@ -96,6 +96,9 @@ class CMTP(Coconut):
     def passes(self, stage: int) -> int:
         return 1
 
+    def said(self, stage: int) -> int:
+        return self.schedule.max_latents(stage) * self.section_of(CMTPKeys).words
+
     def projection(self, model: PreTrainedModel) -> Words:
         from multicoco.latent.words import Words
 

@@ -46,6 +46,11 @@ class CODIKeys(MethodKeys):
             yield f"{named} but coconut.uniform_prob is {keys.uniform_prob}: it has one stage, set it to 0"
         if not self.student_weight and not self.distillation_weight:
             yield "codi.student_weight and codi.distillation_weight are both 0: nothing would teach the student"
+        if not self.teacher_weight and not self.distillation_weight:
+            yield (
+                "codi.teacher_weight and codi.distillation_weight are both 0: nothing would come of the teacher's "
+                f"pass, without which this is coconut with coconut.first_stage {last}"
+            )
 
 
 class CODI(Coconut):

@@ -195,6 +195,15 @@ class Method:
         """The most of a `train_row` in a stage; of an objective that runs the language model once more."""
         return None
 
+    def said(self, stage: int) -> int:
+        """The most words that an example's thoughts are made to say in a stage, each with a loss."""
+        return 0
+
+    @property
+    def puts_thoughts(self) -> bool:
+        """Whether there are any in its rows; controls that put nothing in the place of steps have the tokens alone."""
+        return self.has_thoughts and self.schedule.c_thought > 0
+
     @property
     def pass_schedule(self) -> PassSchedule:
         """In which order thoughts are made; with `OnePass` they wait for no pass, and latent columns hold what

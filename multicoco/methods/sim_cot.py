@@ -51,6 +51,12 @@ class SimCoTKeys(MethodKeys):
                 f"{named} but coconut.thoughts is {keys.thoughts}: a step cannot be read from what is not of "
                 "its example, set it to hidden"
             )
+        elif self._teaches_itself_alone(config):
+            why = "coconut.thoughts is detached" if keys.thoughts == "detached" else "coconut.gradient_passes is 0"
+            yield (
+                f"{named} but {why}, so that a decoder which is left behind would be all that learns from its loss: "
+                "let gradients through, project the thoughts, or set sim_cot.decoder to self"
+            )
         if self.freeze_decoder and self.decoder != "copy":
             yield f"sim_cot.freeze_decoder is true but sim_cot.decoder is {self.decoder}, which trains: set it to copy"
         if self.decoder_layers is not None and self.decoder != "copy":
@@ -70,6 +76,13 @@ class SimCoTKeys(MethodKeys):
                 f"sim_cot.decoder_rank is {self.decoder_rank} but sim_cot.decoder is {self.decoder}, which has none: "
                 "leave it at null, or set sim_cot.decoder to adapters"
             )
+
+    def _teaches_itself_alone(self, config: RunConfig) -> bool:
+        """Whether nothing that stays has a gradient of the decoder's loss: neither what thoughts are made by, nor
+        weights that the decoder shares."""
+        is_apart = self.decoder == "copy" or (self.decoder == "adapters" and config.lora.rank is not None)
+        method = SimCoT(config)
+        return is_apart and method.gradient_passes == 0 and method.keys.projection == "none"
 
 
 class SimCoT(Coconut):

@@ -145,7 +145,7 @@ def _passes(model: ModelGeometry, work: Workload, setting: Setting, cluster: Clu
         there, back = layers(model.decoder_layer, rows * columns, attended, width, trace, weight_gradients)
         forward, backward = forward + there, backward + back
         hiding += back if number == 0 else 0
-    written = setting.micro_batch * work.labelled
+    written = setting.micro_batch * (work.labelled + work.said)
     if model.reader and (beside := work.beside):
         reads, columns = setting.micro_batch * beside.rows + 1, beside.read + beside.written
         trace = model.trace.besides(reads, columns, setting.checkpointing)

@@ -49,6 +49,7 @@ class Workload:
         schedule: of the passes, but for that of the branches.
         shared, branch: as of `methods.method.Extent`; the branch carries a loss too.
         beside: what the objective runs besides.
+        said: words that its thoughts are made to say.
     """
 
     tiles: int
@@ -60,6 +61,7 @@ class Workload:
     shared: int = 0
     branch: int = 0
     beside: Beside | None = None
+    said: int = 0
 
     @property
     def length(self) -> int:

@@ -116,6 +116,11 @@ def _written_over(model: ModelGeometry, work: Workload, setting: Setting) -> int
     return setting.micro_batch * work.rows * work.written_over * model.cache_numbers * 2 * model.width
 
 
+def _with_a_loss(work: Workload, setting: Setting) -> list[int]:
+    """Positions of the calls of the model's own head: those that are labelled, and those of words that are said."""
+    return [setting.micro_batch * n for n in (work.labelled, work.said) if n]
+
+
 def _beside(beside: Beside, setting: Setting) -> tuple[int, int]:
     """Rows, one of which writes nothing, and columns of what the objective runs."""
     return setting.micro_batch * beside.rows + 1, beside.read + beside.written
@@ -150,9 +155,10 @@ def _forward(walk: Walk, model: ModelGeometry, work: Workload, setting: Setting,
     gather.first_use(model.head)
     if model.reader and work.beside:
         _forward_besides(walk, model, model.reader, work.beside, setting, gather)
-    walk.hold("activations", setting.micro_batch * work.labelled * hidden)  # the labelled ones
-    loss = model.trace.loss(setting.micro_batch * work.labelled)
-    walk.need("logits", loss.saved + loss.forward)  # saved: with LoRA, the head with its trained rows in it
+    for positions in _with_a_loss(work, setting):
+        walk.hold("activations", positions * hidden)
+        loss = model.trace.loss(positions)
+        walk.need("logits", loss.saved + loss.forward)  # saved: with LoRA, the head with its trained rows in it
 
 
 def _forward_besides(
@@ -176,8 +182,9 @@ def _backward(
     walk: Walk, model: ModelGeometry, work: Workload, setting: Setting, gather: Gathering, reduction: Reduction
 ) -> None:
     rows, width = setting.micro_batch * work.rows, model.width
-    loss = model.trace.loss(setting.micro_batch * work.labelled)
-    walk.need("logits", loss.saved + loss.backward)
+    for positions in _with_a_loss(work, setting):
+        loss = model.trace.loss(positions)
+        walk.need("logits", loss.saved + loss.backward)
     reduction.finish(model.head)
     if model.is_tied:  # waits for the embedding's
         walk.hold("unfinished gradients", width * model.embedding.trainable)

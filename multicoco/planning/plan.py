@@ -78,7 +78,8 @@ def _describe(work: Workload) -> str:
     if work.beside:
         rows, read, written = work.beside
         besides = f"; besides, {rows} rows of {read} columns that are read and {written} that are written"
-    return f"{work.prompt} columns{image}, {work.latents} latent, {work.written} written{branch}{besides}"
+    said = f"; {work.said} words are said of its thoughts" if work.said else ""
+    return f"{work.prompt} columns{image}, {work.latents} latent, {work.written} written{branch}{besides}{said}"
 
 
 def explanation_path(path: Path) -> Path:

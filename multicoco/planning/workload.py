@@ -35,7 +35,7 @@ def stage_workloads(
     method = method_class(config.trained_method)(config)
     stages = method.schedule.reachable(config.num_epochs)
     thoughts = {stage: method.extent(ExampleTokens([]), stage).thoughts for stage in stages}
-    deepest = min(stages, key=lambda stage: (-method.passes(stage), -thoughts[stage], stage))
+    deepest = min(stages, key=lambda stage: (-method.passes(stage), -thoughts[stage], -method.said(stage), stage))
     most = family_of(model.config).most_tiles(config.max_image_tiles) if model.tile else 0
     of_image = (tiles or (1 if most is None else most)) if model.tile else 0
     sample = None if assumed else look_at(config, model, of_image, method.asked)
@@ -65,7 +65,7 @@ def _workload(method: Method, stage: int, examples: Sequence[ExampleTokens], til
     rows, schedule = method.rows(stage), method.pass_schedule
     besides = [beside for tokens in examples if (beside := method.beside(tokens, stage)) is not None]
     beside = Beside(*map(max, zip(*besides, strict=True))) if besides else None
-    return Workload(tiles, context, thoughts, written, rows, schedule, shared, branch, beside)
+    return Workload(tiles, context, thoughts, written, rows, schedule, shared, branch, beside, method.said(stage))
 
 
 def _allowed(extent: Extent, method: Method) -> Extent:

@@ -70,12 +70,10 @@ class TrainingBatches:
             until=part.end,
             order=self._order(epoch),
         )
-        collator = Collator(
-            backbone.tokenizer.pad_token_id,
-            self.assembly.reasoner.latent_token_id,
-            backbone.family.batch,
-            min_length=self.method.passes(part.stage),
-        )
+        n_passes = self.method.passes(part.stage)
+        # rows that take one pass are not lined up, as that would take more columns
+        latent = self.assembly.reasoner.latent_token_id if n_passes > 1 else None
+        collator = Collator(backbone.tokenizer.pad_token_id, latent, backbone.family.batch, min_length=n_passes)
         loader = iter(make_loader(dataset, batches, collator, config.num_workers))
         while micro_batches := list(islice(loader, config.gradient_accumulation_steps)):
             yield micro_batches

@@ -119,6 +119,15 @@ def test_a_control_whose_thoughts_are_of_another_question_is_not_asked_alone(ask
     assert asker.ask(example.image, "What?", mode="cot").mode == "cot"
 
 
+def test_a_control_without_thoughts_is_asked_for_none(asker, example, monkeypatch):
+    nothing = asker.config.coconut.model_copy(update={"c_thought": 0})
+    monkeypatch.setattr(asker, "config", asker.config.model_copy(update={"coconut": nothing}))
+    assert asker.ask(example.image, "What?").thoughts == 0
+    for options in ({"latents": 2}, {"lens": True}):
+        with pytest.raises(UserError, match="mode coconut has no thoughts: leave latents and lens out"):
+            asker.ask(example.image, "What?", **options)
+
+
 def test_without_the_runs_data_its_mean_is_not_to_be_had(asker, example, monkeypatch):
     monkeypatch.setattr(asker, "config", asker.config.model_copy(update={"data_dir": "gone"}))
     with pytest.raises(UserError, match=r"gone/aokvqa_v1p0_val.json.*or take zero"):

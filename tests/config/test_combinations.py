@@ -4,6 +4,7 @@ from multicoco.config import load_config
 
 COCONUT = ["mode=coconut_train", "coconut.enabled=true", "coconut.first_stage=1"]
 EVALUATION = ["mode=eval_only", "val_path=v", "eval_config.cot=true"]
+ADVANCING = [*COCONUT, "coconut.advance_when_accuracy=0.9", "coconut.epochs_per_stage=2", "val_path=v"]
 ALL_FROZEN = [f"freeze.{part}=true" for part in ("vision_tower", "projector", "language_model")]
 
 
@@ -91,6 +92,10 @@ ALL_FROZEN = [f"freeze.{part}=true" for part in ("vision_tower", "projector", "l
             ["mode=train", "method=no_thoughts", *COCONUT[1:], "coconut.norm=embedding"],
             ["coconut.norm is embedding but there are no thoughts"],
         ),
+        (
+            [*COCONUT, "coconut.c_thought=0", "coconut.gradient_passes=0", "coconut.jacobi_iterations=1"],
+            [f"coconut.{key} but there are no thoughts" for key in ("gradient_passes is 0", "jacobi_iterations is 1")],
+        ),
         ([*COCONUT[:2], "coconut.first_stage=3"], ["coconut.first_stage is 3", "the last stage is 2"]),
         (
             ["tracking=[wandb]", "wandb.mode=disabled"],
@@ -137,6 +142,22 @@ def test_contradictions(run, error, overrides, expected):
         (
             [*COCONUT[:2], "coconut.first_stage=2", "coconut.advance_when_accuracy=0.9", "val_path=v"],
             "coconut.advance_when_accuracy is 0.9 but coconut has one stage, 2: leave it at null",
+        ),
+        (
+            [*COCONUT, "coconut.advance_when_accuracy=0.9", "val_path=v", "num_epochs=5"],  # stages of one epoch
+            "coconut.advance_when_accuracy is 0.9 but no evaluation finds a stage that is not over anyway",
+        ),
+        (
+            [*ADVANCING, "num_epochs=6", "eval_every_epochs=2"],
+            "no evaluation finds a stage that is not over anyway, eval_every_epochs being 2",
+        ),
+        (
+            [*ADVANCING, "eval_config.think_then_write=0"],
+            "advance_when_accuracy is 0.9 but eval_config.think_then_write is 0, and not what the stage has",
+        ),
+        (
+            [*ADVANCING, "coconut.max_latent_stage=2", "num_epochs=6", "eval_config.eval_latent_tokens=2"],
+            "advance_when_accuracy is 0.9 but eval_config.eval_latent_tokens is 2, and not what the stage has",
         ),
         (
             [*COCONUT, "coconut.collapse_below=0.5", "val_path=v", "num_epochs=3", "eval_every_epochs=3"],
@@ -186,7 +207,9 @@ def test_what_would_never_do_anything(run, error, overrides, expected):
         [*COCONUT[:2], "load_model_path=cot"],  # starts at stage 1
         [*COCONUT[:2], "coconut.uniform_prob=0.1"],  # thoughts are drawn in stage 0 too
         [*COCONUT, "coconut.c_thought=0"],
-        [*COCONUT, "coconut.advance_when_accuracy=0.9", "val_path=v"],
+        ADVANCING,  # a run of one epoch may be gone on with
+        [*ADVANCING, "num_epochs=6"],
+        [*ADVANCING, "num_epochs=6", "eval_config.eval_latent_tokens=1"],  # as both stages have
         [*COCONUT, "coconut.gradient_passes=2", "coconut.c_thought=2"],
         [*COCONUT, "coconut.jacobi_iterations=2", "coconut.c_thought=2"],
         [*COCONUT, "coconut.projection=linear", "coconut.norm=embedding", "coconut.thoughts=borrowed"],

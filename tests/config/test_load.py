@@ -155,6 +155,19 @@ class TestOverrides:
             saved.write_text(load_config(path).to_yaml())
             assert load_config(saved, saved=True).coconut.stage_lr == [3, 2, 1, 1][: 3 if parent else 4]
 
+    def test_how_thoughts_are_trained_may_be_inherited_by_a_method_without_any_and_is_refused_else(self, write, error):
+        keys = {"thoughts": "detached", "jacobi_iterations": 1, "projection": "mlp", "collapse_below": 0.5}
+        write({"mode": "train", "coconut": keys, "num_epochs": 4}, "parent.yaml")
+        path = write({"inherits": "parent.yaml", "mode": "train", "method": "icot"})
+        assert load_config(path).coconut.jacobi_iterations == 1
+        for setting in ("jacobi_iterations=1", "norm=embedding", "gradient_passes=0", "advance_when_accuracy=0.9"):
+            key, _, value = setting.partition("=")
+            said = error(path, "method=icot", f"coconut.{setting}")
+            assert f"coconut.{key} is {value} but the method is icot, which does not read it: leave it out" in said
+        assert load_config(path, ["coconut.c_thought=3", "coconut.projection=none"]).coconut.c_thought == 3
+        both = write({"mode": "cot_train", "coconut": keys})
+        assert error(both).count("but the method is cot, which does not read it") == len(keys)
+
 
 class TestShippedConfigs:
     @pytest.mark.parametrize(

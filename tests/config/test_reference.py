@@ -2,7 +2,7 @@ from pathlib import Path
 
 from multicoco.config import config_reference
 from multicoco.config.evaluation import EvalConfig
-from multicoco.methods.coconut import CoconutKeys
+from multicoco.methods.coconut_keys import CoconutKeys
 
 
 def test_the_page_in_the_docs_is_up_to_date():

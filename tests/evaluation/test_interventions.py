@@ -404,6 +404,19 @@ def test_more_thoughts_than_trained_are_said_once(capsys):
     assert capsys.readouterr().out.count("eval_config asks for 5 thoughts, coconut is trained with at most 2") == 1
 
 
+@pytest.mark.parametrize(("key", "says"), [("think_then_write", True), ("eval_latent_tokens", False)])
+def test_thoughts_that_there_are_not_are_not_asked_for(key, says, capsys):
+    nothing = {"enabled": True, "max_latent_stage": 2, "c_thought": 0}
+    asked = config(coconut=nothing, eval_config={key: 2})
+    if says:
+        with pytest.raises(UserError, match="think_then_write is 2 but coconut puts no thoughts in the place of steps"):
+            evaluation_methods(asked, TOKENS)
+    else:
+        assert {sample["latent_tokens"] for sample in evaluate(asked).samples["coconut"]} == {0}
+        assert "eval_config asks for" not in capsys.readouterr().out
+    evaluation_methods(config(coconut=nothing, eval_config={key: 0}), TOKENS)
+
+
 def test_a_data_set_with_an_evaluation_of_its_own_gets_its_scores_and_its_file():
     openly = {"choices": (), "answer_index": None}
     examples = [

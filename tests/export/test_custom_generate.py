@@ -102,6 +102,21 @@ def test_thoughts_are_projected_as_in_training(tmp_path, kind, to_embeddings):
             new_tokens(model, batch, config)
 
 
+def test_thoughts_go_in_the_precision_that_the_model_was_loaded_in(tmp_path, monkeypatch):
+    model = MODELS["qwen2"](1).eval()
+    projected = Projected(hidden_state, Projection(model, "mlp", to_embeddings=True, seed=1)).bfloat16()
+    save_file(projected.state_dict(), tmp_path / "thoughts.safetensors")
+    monkeypatch.setattr(custom_generate, "HAS_PROJECTION", True)
+    project = custom_generate.projection(model, str(tmp_path))
+    thoughts = torch.cat([torch.randn(2, 32), torch.full((1, 32), 1e-9)])
+    torch.testing.assert_close(project(thoughts), projected.float().projection(thoughts), rtol=1e-5, atol=1e-6)
+    projected = Projected(hidden_state, Projection(model, "none", to_embeddings=True))
+    save_file(projected.state_dict(), tmp_path / "thoughts.safetensors")
+    custom_generate.read.cache_clear()
+    project = custom_generate.projection(model, str(tmp_path))
+    torch.testing.assert_close(project(thoughts), projected.projection(thoughts))  # the smallest one too
+
+
 @pytest.mark.parametrize("name", ["internvl", "gemma2"])
 def test_thoughts_are_of_words_as_in_training(tmp_path, monkeypatch, name):
     model = (SIGHTED[name](1) if name in SIGHTED else windowed(name)).eval()

@@ -76,6 +76,7 @@ def test_it_is_of_one_stage_and_a_teacher_fits_its_extent():
         ({"thoughts": "borrowed"}, {}, "codi but coconut.thoughts is borrowed"),
         ({"c_thought": 0}, {}, "codi but coconut.c_thought is 0"),
         ({}, {"student_weight": 0, "distillation_weight": 0}, "nothing would teach the student"),
+        ({}, {"teacher_weight": 0, "distillation_weight": 0}, "nothing would come of the teacher's pass"),
     ],
 )
 def test_what_makes_no_sense_is_refused(coconut, codi, says):

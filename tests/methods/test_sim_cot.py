@@ -158,6 +158,16 @@ def test_each_latent_step_writes_its_own_and_those_past_the_steps_nothing():
     [
         ({"c_thought": 0}, {}, "sim_cot but coconut.c_thought is 0"),
         ({"thoughts": "noise"}, {}, "sim_cot but coconut.thoughts is noise"),
+        (
+            {"thoughts": "detached"},
+            {},
+            "sim_cot but coconut.thoughts is detached, so that a decoder which is left behind",
+        ),
+        (
+            {"gradient_passes": 0, "norm": "embedding"},
+            {},
+            "sim_cot but coconut.gradient_passes is 0, so that a decoder",
+        ),
         ({}, {"decoder": "self", "decoder_layers": 2}, "sim_cot.decoder_layers is 2 but sim_cot.decoder is self"),
         ({}, {"decoder": "self", "freeze_decoder": True}, "sim_cot.freeze_decoder is true but sim_cot.decoder is self"),
         ({}, {"decoder": "adapters"}, "sim_cot.decoder is adapters but sim_cot.decoder_rank is null"),
@@ -173,6 +183,38 @@ def test_each_latent_step_writes_its_own_and_those_past_the_steps_nothing():
 def test_what_makes_no_sense_is_refused(coconut, sim_cot, says):
     with pytest.raises(ValueError, match=says):
         make_method("sim_cot", coconut=coconut, sim_cot=sim_cot)
+
+
+@pytest.mark.parametrize(
+    ("coconut", "sim_cot", "lora", "learns"),
+    [
+        ({}, {}, None, False),
+        ({}, {"decoder": "adapters", "decoder_rank": 2}, 2, False),
+        ({}, {"decoder": "adapters", "decoder_rank": 2}, None, True),
+        ({"projection": "linear"}, {}, None, True),
+    ],
+)
+def test_constant_thoughts_are_refused_where_nothing_that_stays_learns_of_the_decoders_loss(
+    coconut, sim_cot, lora, learns
+):
+    found = []
+    for weight in (1.0, 2.0):
+        method = make_method("sim_cot", coconut=coconut, sim_cot=sim_cot | {"weight": weight}, lora={"rank": lora})
+        model = MODELS["llama"]().double()
+        if lora:
+            add_lora(model, lora, 4.0)
+        reasoner = make_reasoner(method, model).train()
+        reasoner.gradient_passes = 0
+        training_loss(method, reasoner, make_rows(method, "llama", 3), 3).backward()
+        stays = {**gradients(model), **{f"own {k}": v for k, v in gradients(reasoner).items() if "projection" in k}}
+        found.append(stays)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0]) != learns
+    keys = {"coconut": coconut | {"gradient_passes": 0}, "sim_cot": sim_cot, "lora": {"rank": lora}}
+    if learns:
+        make_method("sim_cot", **keys)
+    else:
+        with pytest.raises(ValueError, match="gradient_passes is 0, so that a decoder which is left behind would be"):
+            make_method("sim_cot", **keys)
 
 
 @pytest.mark.parametrize("name", ["internvl", "qwen2"])  # whose head is tied, and not

@@ -99,6 +99,25 @@ def test_what_a_decoder_of_steps_leaves_for_backward_is_as_predicted(keys):
     assert predicted[0] - predicted[1] == pytest.approx(measured[0] - measured[1], rel=0.15)
 
 
+def test_what_words_that_thoughts_say_leave_for_backward_is_as_predicted():
+    """Measured likewise, of more words and of fewer."""
+    measured, predicted = [], []
+    for words in (4, 40):
+        method = make_method("c_mtp", c_mtp={"words": words})
+        reasoner, rows = make_reasoner(method, qwen2()).train(), 4 * make_rows(method, "qwen2", 3)[:1]
+        with LiveBytes() as counted:
+            loss = training_loss(method, reasoner, rows, 3)
+            measured.append(counted.live)
+        loss.backward()
+        extent = method.extent(make_examples("qwen2")[0], 3)
+        work = Workload(0, extent.context, extent.thoughts, extent.written, said=method.said(3))
+        geometry = ModelGeometry(qwen2().config, torch.float32, NOTHING, projection=method.projection)
+        memory = peak_memory(geometry, work, replace(PLAIN, micro_batch=4))
+        predicted.append(memory.parts["activations"])
+        assert memory.parts["logits"] > geometry.trace.loss(4 * work.said).forward > 0
+    assert predicted[1] - predicted[0] == pytest.approx(measured[1] - measured[0], rel=0.15)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_pass_leaves_activations_for_its_columns(checkpointing):
     setting = replace(PLAIN, checkpointing=checkpointing)

@@ -82,6 +82,8 @@ def test_controls_of_one_pass_are_planned_with_one_and_borrowed_thoughts_with_a_
     assert taught.rows == 1 and taught.segments[:4] == plain.segments[:4] and len(taught.segments) == 6
     assert taught.segments[-1] >= taught.branch > 0
     assert (taught.shared, taught.columns) == (taught.prompt - 1, taught.length + taught.segments[-1])
+    said = last("hidden mode=train method=c_mtp c_mtp.words=90")  # of the stage that has most to say, not of the first
+    assert len(said.segments) == 1 and said.said == 4 * 90
 
 
 def test_an_image_of_a_model_of_no_family_is_one_picture_or_as_many_as_are_asked_for():
