@@ -88,11 +88,12 @@ def run_study(args: argparse.Namespace) -> None:
     from multicoco.study.spec import load_study
 
     study = load_study(args.study)
+    jobs = choose(study, args.only)
     if args.list:
-        print("\n".join(dict.fromkeys(job.label for job in study.jobs)))
+        print("\n".join(dict.fromkeys(job.label for job in jobs)))
         return
     check_folder(study)
-    jobs, launcher = choose(study, args.only), read_launcher(args.launcher)
+    launcher = read_launcher(args.launcher)
     check_runs(study, jobs)
     if args.plan:
         print(format_plan(study, jobs, launcher))

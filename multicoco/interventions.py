@@ -45,9 +45,10 @@ class Intervention:
     inner: "Intervention | None" = None
 
     def __str__(self) -> str:
+        number = f"{self.number:.15g}"  # as it was written
         if self.inner:
-            return f"only({self.number:g}, {self.inner})"
-        argument = f"{self.number:g}" if self.kind in _NUMBERED else self.variant
+            return f"only({number}, {self.inner})"
+        argument = number if self.kind in _NUMBERED else self.variant
         return f"{self.kind}({argument})" if argument else self.kind
 
     @property

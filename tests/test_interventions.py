@@ -9,7 +9,11 @@ ALL = [*PLAIN, "perturb(0.3)", "swap(2)", "cut(1)", "extend(9)"]
 
 
 @pytest.mark.parametrize(
-    "spec", [*ALL, "other_input(blank)", "other_input(reverse)", "only(3, mean)", "only(1, swap(2))"]
+    "spec",
+    [
+        *(*ALL, "other_input(blank)", "other_input(reverse)", "only(3, mean)", "only(1, swap(2))"),
+        *("extend(1000000)", "perturb(0.1234567)"),
+    ],
 )
 def test_a_spec_is_what_it_is_written_as(spec):
     parsed = parse(spec)

@@ -4,7 +4,8 @@ The rules hold when a model babbles: a text gives an answer only if it says one 
 ("unparsed").
 
 The answer is the line that follows "Answer:" (any case); without one, what follows "answer is"; without either, the
-last line that is not empty, unless the text was cut off. Where several are marked they must agree.
+last line that is not empty, without hashes in front, unless the text was cut off. Where several are marked they must
+agree.
 
 Multiple choice: the line is, after words such as "it is",
 1. in the form that the model was asked for, a label: a letter ("B", "(b)", "B. blue") or an index ("1", "1 : blue"),
@@ -27,6 +28,7 @@ from multicoco.data.numbers import single_number
 _MARKERS = (re.compile(r"\banswer[\s*]*:", re.IGNORECASE), re.compile(r"\banswer\s+is\b", re.IGNORECASE))
 # GSM8K's "#### 72", and no heading
 _NUMBER_MARKERS = (re.compile(rf"{_MARKERS[0].pattern}|#{{2,}}(?=\s*[-+$]*\s?\.?[0-9])", re.IGNORECASE), _MARKERS[1])
+_HASHES = re.compile(r"^#{2,}\s+(?=\S)")  # "### Tom is a lempus.", as models of the Coconut authors' code say it
 _LEAD_IN = re.compile(
     r"^(?:\s*(?:it['\u2019]s|(?:it|this|that)\s+(?:is|must\s+be)"
     r"|(?:(?:the|my)\s+)?(?:(?:correct|right|best|final)\s+)?(?:answer|option|choice)(?:\s+is)?)\b[\s:]*)+",
@@ -130,7 +132,7 @@ def _segments(text: str, truncated: bool, judge: Judge) -> list[str]:
     marked = _marked(text, _NUMBER_MARKERS if judge == "number" else _MARKERS)
     if marked is not None:
         return marked
-    return [] if truncated else text.strip().splitlines()[-1:]
+    return [] if truncated else [_HASHES.sub("", line.strip()) for line in text.strip().splitlines()[-1:]]
 
 
 def _first_line(segment: str) -> str:

@@ -4,6 +4,7 @@ An answer is measured where it would stand if the model answered at once: after 
 prompts that ask for reasoning, "Answer:", which is given. Its end of turn belongs to it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -71,8 +72,10 @@ def sample_fields(example: Example, measured: Sequence[float]) -> dict[str, Any]
     }
 
 
-def likeliest(measured: Sequence[float]) -> int:
-    """The index of the likeliest choice, the first of equals."""
+def likeliest(measured: Sequence[float]) -> int | None:
+    """The index of the likeliest choice, the first of equals; None where one is not a number, as after an overflow."""
+    if any(map(math.isnan, measured)):
+        return None
     return max(range(len(measured)), key=lambda i: (measured[i], -i))
 
 

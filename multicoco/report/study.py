@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -144,10 +143,11 @@ def _difference_charts(study: StudyResult) -> Iterator[Chart]:
             yield Chart(
                 f"Arms against each other on {test}", charts.rows(points, "difference in accuracy", mark=0), note
             )
-    points = [_changed(pair) for pair in study.pairs if pair.kind == "intervention"]
-    if points:
+    changed = [pair for pair in study.pairs if pair.kind == "intervention"]
+    for arm in dict.fromkeys(pair.first for pair in changed):
+        points = [_changed(pair) for pair in changed if pair.first == arm]
         svg = charts.rows(points, "accuracy with it, less without", mark=0)
-        yield Chart("Interventions on the thoughts", svg, f"{note} Left of the line: it hurts.")
+        yield Chart(f"Interventions on the thoughts of {arm}", svg, f"{note} Left of the line: it hurts.")
 
 
 def _changed(pair: PairResult) -> Point:
@@ -213,10 +213,8 @@ def evaluated_runs(study: StudyResult, folder: Path) -> list[tuple[str, RunFolde
     within = [test for test, is_beyond in _beyond(study).items() if not is_beyond][:1]
     found = []
     for arm in study.arms:
-        seeds = sorted({run.seed for run in study.runs if run.arm == arm and run.test in within})[:1]
-        folders = [path for seed in seeds for path in folder.glob(f"{escape(arm)}-*/seed_{seed}/{escape(within[0])}-*")]
-        done = [path for path in folders if is_run(path) and (path / "done.json").exists()]
-        if done:  # of an arm that was changed, there are earlier ones
-            newest = max(done, key=lambda path: (path / "done.json").stat().st_mtime)
-            found.append((arm, read_run(newest)))
+        runs = [run for run in study.runs if (run.arm, run.intervention) == (arm, UNTOUCHED) and run.test in within]
+        first = min(runs, key=lambda run: run.seed, default=None)
+        if first is not None and first.folder and is_run(folder / first.folder):
+            found.append((arm, read_run(folder / first.folder)))
     return found

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,25 +15,93 @@ from multicoco.data.sources.location import Location, locate
 from multicoco.data.sources.mixture import read_parts
 from multicoco.errors import UserError
 from multicoco.evaluation.evaluator import evaluation_methods
-from multicoco.evaluation.interventions import check_interventions
+from multicoco.evaluation.interventions import check_interventions, thinks_itself
 from multicoco.methods import method_class
 from multicoco.study.done import is_done
-from multicoco.study.spec import Job, Study
+from multicoco.study.spec import WATCHING, Job, Study
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+_TOKENS = LatentTokens(1, 2, 3)  # numbers are asked for, not words
+
+_THINKS, _BORROWS = "thinks thoughts of its own", "is fed another question's thoughts"
+_WAITS, _DROPS = "is fed what is no thought", "has neither thoughts nor the steps"
+_WRITES, _ANSWERS = "writes its steps", "answers at once"
+_DOES = {
+    **{"hidden": _THINKS, "borrowed": _BORROWS, "pause": _WAITS},
+    **{"no_thoughts": _DROPS, "cot": _WRITES, "direct": _ANSWERS},
+}
+"""Role -> what the reading rule takes its model to do."""
 
 
 def check_runs(study: Study, jobs: Sequence[Job]) -> None:
     """Looks at what the jobs that are not done need.
 
     Raises:
-        UserError: files that are not there, and interventions that cannot be made on an arm's thoughts or with a test
-            set's questions; all of them.
+        UserError: arms that are not what their role says, test sets that show nothing, files that are not there, and
+            interventions that cannot be made on an arm's thoughts or with a test set's questions; all of them.
     """
     of_all_seeds = {(job.arm, job.test): job for job in jobs if not is_done(job)}
-    problems = [problem for job in of_all_seeds.values() for problem in _problems(study, job)]
+    problems = [*_problems_of_roles(study), *_problems_of_tests(study)]
+    problems += [problem for job in of_all_seeds.values() for problem in _problems(study, job)]
     if problems:
         raise UserError("\n  ".join([f"{study.file}: nothing was started:", *dict.fromkeys(problems)]))
+
+
+def _problems_of_roles(study: Study) -> Iterator[str]:
+    """A control whose own keys have been forgotten would be read as one."""
+    for training in _trainings(study):
+        role, does = study.spec.role(training.arm), _does(study.config_of(training))
+        if role is not None and does != _DOES[role]:
+            yield (
+                f"arms.{training.arm}: its role is {role}, whose model {_DOES[role]}, but this one {does}: change what "
+                "it sets, or its role (without one, its name counts)"
+            )
+
+
+def _does(config: RunConfig) -> str:
+    """What a model that is trained so does at its last stage, as in _DOES."""
+    method = method_class(config.trained_method)(config, _TOKENS)
+    last_stage = max(method.schedule.reachable(config.num_epochs))
+    if method.prompt_row(ExampleTokens([], [[]]), last_stage).count(_TOKENS.latent):
+        return _BORROWS if method.borrows else _THINKS if thinks_itself(method) else _WAITS
+    if method.asked == "answer":
+        return _ANSWERS
+    return _DROPS if method.has_thoughts else _WRITES
+
+
+def _problems_of_tests(study: Study) -> Iterator[str]:
+    """The rule must not read answers to what an arm is trained on, nor the same ones as in and out of distribution."""
+    within = [test for test, spec in study.spec.tests.items() if not spec.out_of_distribution]
+    beyond = [test for test in study.spec.tests if test not in within]
+    for training in _trainings(study):
+        configs = {job.test: study.config_of(job) for job in study.jobs if job.test and job.start is training}
+        trained_on = _places_of(study.config_of(training), "train_path")
+        for test in (within[0], *beyond):
+            if _places_of(configs[test], "val_path") == trained_on:
+                yield (
+                    f"tests.{test}: asks what {training.arm} is trained on, {trained_on[0]}: name other questions; "
+                    "what was trained on may be asked by a further test set in distribution"
+                )
+        for test, other in product(beyond, within):
+            if _asks(configs[test]) == _asks(configs[other]):
+                yield f"tests.{test}: is out of distribution, and asks the same as tests.{other}, which is not"
+
+
+def _trainings(study: Study) -> list[Job]:
+    """One of every arm."""
+    return [job for job in study.jobs if job.test is None and job.seed == study.spec.seeds[0]]
+
+
+def _places_of(config: RunConfig, key: str) -> tuple[Path, Path]:
+    """Of records and of their images."""
+    records = Path(config.data_dir, str(getattr(config, key)))
+    return records.resolve(), Path(config.image_dir or config.data_dir).resolve()
+
+
+def _asks(config: RunConfig) -> dict[str, Any]:
+    """What is asked, and how."""
+    places = {"data_dir", "image_dir", "val_path"}
+    return config.model_dump(exclude=WATCHING | places) | {"places": _places_of(config, "val_path")}
 
 
 def _problems(study: Study, job: Job) -> Iterator[str]:
@@ -90,5 +159,5 @@ def _check_interventions(config: RunConfig, trained: RunConfig) -> None:
     encoder: Any = SimpleNamespace(prompt=without_words)
     last_stage = max(method_class(trained.trained_method)(trained).schedule.reachable(trained.num_epochs))
     examples = load_of_run(config, str(config.val_path), config.max_val_samples, verify_images=False)
-    methods = evaluation_methods(config, LatentTokens(1, 2, 3))
+    methods = evaluation_methods(config, _TOKENS)
     check_interventions(config, methods, last_stage, examples, encoder)

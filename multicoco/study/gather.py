@@ -31,6 +31,7 @@ class Trained:
 
     Attributes:
         steps, tokens, passes: of its training, with those of the arms it started from.
+        examples: of all these steps; None where a checkpoint does not say how many a step has.
         peak_memory, train_seconds: bytes, and how long it took, of this arm alone.
         data: of each of these trainings, what says which examples it was trained on.
         weights: what the first of these arms started from, by its path or hub id.
@@ -38,6 +39,7 @@ class Trained:
     """
 
     steps: int
+    examples: int | None
     tokens: int
     passes: int
     peak_memory: int
@@ -81,7 +83,10 @@ def gather(study: Study) -> Gathered:
         jobs = [job for job in done if job.test == test and (job.arm, job.seed) in found.trained]
         try:
             answered = list(_answered(jobs))
-            runs = [_run_result(job, name, e, found.trained[job.arm, job.seed]) for job, name, e, _ in answered]
+            runs = [
+                _run_result(job, name, evaluation, found.trained[job.arm, job.seed], study.folder)
+                for job, name, evaluation, _ in answered
+            ]
         except UserError as error:
             found.refused.append(f"not read: {test}: {error}")
             continue
@@ -133,8 +138,10 @@ def _trained(study: Study, job: Job) -> Trained:
     """Of the checkpoints that were asked, and gone on from: the last ones."""
     states = [_last_state(link) for link in job.chain]
     configs = [study.config_of(link) for link in job.chain]
+    examples = [state.step * state.global_batch for state in states if state.global_batch is not None]
     return Trained(
         steps=sum(state.step for state in states),
+        examples=sum(examples) if len(examples) == len(states) else None,
         tokens=sum(state.tokens for state in states),
         passes=sum(state.passes for state in states),
         peak_memory=states[0].peak_memory,
@@ -164,13 +171,14 @@ def _place(path: str) -> str:
     return str(Path(path).resolve()) if Path(path).exists() else path
 
 
-def _run_result(job: Job, name: str, evaluation: Evaluation, trained: Trained) -> RunResult:
+def _run_result(job: Job, name: str, evaluation: Evaluation, trained: Trained, of_study: Path) -> RunResult:
     summary = evaluation.summary
     about = {
         "arm": job.arm,
         "seed": job.seed,
         "test": job.test,
         "intervention": name,
+        "folder": job.folder.relative_to(of_study).as_posix(),
         **{key: getattr(trained, key) for key in ("steps", "tokens", "passes", "peak_memory", "train_seconds")},
         "evaluation_seconds": summary.get("seconds"),
     }

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
-from itertools import combinations
+from itertools import chain, combinations, count
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -28,8 +28,8 @@ def check_folder(study: Study) -> None:
     Raises:
         UserError: the study's folder is another study's, or holds a study.json that is none.
     """
-    before = _written(study)
-    if before is None or _is_of(before, study) or any(job.folder.exists() for job in study.jobs):
+    before = _written(study.folder / "study.json")
+    if before is None or _is_of(before, study.file) or any(job.folder.exists() for job in study.jobs):
         return
     raise UserError(
         f"{study.folder} is of another study, {before.file}, with the arms {', '.join(before.arms)}, and holds no "
@@ -70,27 +70,29 @@ def write_results(study: Study) -> StudyResult:
 
 def _keep_others(study: Study) -> None:
     """Studies that share a folder, and runs, each have the last one of their file."""
-    before = _written(study)
+    before = _written(study.folder / "study.json")
     _kept(study, study.file).unlink(missing_ok=True)
-    if before is not None and not _is_of(before, study):
+    if before is not None and not _is_of(before, study.file):
         (study.folder / "study.json").replace(_kept(study, Path(before.file)))
 
 
 def _kept(study: Study, file: Path) -> Path:
-    return study.folder / f"study.{file.stem}.json"
+    """Where a file's results are while another's are study.json; files of different folders may have one name."""
+    names = chain([file.stem], (f"{file.stem}-{number}" for number in count(2)))
+    paths = (study.folder / f"study.{name}.json" for name in names)
+    return next(path for path in paths if (there := _written(path)) is None or _is_of(there, file))
 
 
-def _is_of(before: StudyResult, study: Study) -> bool:
-    return Path(before.file).resolve() == study.file.resolve()
+def _is_of(before: StudyResult, file: Path) -> bool:
+    return Path(before.file).resolve() == file.resolve()
 
 
-def _written(study: Study) -> StudyResult | None:
-    """The folder's study.json.
+def _written(path: Path) -> StudyResult | None:
+    """A file of results, None if it is not there.
 
     Raises:
         UserError: it is none.
     """
-    path = study.folder / "study.json"
     if not path.exists():
         return None
     try:
@@ -117,6 +119,8 @@ def _differences(study: Study, found: Gathered, first: str, second: str) -> dict
             continue
         if one.steps != other.steps:
             parts["steps"] = f"steps ({one.steps} and {other.steps})"
+        elif None not in (one.examples, other.examples) and one.examples != other.examples:
+            parts["steps"] = f"steps ({one.steps} each, of {one.examples} and {other.examples} examples in all)"
         if one.data != other.data:
             parts["data"] = "data"
         if one.weights != other.weights:

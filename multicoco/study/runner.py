@@ -17,7 +17,7 @@ from multicoco.study.plan import duration, estimate
 from multicoco.study.spec import Job, Study
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
-_STOPPING = (signal.SIGTERM, signal.SIGHUP)
+_STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)  # of a run that a signal has ended
 _LAST_LINES = 3
 

@@ -16,6 +16,7 @@ class RunResult(Section):
     seed: int
     test: str
     intervention: str = Field(description="as it is written in a run config, or untouched")
+    folder: str = Field("", description="of this evaluation, within the study's folder")
     accuracy: float | None
     n: int
     ci95: tuple[float, float] = Field(description="Wilson's")

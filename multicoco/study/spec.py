@@ -14,7 +14,7 @@ from multicoco.errors import UserError
 from multicoco.study.keys import StudySpec, read_study
 
 # how a run is watched and where it lies, not what is trained
-_WATCHING = {
+WATCHING = {
     *("project", "name", "output_dir", "use_run_name_in_output_dir"),
     *("tracking", "wandb", "log_every_steps", "num_workers", "report"),
 }
@@ -88,12 +88,18 @@ class Study:
         what differs from the defaults: a key that a later version brings makes no run another one."""
         arms = self.chain(arm)
         configs = [self.training_config(name).model_dump(mode="json", exclude_defaults=True) for name in arms]
-        kept = [{key: value for key, value in config.items() if key not in _WATCHING} for config in configs]
+        kept = [{key: value for key, value in config.items() if key not in WATCHING} for config in configs]
         return self.folder / f"{arm}-{_digest(kept)}" / f"seed_{seed}" / "train"
 
     def training_config(self, arm: str) -> RunConfig:
         """Without what a seed and the place add to it."""
-        return self._load(arm, _settings({**self.spec.arms[arm].set, "name": "train"}))
+        settings, parent = _settings({**self.spec.arms[arm].set, "name": "train"}), self.spec.arms[arm].after
+        try:
+            return self._load(arm, settings)
+        except UserError:
+            if parent is None:
+                raise
+        return self._load(arm, [*settings, f"load_model_path={parent}"])  # by which it begins with a later stage
 
     def config_of(self, job: Job) -> RunConfig:
         return self._load(job.arm, job.overrides)

@@ -194,6 +194,7 @@ def _not_worse(place: str, evidence: Evidence, measured: Measured | None, margin
         return Condition(says, Outcome.NOT_MEASURED)
     guessing = evidence.guessing.get(place, 0.0)
     is_above = _above(evidence.elsewhere[place][HIDDEN], guessing)
+    says += "" if margin == MARGIN else f" by {margin:g} or more"
     says += f" (guessing gives {guessing:.3f}{'' if is_above else ', and hidden is not above it with every seed'})"
     low, high = measured.paired.interval
     if high < 0:

@@ -51,6 +51,7 @@ def test_any_text_gives_a_choice_or_nothing(text, choices, answer_format):
         # without either, the last line
         ("It could be A.\nB", "letter", 1),
         ("dog\n\n", "text", 1),
+        ("A cat?\n### dog", "text", 1),
         # several must agree
         ("Answer: B\nAnswer: B. dog", "letter", 1),
         ("The answer is easy to see.\nThe answer is B", "letter", 1),
@@ -245,6 +246,8 @@ def test_of_a_text_that_stands_twice_the_first_is_read():
 def test_open_questions_give_their_first_line():
     assert extract_answer("Tom is a lempus.\nAnswer: Tom is a lempus.\nmore", [], "text") == "tom is a lempus"
     assert extract_answer("Tom is a cat.\nTom is a lempus.", [], "text") == "tom is a lempus"
+    assert extract_answer("Tom is a cat.\n### Tom is a lempus.", [], "text") == "tom is a lempus"  # Coconut's own code
+    assert extract_answer("###", [], "text") == "###"
     assert extract_answer("Answer: a cat\nAnswer: a dog", [], "text") is None
     assert extract_answer("", [], "text") is None
 
@@ -258,6 +261,7 @@ def test_open_questions_give_their_first_line():
         ("Answer: She sold 72 clips.", "72"),
         ("24 and 48.\n#### 72", "72"),
         ("#### $1,072\n", "1072"),
+        ("<<24*3=72>>\n### 72", "72"),
         ("Answer: #### -5", "-5"),
         ("Answer: 72\n#### 72.0", "72"),
         ("### Step 1\nAdd.\n72", "72"),

@@ -1,5 +1,6 @@
 """A study's page."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def answers(accuracy: float) -> dict[int, Any]:
 
 def run_result(test: str, arm: str, seed: int, accuracy: float, intervention: str = UNTOUCHED) -> RunResult:
     about = {"arm": arm, "seed": seed, "test": test, "intervention": intervention, "accuracy": accuracy, "n": N}
+    about["folder"] = f"{arm}-1/seed_{seed}/{test}-0"
     cost = {"mean_new_tokens": 2.0, "mean_latent_passes": 6.0 * (arm == "hidden")}
     trained = {"steps": 10, "tokens": 9, "passes": 70, "peak_memory": 2**30}
     times = {"train_seconds": 60.0, "evaluation_seconds": 1.0}
@@ -62,9 +64,9 @@ def study(tmp_path) -> Path:
     )
     write_json(tmp_path / "study.json", result.model_dump(mode="json"))
     for arm, accuracy in ACCURACIES.items():
-        for digest in ("0", "1"):  # the arm was changed
+        for digest in ("1", "0", "longer-1"):  # the arm was changed and changed back, and there is one of a longer name
             folder = tmp_path / f"{arm}-{digest}" / "seed_0" / "val-0"
-            write_answers(folder, "coconut", [place < N * accuracy * int(digest) for place in range(N)])
+            write_answers(folder, "coconut", [place < N * accuracy * (digest == "1") for place in range(N)])
             write_json(folder / "done.json", {})
     return tmp_path
 
@@ -82,7 +84,7 @@ def test_it_has_the_verdict_arms_interventions_cost_and_answers(study, browser, 
         assert any("(mean)" in text for text in held) and any("not measured" in text for text in conditions)
         assert shown.texts("figcaption") == [
             *("Arms on val (in distribution)", "Arms on far (out of distribution)"),
-            *("Arms against each other on val", "Interventions on the thoughts"),
+            *("Arms against each other on val", "Interventions on the thoughts of hidden"),
             *("Accuracy against latent passes", "Accuracy against tokens written", "Accuracy against seconds"),
         ]
         assert "<b>direct</b>" in shown.texts(".problems")[0]
@@ -100,6 +102,17 @@ def test_an_intervention_that_hurts_is_left_of_zero(study):
     page = write_report([study]).read_text()
     [svg] = [part.split("</figure>")[0] for part in page.split("<figure>") if "Interventions on" in part]
     assert "\N{MINUS SIGN}0.7" in svg and "hurts" in svg
+
+
+def test_the_thoughts_of_each_arm_have_a_chart_of_their_own(study):
+    """Two arms' points on one row could not be told apart."""
+    content = json.loads((study / "study.json").read_text())
+    content["pairs"].append(pair("intervention", "val", "other", "other under mean", 0.1).model_dump())
+    write_json(study / "study.json", content)
+    page = write_report([study]).read_text()
+    charts = {part.split("</figcaption>")[0].split(">")[-1]: part for part in page.split("<figure>")}
+    of_hidden, of_other = (charts[f"Interventions on the thoughts of {arm}"] for arm in ("hidden", "other"))
+    assert "\N{MINUS SIGN}0.7" in of_hidden and "\N{MINUS SIGN}0.7" not in of_other
 
 
 def test_its_file_may_be_named_and_a_broken_one_is_said(study):

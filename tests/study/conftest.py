@@ -32,7 +32,10 @@ def study(tmp_path, monkeypatch):
         **{"name": "tiny", "output_dir": "studies", "config": "base.yaml", "seeds": [0, 1]},
         "arms": {
             "direct": {},
-            "hidden": {"set": {"lr": 0.9, "num_epochs": 2}, "after": "start"},
+            "hidden": {
+                "set": {"lr": 0.9, "num_epochs": 2, "mode": "coconut_train", "coconut.enabled": True},
+                "after": "start",
+            },
             "start": {"set": {"lr": 0.3}, "differs": ["steps"]},
         },
         "tests": {"val": {"set": {"val_path": "val.json"}}},

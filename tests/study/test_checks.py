@@ -52,6 +52,50 @@ def test_an_impossible_intervention_is_found_before_the_first_run(thinking, writ
 
 
 @pytest.mark.parametrize(
+    ("role", "keys", "does"),
+    [
+        ("pause", {}, "thinks thoughts of its own"),
+        ("no_thoughts", {}, "thinks thoughts of its own"),
+        ("hidden", {"coconut.thoughts": "pause"}, "is fed what is no thought"),
+        ("borrowed", {"coconut.thoughts": "noise"}, "is fed what is no thought"),
+        ("hidden", {"coconut.thoughts": "borrowed"}, "is fed another question's thoughts"),
+        ("hidden", {"coconut.c_thought": 0}, "has neither thoughts nor the steps"),
+        ("direct", {"mode": "cot_train", "coconut.enabled": False}, "writes its steps"),
+        ("cot", {"mode": "vanilla_train", "coconut.enabled": False}, "answers at once"),
+        ("hidden", {"coconut.thoughts": "detached"}, ""),
+        ("hidden", {"mode": "train", "method": "c_mtp"}, ""),
+        ("pause", {"coconut.thoughts": "pause"}, ""),
+        ("borrowed", {"coconut.thoughts": "borrowed"}, ""),
+        ("no_thoughts", {"mode": "train", "method": "no_markers"}, ""),
+    ],
+)
+def test_an_arm_is_what_its_role_says(thinking, written, capsys, role, keys, does):
+    """Else a forgotten key would have the rule read thoughts as pauses."""
+    thinking["arms"] = {"arm": {"set": COCONUT | keys, "role": role}}
+    assert main(["study", str(written()), "--plan"]) == (1 if does else 0)
+    message = capsys.readouterr().err
+    assert not does or f"arms.arm: its role is {role}, whose model " in message
+    assert not does or f"but this one {does}: change what it sets, or its role" in message
+
+
+def test_the_rule_reads_no_questions_that_show_nothing(study, written, capsys):
+    study["seeds"], study["arms"], study["tests"]["far"] = [0], {"direct": {}}, {"set": {}, "out_of_distribution": True}
+    for told in (
+        "tests.far: is out of distribution, and asks the same as tests.val, which is not",
+        "tests.far: asks what direct is trained on, ",
+        "",
+    ):
+        assert main(["study", str(written()), "--plan"]) == (1 if told else 0)
+        assert told in capsys.readouterr().err
+        study["tests"]["far"]["set"]["val_path"] = "train.json" if "same as" in told else "other.json"
+    study["tests"]["val"]["set"]["val_path"] = "./train.json"
+    assert main(["study", str(written()), "--plan"]) == 1
+    assert "tests.val: asks what direct is trained on, " in capsys.readouterr().err
+    study["tests"] = {"held_out": {"set": {}}, "seen": {"set": {"val_path": "train.json"}}}
+    assert main(["study", str(written()), "--plan"]) == 0
+
+
+@pytest.mark.parametrize(
     ("where", "keys", "expected"),
     [
         ("tests", {"val_path": "nope.json"}, "arms.hidden on tests.val: val_path: there is no nope.json"),

@@ -31,6 +31,8 @@ def test_study_json_has_runs_pairs_and_the_verdict(written, study, capsys):
     assert pairs["direct", "hidden"].difference == pytest.approx(-0.7) and not found.refused
     assert pairs["direct", "hidden"].by_seed == pytest.approx([-0.7, -0.7])
     assert found.environments == [{"torch": "2.13"}]
+    folders = [Path("studies/tiny") / run.folder for run in found.runs]
+    assert len({*folders}) == 6 and all((folder / "evaluation").is_dir() for folder in folders)
     assert found.verdict["finding"] is False
     assert found.verdict["besides"]["hidden against direct"]["relation"] == "better"
     assert found.text.splitlines()[0].startswith("test set")
@@ -55,13 +57,13 @@ def test_arms_that_were_trained_differently_are_not_compared_unless_it_is_said(w
 
 def test_interventions_are_compared_with_the_untouched_thoughts(written, study):
     study["seeds"] = [0]
-    study["arms"] = {"hidden": {"set": {"lr": 0.9}}}
+    study["arms"] = {"hidden": {"set": study["arms"]["hidden"]["set"]}}
     assert main(["study", str(written())]) == 0
     [folder] = [path.parent.parent for path in Path("studies/tiny").glob("hidden-*/seed_0/val-*/evaluation/*")]
-    samples = [json.loads(line) for line in (folder / "samples" / "final_vanilla.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (folder / "samples" / "final_coconut.jsonl").read_text().splitlines()]
     wrong = [sample | {"correct": False, "question": "of the other input"} for sample in samples]
-    write_samples(folder, "vanilla.mean", wrong)
-    path = folder / "evaluation" / "vanilla.mean.json"
+    write_samples(folder, "coconut.mean", wrong)
+    path = folder / "evaluation" / "coconut.mean.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"intervention": "mean"}))
     assert main(["study", str(written())]) == 0
     [pair] = result().pairs
@@ -108,6 +110,16 @@ def test_studies_that_share_a_folder_each_keep_their_results(written, study):
     assert main(["study", str(larger)]) == 0
     assert result() == before and not kept.exists()
     assert Path("studies/tiny/study.smaller.json").exists()
+    Path("other").mkdir()
+    study["config"] = "../base.yaml"
+    namesake = Path("other/study.yaml")
+    namesake.write_text(yaml.safe_dump(study))
+    for _ in range(2):  # a second time it has results of its own to look for, of the same name
+        assert main(["study", str(namesake)]) == 0
+        assert StudyResult.model_validate_json(kept.read_text()) == before
+    assert main(["study", "smaller.yaml"]) == 0
+    assert StudyResult.model_validate_json(kept.read_text()) == before
+    assert Path("studies/tiny/study.study-2.json").exists() and not started()
 
 
 def test_a_test_set_that_cannot_be_compared_costs_no_other_one(written, study, capsys):
@@ -145,3 +157,9 @@ def test_what_is_the_same_is_not_told_by_how_its_path_is_written(written, study,
     assert [sentence.split(";")[0] for sentence in result().refused] == [
         f"not compared: {arms} differ in their data" for arms in ("direct and fewer", "fewer and other")
     ]
+    for arm, size in (("direct", 8), ("other", 16)):  # as many steps of larger batches are not the same steps
+        [state] = Path("studies/tiny").glob(f"{arm}-*/seed_0/train/checkpoints/*/trainer.json")
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"global_batch": size}))
+    assert main(["study", str(written())]) == 0 and not result().pairs
+    [told] = [sentence for sentence in result().refused if "direct and other" in sentence]
+    assert "differ in their steps (10 each, of 80 and 160 examples in all)" in told

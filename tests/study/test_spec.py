@@ -73,8 +73,22 @@ def test_interventions_are_on_the_hidden_arm_and_on_those_that_are_said_to_be(st
 
 
 def test_an_unknown_run_is_named(written, capsys):
-    assert main(["study", str(written()), "--only", "hidden/7"]) == 1
-    assert "--only hidden/7: the study has direct/0, start/0, hidden/0" in capsys.readouterr().err
+    for option in ([], ["--list"]):
+        assert main(["study", str(written()), "--only", "hidden/7", *option]) == 1
+        assert "--only hidden/7: the study has direct/0, start/0, hidden/0" in capsys.readouterr().err
+    assert main(["study", str(written()), "--only", "hidden", "--list"]) == 0
+    assert capsys.readouterr().out.split() == ["hidden/0", "hidden/1"]
+
+
+def test_an_arm_begins_with_the_stage_that_what_it_starts_from_gives_it(study, written):
+    """A single epoch is stage 1 after another arm, and would be stage 0, without thoughts, after none."""
+    before = load_study(written()).training_folder("hidden", 0)
+    study["arms"]["hidden"]["set"]["num_epochs"] = 1
+    changed = load_study(written())
+    assert changed.training_folder("hidden", 0) not in (before, changed.training_folder("start", 0))
+    del study["arms"]["hidden"]["after"]
+    with pytest.raises(UserError, match="there are no thoughts yet"):
+        load_study(written())
 
 
 def test_interventions_on_no_arm_are_refused(study, written):
@@ -135,4 +149,4 @@ def test_the_short_study_of_methods_is_a_part_of_the_whole_one(monkeypatch):
     for key in ("arms", "tests"):
         assert short[key].items() <= spec[key].items()
         spec[key] = short[key]
-    assert short == spec and len(study.jobs) == 2 * 9 * 3
+    assert short == spec and len(study.jobs) == 2 * 10 * 3

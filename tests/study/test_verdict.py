@@ -192,6 +192,8 @@ def test_where_guessing_is_unknown_right_answers_are_above_it():
         none = {seed: np.zeros(n, dtype=bool) for seed in range(3)}
         assert outcome(judge(evidence(far_hidden=none, far_pause=none)), "on longer") is Outcome.UNDECIDED
     assert outcome(judge(evidence(far_hidden=0.1, far_pause=0.1)), "guessing gives 0.000)") is Outcome.HELD
+    lax = judge(evidence(far_hidden=0.1, far_pause=0.1), margin=0.3)
+    assert outcome(lax, "pause on longer by 0.3 or more (guessing") is Outcome.HELD
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
