@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import InternVLConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
 from multicoco.config import RunConfig
+from multicoco.engine.assembly import model_dtype
 from multicoco.engine.deepspeed import build_engine, init_distributed, model_shape, whole_state_dict
 from multicoco.engine.ds_config import resolve_ds_config
 from multicoco.engine.state_files import StateFiles
@@ -34,7 +35,6 @@ from multicoco.methods.method import Beside
 from multicoco.models.freezing import freeze
 from multicoco.planning.geometry import ModelGeometry, Workload
 from multicoco.planning.memory import peak_memory
-from multicoco.planning.plan import model_dtype
 from multicoco.planning.resident import host_memory
 from multicoco.planning.setting import Setting, ds_config, overrides
 from multicoco.process import end_process

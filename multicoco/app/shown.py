@@ -1,7 +1,5 @@
 """Answers, thoughts and pictures as HTML. Whatever a model, a file or a user says is shown as text."""
 
-import base64
-import io
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,10 +12,12 @@ from PIL import Image
 from multicoco.ask.asker import Answer
 from multicoco.ask.attention import Seen
 from multicoco.data.example import ImageSource, load_image
+from multicoco.report.pictures import data_url
 from multicoco.report.rendering import page_environment
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SIDE = 320  # pixels, the most
+_QUALITY = 75
 _COLOUR = (255, 96, 0)
 _LONGEST_TEXT = 20_000
 
@@ -36,7 +36,7 @@ def show_pictures(sources: Sequence[ImageSource]) -> str:
     Raises:
         UserError: one cannot be read.
     """
-    return _render("pictures.html", urls=[_url(_thumbnail(source)) for source in sources])
+    return _render("pictures.html", urls=[data_url(_thumbnail(source), _QUALITY) for source in sources])
 
 
 def show_answers(answers: Sequence[Answer], running: str = "") -> str:
@@ -54,7 +54,7 @@ def show_thoughts(answer: Answer, seen: Sequence[Seen], sources: Sequence[ImageS
 
     def drawn(maps: Sequence[Sequence[Sequence[float]]]) -> list[str]:
         both = zip(pictures, maps, strict=True)
-        return [_url(_laid_over(picture, weights)) for picture, weights in both if weights]
+        return [data_url(_laid_over(picture, weights), _QUALITY) for picture, weights in both if weights]
 
     longest = max(answer.norms, default=0) or 1
     rows = [
@@ -104,9 +104,3 @@ def _laid_over(picture: Image.Image, weights: Sequence[Sequence[float]]) -> Imag
     shares = Image.fromarray(np.round(230 * cells / (cells.max() or 1)).astype(np.uint8))
     mask = shares.resize(picture.size, Image.Resampling.NEAREST)
     return Image.composite(Image.new("RGB", picture.size, _COLOUR), picture.convert("L").convert("RGB"), mask)
-
-
-def _url(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "WEBP", quality=75, method=2)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

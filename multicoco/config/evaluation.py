@@ -8,6 +8,8 @@ from multicoco.config.section import NonNegativeInt, PositiveInt, Section
 from multicoco.interventions import parse, split_specs
 
 Inputs = Literal["all", "question_only", "choices_only", "other_image"]
+# the methods that have a key below; the one with thoughts first, as it has the larger vocabulary
+NAMED_METHODS = ("coconut", "cot", "vanilla")
 
 
 def _specs(value: object) -> object:

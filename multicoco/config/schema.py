@@ -15,7 +15,7 @@ from multicoco.config.combinations import PUBLISHED_MODES, contradictions, point
 from multicoco.config.data import Data
 from multicoco.config.dialect import dump
 from multicoco.config.efficiency import Efficiency
-from multicoco.config.evaluation import EvalConfig, Generation
+from multicoco.config.evaluation import NAMED_METHODS, EvalConfig, Generation
 from multicoco.config.names import folder_name, registered
 from multicoco.config.rates import Rates
 from multicoco.config.section import (
@@ -222,8 +222,8 @@ class RunConfig(Streaming, Efficiency, _Last, _WithMethods):
 
     @property
     def evaluated(self) -> list[str]:
-        """The methods that eval_config names; one with thoughts first, as it has the larger vocabulary."""
-        return [name for name in ("coconut", "cot", "vanilla") if getattr(self.eval_config, name)]
+        """The methods that eval_config names."""
+        return [name for name in NAMED_METHODS if getattr(self.eval_config, name)]
 
     @model_validator(mode="before")
     @classmethod

@@ -43,9 +43,11 @@ def expand(path: str) -> str:
     return expanded
 
 
+NULLS = ("None", "none", "null", "")  # users of the original Coconut write `load_model_path: None`, YAML reads text
+
+
 def _null(value: object) -> object:
-    """Users of the original Coconut write `load_model_path: None`, which YAML reads as text."""
-    return None if value in ("None", "none", "null", "") else value
+    return None if value in NULLS else value
 
 
 PositiveInt = Annotated[int, Field(gt=0)]

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 
 from multicoco.config.dialect import BOOL, FLOAT, INT, MERGE, NULL, STR, Loader, compose, plain_tag
+from multicoco.config.section import NULLS
 from multicoco.errors import UserError
 
 _NUMBERS = {bool, int, float}
 _EXACT = 2**53  # floats below it are the numbers that are written
-_NONE = ("", "None", "none", "null")  # as `section.OptionalStr` has it
 
 
 def plain_types(annotation: Any) -> Iterator[Any]:
@@ -47,7 +47,7 @@ def _read_scalar(node: yaml.ScalarNode, types: list[Any]) -> None:
         return
     if not _NUMBERS.intersection(types):
         return
-    if node.tag == STR and NoneType in types and node.value in _NONE:
+    if node.tag == STR and NoneType in types and node.value in NULLS:
         node.tag = NULL
     elif node.tag == STR and node.style is not None:
         node.tag = plain_tag(node.value)

@@ -12,6 +12,21 @@ from multicoco.curriculum import IGNORE_INDEX, Branch, Fork, Supervision
 BatchInputs = Callable[[Sequence[dict[str, Tensor]]], dict[str, Tensor]]  # `models.families.Family.batch`
 
 
+@dataclass(frozen=True)
+class ImageInputs:
+    """The images of one example, as a model family takes them.
+
+    Attributes:
+        tokens: of each image, how it is written: how many image tokens it takes in the language model, or what else
+            the family's `place_images` needs to know.
+        tensors: what the model takes of them, by the names of its arguments, or what is kept of them (`Family.kept`);
+            empty without images.
+    """
+
+    tokens: Sequence[Any] = ()
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
 @dataclass
 class Row:
     """One laid-out example.
@@ -70,8 +85,7 @@ class Collator:
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """input_ids, attention_mask, labels: (B, T); inputs: the model's further tensors; seeds (B,); index, counted:
-        lists; supervision: tensors
-        by name (`supervision_of`), if the rows have any."""
+        lists; supervision: tensors by name (`supervision_of`), if the rows have any."""
         own = rows
         rows = [*rows, *(row.donor for row in rows if row.donor is not None)]
         left = self._left_padding(rows)
@@ -116,7 +130,7 @@ class Collator:
         return row.input_ids.index(self.latent_token_id) if self.latent_token_id in row.input_ids else None
 
 
-def supervision_of(rows: Sequence[Row], ends: Sequence[int], fork: Fork | None = None) -> dict[str, Any]:
+def supervision_of(rows: Sequence[Row], ends: Sequence[int], fork: Fork | None) -> dict[str, Any]:
     """What the loss asks of B rows; nothing if they have no supervision.
 
     Args:

@@ -1,9 +1,9 @@
 """Features of images that are computed once, in files that are mapped into memory.
 
 The images of an example are known by their content, together: some models see one otherwise when there are others. What
-is computed of them depends on the model's vision weights and on how they are
-applied too: these name the folder (`engine.features`). A file holds some images and appears whole or not at all, so
-that several runs may write at once; what two of them have computed stands twice, and is the same.
+is computed of them depends on the model's vision weights and on how they are applied too: these name the folder
+(`engine.features`). A file holds some images and appears whole or not at all, so that several runs may write at once;
+what two of them have computed stands twice, and is the same.
 """
 
 import os
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from multicoco.data.collate import ImageInputs
 from multicoco.data.example import ImageSource
 from multicoco.data.verified import content_of, digest_of
 from multicoco.errors import UserError
@@ -32,15 +33,7 @@ _TOKENS = "tokens"
 KEY = np.dtype("S40")  # hexadecimal digits
 _OPEN_FILES = 128  # mapped at a time, by a process
 
-
 Keys = NDArray[np.bytes_]
-
-
-class KeptImages(NamedTuple):
-    """As `models.families.ImageInputs`; the tensors are those of `Family.kept`."""
-
-    tokens: Sequence[Any]
-    tensors: dict[str, Tensor]
 
 
 def images_key(digests: Sequence[bytes]) -> str:
@@ -106,18 +99,18 @@ class FeatureStore:
                 "what is missing is computed anew"
             ) from error
 
-    def read_images(self, sources: Sequence[ImageSource]) -> KeptImages:
+    def read_images(self, sources: Sequence[ImageSource]) -> ImageInputs:
         """Of an example's images, in their order, as its row of a batch has them; without tensors if it has none.
 
         Raises:
             UserError: nothing is kept of them.
         """
         if not sources:
-            return KeptImages([], {})
+            return ImageInputs()
         if (kept := self.read(images_key([self.digest(source) for source in sources]))) is None:
             names = ", ".join("an image" if isinstance(source, bytes) else str(source) for source in sources)
             raise UserError(f"{names}: changed since the run began, no features are kept of it: start again")
-        return KeptImages(kept.pop(_TOKENS).tolist(), kept)
+        return ImageInputs(kept.pop(_TOKENS).tolist(), kept)
 
     def write(self, images: Mapping[str, Mapping[str, Tensor]], tokens: Mapping[str, Sequence[Any]]) -> None:
         """Keeps images, by their examples' keys, in a new file.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from multicoco.curriculum import ExampleTokens, Supervision
-from multicoco.data.collate import Collator, Row
+from multicoco.data.collate import Collator, ImageInputs, Row
 from multicoco.data.example import Example, ImageSource, image_size, load_image
 from multicoco.data.order import shuffled
 from multicoco.data.prompt import Asked, PromptBuilder
@@ -90,16 +90,6 @@ class RankBatches(Sequence[list[Pick]]):
         first = self.steps[step] * self.global_batch + self.pieces[piece] * self.batch_size
         n = len(self.order)
         return [(int(self.order[i % n]), i < n) for i in range(first, first + self.batch_size)]
-
-
-class ImageInputs(Protocol):
-    """The images of one example (`models.families.ImageInputs`)."""
-
-    @property
-    def tokens(self) -> Sequence[Any]: ...
-
-    @property
-    def tensors(self) -> dict[str, Tensor]: ...
 
 
 class Encoder:

@@ -4,12 +4,14 @@ Only the template's own text may hold control tokens: questions, choices and ste
 switched off, so "<|latent|>" or "<|im_end|>" in a question is ordinary text.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import chain, cycle, islice
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +20,9 @@ from multicoco.config.data import AnswerFormat
 from multicoco.curriculum import ExampleTokens
 from multicoco.data.example import Example
 from multicoco.errors import UserError
+
+if TYPE_CHECKING:  # the config itself asks the methods that others bring
+    from multicoco.config import RunConfig
 
 ANSWER_PREFIX = "Answer:"
 
@@ -209,3 +214,11 @@ class PromptBuilder:
         if example.answer_index is None or self.answer_format == "text":
             return example.answer
         return choice_label(example.answer_index, self.answer_format)
+
+
+def prompts_of_run(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, images: ImageTokens, date: str | None
+) -> PromptBuilder:
+    """As a run's config wants questions to be asked; images and date as of `PromptBuilder`."""
+    instructions = (config.direct_instruction, config.reasoning_instruction)
+    return PromptBuilder(tokenizer, config.answer_format, images, *instructions, date)

@@ -47,7 +47,7 @@ class StreamedExamples(Sequence[Example]):
         room: pieces that are held at a time.
     """
 
-    def __init__(self, files: dict[str, Pieces], parser: RecordParser, policy: Policy, limit: int | None = None):
+    def __init__(self, files: dict[str, Pieces], parser: RecordParser, policy: Policy, limit: int | None):
         self.files = list(files.items())
         self.parser = parser
         self.policy = policy

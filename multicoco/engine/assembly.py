@@ -14,7 +14,7 @@ from multicoco.config import RunConfig
 from multicoco.curriculum import layout
 from multicoco.data.example import Example
 from multicoco.data.loader import Encoder
-from multicoco.data.prompt import PromptBuilder
+from multicoco.data.prompt import prompts_of_run
 from multicoco.engine.features import Features
 from multicoco.engine.ranks import agree, rank
 from multicoco.engine.thought_weights import load_thoughts
@@ -89,16 +89,14 @@ def assemble(
     return Assembly(backbone, reasoner, encoder, features)
 
 
+def model_dtype(config: RunConfig) -> torch.dtype:
+    """Of the parameters."""
+    return torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32
+
+
 def encoder_of(config: RunConfig, reader: Backbone | Reader, date: str) -> Encoder:
     """An encoder of examples as the run's config wants them to be asked."""
-    prompt = PromptBuilder(
-        reader.tokenizer,
-        config.answer_format,
-        reader.family,
-        config.direct_instruction,
-        config.reasoning_instruction,
-        date,
-    )
+    prompt = prompts_of_run(config, reader.tokenizer, reader.family, date)
     return Encoder(prompt, partial(reader.family.read_images, image_processor=reader.image_processor))
 
 
@@ -140,8 +138,7 @@ def _load(
     init_token = thinking(config).latent_init_token if thinking else None
     authors_file = Path(weights.source) if Path(weights.source).is_file() else None
     source = config.model_id if authors_file else weights.source
-    dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32
-    backbone = load_backbone(source, dtype, config.max_image_tiles, config.trust_remote_code)
+    backbone = load_backbone(source, model_dtype(config), config.max_image_tiles, config.trust_remote_code)
     if rank() == 0 and getattr(backbone.model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         print("kernel: reference, the only one that knows of the model's caps on scores; it is slower", flush=True)
     if authors_file:

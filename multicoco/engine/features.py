@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from multicoco.config import RunConfig
+from multicoco.data.collate import ImageInputs
 from multicoco.data.example import Example, ImageSource, load_image
 from multicoco.data.features import KEY, FeatureStore, Keys, images_key
 from multicoco.data.kept import picked
@@ -43,7 +44,7 @@ class _Read(NamedTuple):
 
     Attributes:
         noted: of those whose files had to be read.
-        written: how they are, as of `models.families.ImageInputs.tokens`.
+        written: how they are, as of `ImageInputs.tokens`.
     """
 
     key: str = ""
@@ -263,11 +264,11 @@ class Features:
             "features_dir to a folder that all hosts see, and leave images alone while a run reads them"
         )
 
-    def _read_images(self, sources: Sequence[ImageSource]) -> Any:
+    def _read_images(self, sources: Sequence[ImageSource]) -> ImageInputs:
         """Of an example without images, no features: its batch must not look like one of pixels."""
         assert self.store is not None
         images = self.store.read_images(sources)
-        return images if sources else images._replace(tensors=self._none)
+        return images if sources else ImageInputs(tensors=self._none)
 
     @property
     def _none(self) -> dict[str, Tensor]:

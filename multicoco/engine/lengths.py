@@ -148,5 +148,5 @@ def check_prompt_lengths(
 
 
 def _missing_thoughts(method: Method, row: Sequence[int], wanted: int) -> int:
-    there = row.count(method.latent_tokens.latent) if method.latent_tokens else 0
+    there = method.count_thoughts(row)
     return max(0, wanted - there) if there else 0

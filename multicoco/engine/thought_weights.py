@@ -6,10 +6,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.utils import cached_file
 
 from multicoco.errors import UserError
 from multicoco.latent.reasoner import LatentReasoner
+from multicoco.models.backbone import optional_file
 
 THOUGHTS = "thoughts.safetensors"
 
@@ -29,8 +29,7 @@ def load_thoughts(reasoner: LatentReasoner, source: str, trains: bool) -> None:
     Raises:
         UserError: they are missing, damaged, or of another kind than the run's thoughts.
     """
-    optional = ("missing_entries", "connection_errors", "gated_repo")
-    found = cached_file(source, THOUGHTS, **{f"_raise_exceptions_for_{kind}": False for kind in optional})
+    found = optional_file(source, THOUGHTS)
     module = reasoner.thought_source if isinstance(reasoner.thought_source, nn.Module) else nn.Module()
     keys = "the method, coconut.projection, coconut.norm and c_mtp.words"
     if found is None:

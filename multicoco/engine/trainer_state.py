@@ -63,6 +63,10 @@ class TrainerState:
     def name(self) -> str:
         return f"epoch_{self.epoch:04d}" + (f"_step_{self.step:08d}" if self.epoch_step else "")
 
+    def is_finished(self, num_epochs: int, evaluates: bool) -> bool:
+        """Whether nothing is left to a run of so many epochs but, if it does not evaluate, an evaluation."""
+        return self.epoch >= num_epochs and (self.evaluated or not evaluates)
+
 
 _STATE = TypeAdapter(TrainerState)
 

@@ -49,7 +49,7 @@ _ARTICLE = re.compile(r"^(?:a|an|the)\s+")
 # the point of ".5" is no punctuation, nor the sign of "5!"
 _PUNCTUATION = re.compile(r"""^(?:(?!\.\d)[\s.,:;!?"'()\[\]*])+|(?:[\s.,:;?"'()\[\]*]|(?<!\d)!)+$""")
 _WORD = re.compile(r"(?:[^\W_]|(?<=\d)[.,:](?=\d))+")  # "1.5" and "3:30" are one word
-_DIRECT_ANSWERS_FOR_FULL_CREDIT = 3  # A-OKVQA's direct-answer metric is min(annotators who gave it / 3, 1)
+DIRECT_ANSWERS_FOR_FULL_CREDIT = 3  # A-OKVQA's direct-answer metric is min(annotators who gave it / 3, 1)
 
 
 def normalise(text: str) -> str:
@@ -109,7 +109,7 @@ def is_correct(extracted: int | str | None, example: Example) -> bool | None:
         return isinstance(extracted, int) and _flat(example.choices[extracted]) == right
     if example.direct_answers:
         given = [normalise(answer) for answer in example.direct_answers]
-        return sum(answer == extracted for answer in given) >= _DIRECT_ANSWERS_FOR_FULL_CREDIT
+        return sum(answer == extracted for answer in given) >= DIRECT_ANSWERS_FOR_FULL_CREDIT
     if example.answer is not None:
         if example.judge == "number" and (number := single_number(example.answer)) is not None:
             said = None if extracted is None else single_number(str(extracted))

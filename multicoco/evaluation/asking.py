@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import GenerationConfig
 from transformers.generation import BaseStreamer
 
@@ -133,29 +134,15 @@ class Respondent:
 
     def _answer(self, asking: Asking) -> Answers:
         """This rank's share."""
-        method, evaluated = asking.method, self.config.eval_config
-        borrows = method.borrows and asking.passes > 1
-        dataset = ReasoningDataset(
-            asking.questions,
-            self.encoder,
-            method.asked,
-            asking.row,
-            draws=f"{self.config.seed}/evaluation",
-            arrange_donor=method.donor_row if borrows else None,
-        )
-        pad, latent = self.backbone.tokenizer.pad_token_id, self.reasoner.latent_token_id
-        collator = Collator(pad, latent, self.backbone.family.batch, True, min_length=asking.passes)
-        batches = RankBatches(len(dataset), self.config.eval_batch_size, rank(), world_size())
-        device = self.reasoner.decoder.device
+        method, evaluated, loader = asking.method, self.config.eval_config, self._loader(asking)
         likelihoods = None
         if evaluated.measures_likelihoods:
             likelihoods = Likelihoods(self.reasoner, self.encoder, method.asked, self.examples)
         records = bool(evaluated.interventions) and thinks_itself(method) and asking.intervention is None
         lens, speaking = self._lens(asking), self._speaking(asking)
         answers = Answers({}, {}, {})
-        waiting: dict[
-            int, tuple[dict[str, int], list[float] | None]
-        ] = {}  # what questions cost, until they are answered
+        # what questions cost, until they are answered
+        waiting: dict[int, tuple[dict[str, int], list[float] | None]] = {}
 
         def note(said: Mapping[int, list[int] | None]) -> None:
             for place, tokens in said.items():
@@ -163,19 +150,10 @@ class Respondent:
                 found = _likeliest(logprobs or []) if tokens is None else self._said(example, tokens, method)
                 answers.samples[place] = _sample(example, found, cost, logprobs)
 
-        with self.tracker.progress(len(batches), f"evaluating {asking.name}") as progress:
-            for batch in make_loader(dataset, batches, collator, self.config.num_workers):
+        with self.tracker.progress(len(loader), f"evaluating {asking.name}") as progress:
+            for batch in loader:
                 self.between_batches()
-                places = batch["index"]
-                on_host = {name: batch[name] for name in ("input_ids", "attention_mask")}
-                passes = self.reasoner.run_passes(
-                    **{name: tensor.to(device) for name, tensor in on_host.items()},
-                    on_host=on_host,
-                    **{name: tensor.to(device) for name, tensor in batch["inputs"].items()},
-                    n_passes=asking.passes,
-                    seeds=batch["seeds"],
-                    intervened=asking.intervened(places),
-                )
+                places, passes = batch["index"], self._run_passes(asking, batch)
                 counted = [row for row, counts in enumerate(batch["counted"]) if counts]
                 if records:
                     thoughts = passes.thoughts_by_row()
@@ -188,12 +166,9 @@ class Respondent:
                     examples = [self.examples[place] for place in places]
                     measured = likelihoods.measure(passes, examples) if likelihoods else None
                     for row in counted:
-                        prompt = batch["input_ids"][row].tolist()
-                        n_thoughts = prompt.count(method.latent_tokens.latent) if method.latent_tokens else 0
-                        cost = {
-                            "latent_tokens": n_thoughts,
-                            "latent_passes": method.pass_schedule.n_passes(n_thoughts) - 1,
-                        }
+                        n_thoughts = method.count_thoughts(batch["input_ids"][row].tolist())
+                        n_passes = method.pass_schedule.n_passes(n_thoughts) - 1
+                        cost = {"latent_tokens": n_thoughts, "latent_passes": n_passes}
                         waiting[places[row]] = cost, measured[row] if measured else None
                     if evaluated.answer_by == "likelihood":
                         note({places[row]: None for row in counted})
@@ -208,6 +183,34 @@ class Respondent:
             while speaking:
                 note(speaking.step())
         return answers
+
+    def _loader(self, asking: Asking) -> StatefulDataLoader[dict[str, Any]]:
+        """Of this rank's prompts."""
+        config, method = self.config, asking.method
+        dataset = ReasoningDataset(
+            asking.questions,
+            self.encoder,
+            method.asked,
+            asking.row,
+            draws=f"{config.seed}/evaluation",
+            arrange_donor=method.donor_row if method.borrows and asking.passes > 1 else None,
+        )
+        pad, latent = self.backbone.tokenizer.pad_token_id, self.reasoner.latent_token_id
+        collator = Collator(pad, latent, self.backbone.family.batch, True, min_length=asking.passes)
+        batches = RankBatches(len(dataset), config.eval_batch_size, rank(), world_size())
+        return make_loader(dataset, batches, collator, config.num_workers)
+
+    def _run_passes(self, asking: Asking, batch: dict[str, Any]) -> Passes:
+        device = self.reasoner.decoder.device
+        on_host = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return self.reasoner.run_passes(
+            **{name: tensor.to(device) for name, tensor in on_host.items()},
+            on_host=on_host,
+            **{name: tensor.to(device) for name, tensor in batch["inputs"].items()},
+            n_passes=asking.passes,
+            seeds=batch["seeds"],
+            intervened=asking.intervened(batch["index"]),
+        )
 
     def _lens(self, asking: Asking) -> Lens | None:
         """None also where no question has a thought."""

@@ -14,15 +14,25 @@ from multicoco.curriculum import LatentTokens
 from multicoco.data.example import Example, load_image
 from multicoco.data.loader import check_donors
 from multicoco.engine.assembly import Assembly
+from multicoco.engine.lengths import check_prompt_lengths
 from multicoco.engine.ranks import rank
 from multicoco.errors import UserError
 from multicoco.evaluation.asking import Answers, Asking, Respondent, Sample
-from multicoco.evaluation.interventions import Interventions, Material, compare, donor_fields, thinks_itself
-from multicoco.evaluation.lens import collect, embedding_scale
+from multicoco.evaluation.interventions import (
+    Interventions,
+    Material,
+    check_interventions,
+    compare,
+    donor_fields,
+    extended_to,
+    thinks_itself,
+)
+from multicoco.evaluation.lens import check_lens, collect, embedding_scale
 from multicoco.evaluation.likelihood import summarize_likelihoods
 from multicoco.evaluation.metrics import official_predictions, official_scores, summarize
 from multicoco.evaluation.priors import asked_with
 from multicoco.methods import Method, evaluated_methods, method_class
+from multicoco.models.checks import position_limit
 from multicoco.tracking import Tracker
 
 
@@ -164,6 +174,24 @@ class Evaluator:
         seen, tokenizer = [*answers.seen.values()], self.backbone.tokenizer
         thoughts = collect(seen, self.examples, asking.method, self.embedding, tokenizer, about)
         self.tracker.log_thoughts(name, asking.name, thoughts.to_bytes())
+
+
+def check_questions(config: RunConfig, assembly: Assembly, stages: Sequence[int], questions: Sequence[Example]) -> None:
+    """What the questions do not allow of `eval_config`, and which are too long, is said before anything runs.
+
+    Args:
+        stages: all in which they are asked.
+
+    Raises:
+        UserError: as `check_interventions`, `check_lens`, `asked_with` and `check_prompt_lengths`.
+    """
+    methods, encoder = evaluation_methods(config, assembly.backbone.latent_tokens), assembly.encoder
+    for check in (check_interventions, check_lens):
+        check(config, methods, max(stages), questions, encoder)
+    asked = asked_with(config.eval_config.inputs, questions, config.seed)
+    if asked and (limit := position_limit(assembly.backbone.model)) is not None:
+        room = (config.generation.max_new_tokens, extended_to(config))
+        check_prompt_lengths(limit, asked, encoder, methods.values(), stages, *room)
 
 
 def evaluation_methods(config: RunConfig, latent_tokens: LatentTokens | None) -> dict[str, Method]:

@@ -42,6 +42,13 @@ class Changed(Sequence[Example]):
         return self.change(index) if isinstance(index, int) else [self.change(i) for i in range(self.n)[index]]
 
 
+def thought_counts(method: Method, stage: int, examples: Sequence[Example], encoder: Encoder) -> list[int]:
+    """How many thoughts each question has."""
+    # without images: they change no number of thoughts, and reading them takes time
+    prompts = (encoder.prompt(example, method.asked) for example in examples)
+    return [method.count_thoughts(method.prompt_row(tokens, stage)) for tokens in prompts]
+
+
 class Interventions:
     """The interventions of a run on one method at one stage.
 
@@ -53,12 +60,7 @@ class Interventions:
         self.wanted = [parse(spec) for spec in config.eval_config.interventions]
         self.seed = config.seed
         self.examples = examples
-        latent = method.latent_tokens.latent if method.latent_tokens else -1
-        self.counts = [
-            # without images: they change no number of thoughts, and reading them takes time
-            method.prompt_row(encoder.prompt(example, method.asked), stage).count(latent)
-            for example in examples
-        ]
+        self.counts = thought_counts(method, stage, examples, encoder)
 
     @property
     def most(self) -> int:

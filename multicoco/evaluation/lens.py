@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate, chain
 from string import punctuation
 from typing import Any
@@ -13,10 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from multicoco.config import RunConfig
-from multicoco.curriculum import ExampleTokens
 from multicoco.data.example import Example
 from multicoco.data.loader import Arrange, Encoder
 from multicoco.errors import UserError
+from multicoco.evaluation.interventions import thought_counts
 from multicoco.evaluation.thoughts import QUANTILES, Norms, Thoughts
 from multicoco.latent.head import logits_of
 from multicoco.latent.lens import effective_rank, embedding_norms, mean_similarity, read_words, unit
@@ -119,10 +118,8 @@ class Lens:
 
 def most_thoughts(encoder: Encoder, method: Method, arrange: Arrange, examples: Sequence[Example]) -> int:
     """How many thoughts the question has that has the most of them; 0 where there are none."""
-    latent = method.latent_tokens.latent if method.latent_tokens else None
-    # without images: they change no number of thoughts, and reading them takes time
     rows = (arrange(example, encoder.prompt(example, method.asked))[0] for example in examples)
-    return max((row.count(latent) for row in rows if latent is not None), default=0)
+    return max(map(method.count_thoughts, rows), default=0)
 
 
 def check_lens(
@@ -136,20 +133,12 @@ def check_lens(
     Raises:
         UserError: no question is asked with thoughts, by any of the methods.
     """
-
-    def thinks(method: Method) -> bool:
-        return most_thoughts(encoder, method, partial(_as_trained, method, stage), examples) > 0
-
-    if config.eval_config.thoughts and not any(map(thinks, methods.values())):
+    counted = (thought_counts(method, stage, examples, encoder) for method in methods.values())
+    if config.eval_config.thoughts and not any(map(any, counted)):
         raise UserError(
             f"eval_config.thoughts is true but {' and '.join(methods)} has none to look into: evaluate by a method "
             "with thoughts, such as coconut (and eval_latent_tokens other than 0), or set it to false"
         )
-
-
-def _as_trained(method: Method, stage: int, example: Example, tokens: ExampleTokens) -> tuple[list[int], list[int]]:
-    ids = method.prompt_row(tokens, stage)
-    return ids, ids
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

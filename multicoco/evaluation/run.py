@@ -1,23 +1,16 @@
 """A run that only evaluates (`mode: eval_only`)."""
 
-from functools import partial
-
 from transformers import set_seed
 
 from multicoco.config import RunConfig
 from multicoco.engine.assembly import assemble, prompt_date, weights_of
-from multicoco.engine.lengths import check_prompt_lengths
 from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
 from multicoco.engine.records import load_records
 from multicoco.engine.resume import config_changes, lock_run_folder
 from multicoco.engine.weights import Weights
-from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
-from multicoco.evaluation.interventions import check_interventions, extended_to
-from multicoco.evaluation.lens import check_lens
-from multicoco.evaluation.priors import asked_with
+from multicoco.evaluation.evaluator import Evaluator, check_questions
 from multicoco.methods import evaluated_methods, method_class, thinking_method
-from multicoco.models.checks import position_limit
 from multicoco.registry import names
 from multicoco.tracking import Tracker
 
@@ -40,16 +33,7 @@ class EvaluationRun:
         if changes and group.rank == 0:
             print("as the checkpoint was trained:", *changes, sep="\n  ", flush=True)
         assembly = assemble(config, weights, prompt_date(config, weights.state), questions, group.device)
-        methods = evaluation_methods(config, assembly.backbone.latent_tokens)
-        for check in (check_interventions, check_lens):
-            agree(partial(check, config, methods, self.stage, questions, assembly.encoder), only_rank_0=True)
-        asked = agree(lambda: asked_with(config.eval_config.inputs, questions, config.seed), only_rank_0=True)
-        if (limit := position_limit(assembly.backbone.model)) is not None:
-            room = (config.generation.max_new_tokens, extended_to(config))
-            agree(
-                lambda: check_prompt_lengths(limit, asked, assembly.encoder, methods.values(), [self.stage], *room),
-                only_rank_0=True,
-            )
+        agree(lambda: check_questions(config, assembly, [self.stage], questions), only_rank_0=True)
         assembly.reasoner.to(group.device)
         self.run_lock = agree(lambda: lock_run_folder(config.run_dir) if group.rank == 0 else None)
         set_seed(config.seed + group.rank)

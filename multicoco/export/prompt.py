@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from multicoco.data.example import Example
-from multicoco.data.prompt import PromptBuilder
+from multicoco.data.prompt import prompts_of_run
 from multicoco.export.checkpoint import Checkpoint
 from multicoco.models.families import Family
 
@@ -45,19 +45,12 @@ class _OneToken:
 def prompt_of(checkpoint: Checkpoint) -> Prompt:
     """As its evaluation asks, with one image where the model sees any."""
     config, reader, method = checkpoint.config, checkpoint.reader, checkpoint.method
-    builder = PromptBuilder(
-        reader.tokenizer,
-        config.answer_format,
-        _OneToken(reader.family),
-        config.direct_instruction,
-        config.reasoning_instruction,
-        checkpoint.state.prompt_date,
-    )
+    prompt = prompts_of_run(config, reader.tokenizer, _OneToken(reader.family), checkpoint.state.prompt_date)
     images = (Path("image"),) * reader.family.sees_images
 
     def ids(choices: tuple[str, ...]) -> list[int]:
         example = Example("question", _QUESTION, images, choices, (), None, None)
-        return method.prompt_row(builder(example, method.asked, [1] * len(images)), checkpoint.state.stage)
+        return method.prompt_row(prompt(example, method.asked, [1] * len(images)), checkpoint.state.stage)
 
     def text(ids: list[int]) -> str:
         return str(reader.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
@@ -65,12 +58,11 @@ def prompt_of(checkpoint: Checkpoint) -> Prompt:
     row = ids(())
     before, _, after = text(row).partition(_QUESTION)
     _, _, with_choices = text(ids(("red", "blue"))).partition(_QUESTION)
-    latent = checkpoint.latent_tokens
     return Prompt(
         _QUESTION,
         before,
         after,
         with_choices.removesuffix(after),
-        row.count(latent.latent) if latent else 0,
+        method.count_thoughts(row),
         reader.tokenizer.encode(text(row), add_special_tokens=False) == row,
     )

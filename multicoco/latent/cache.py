@@ -35,7 +35,7 @@ class StaticKVCache:
         on_host: `key_mask` on the CPU, where it is there.
     """
 
-    def __init__(self, key_mask: Tensor, kernel: str, pool: BufferPool, on_host: Tensor | None = None):
+    def __init__(self, key_mask: Tensor, kernel: str, pool: BufferPool, on_host: Tensor | None):
         self.valid = key_mask
         self.on_host = on_host
         self.masks: dict[int | None, KeyMask] = {}  # by the window

@@ -4,6 +4,6 @@ One file a method, named in `multicoco.registry`. No torch at import: configs ar
 """
 
 from multicoco.config.section import MethodKeys
-from multicoco.methods.method import Method, Part, evaluated_methods, method_class, thinking_method
+from multicoco.methods.method import Method, Part, evaluated_methods, method_class, stands_for, thinking_method
 
-__all__ = ["Method", "MethodKeys", "Part", "evaluated_methods", "method_class", "thinking_method"]
+__all__ = ["Method", "MethodKeys", "Part", "evaluated_methods", "method_class", "stands_for", "thinking_method"]

@@ -103,7 +103,7 @@ class Coconut(Method):
         return [*tokens.prompt, *self._block(n_latents)]
 
     def donor_row(self, tokens: ExampleTokens, input_ids: list[int]) -> list[int]:
-        return [*tokens.prompt, *self._block(input_ids.count(self._tokens.latent))]
+        return [*tokens.prompt, *self._block(self.count_thoughts(input_ids))]
 
     @property
     def pass_schedule(self) -> PassSchedule:

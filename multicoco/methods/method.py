@@ -13,7 +13,6 @@ from multicoco.latent.schedule import SEQUENTIAL, OnePass, PassSchedule
 from multicoco.registry import load
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.nn import Module
     from transformers import PreTrainedModel
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from multicoco.data.prompt import Asked
     from multicoco.latent.controls import GaussianThoughts
     from multicoco.latent.objective import Objective
-    from multicoco.latent.reasoner import LatentOutput
     from multicoco.latent.thoughts import ThoughtSource
 
 Own = TypeVar("Own", bound=MethodKeys)
@@ -159,6 +157,10 @@ class Method:
         """
         raise NotImplementedError
 
+    def count_thoughts(self, input_ids: Sequence[int]) -> int:
+        """Of a row, (T,)."""
+        return input_ids.count(self.latent_tokens.latent) if self.latent_tokens else 0
+
     def supervision(self, tokens: ExampleTokens, stage: int, epoch: int, example_id: str) -> Supervision | None:
         """What its loss asks of a `train_row` beside the labels."""
         return None
@@ -234,17 +236,12 @@ class Method:
         return None
 
     def objective(self, model: PreTrainedModel) -> Objective | None:
-        """What is minimised, where `supervision` gives more than labels; None: the language model's loss."""
+        """What is minimised; None: the language model's loss. It is given what `supervision` asks of the rows."""
         return None
 
     def counts(self, batch: dict[str, Any]) -> list[int]:
         """Of a collated batch, what the parts of the objective are divided by, once summed over the global batch."""
         return []
-
-    def loss(self, output: LatentOutput) -> Tensor:
-        """What is minimised, from the output of the passes, whose loss is the objective's: a scalar."""
-        assert output.loss is not None  # the engine always passes labels
-        return output.loss
 
 
 def method_class(name: str) -> type[Method]:
@@ -258,14 +255,16 @@ def method_class(name: str) -> type[Method]:
 
 
 def evaluated_methods(config: RunConfig) -> list[str]:
-    """The methods that a run evaluates by: those that `eval_config` names, else the one that it trains.
-
-    A name stands for the trained method where the two share a section: a control is asked as it was trained.
-    """
+    """The methods that a run evaluates by: those that `eval_config` names, else the one that it trains."""
     trained = config.trained_method
+    return [trained if stands_for(name, trained) else name for name in config.evaluated] or [trained]
+
+
+def stands_for(name: str, trained: str) -> bool:
+    """Whether to ask by a method is to ask by the trained one, as the two share a section: a control is asked as it was
+    trained."""
     section = method_class(trained).section
-    shared = {name for name in config.evaluated if section is not None and method_class(name).section == section}
-    return [trained if name in shared else name for name in config.evaluated] or [trained]
+    return section is not None and method_class(name).section == section
 
 
 def thinking_method(config: RunConfig) -> type[Method] | None:

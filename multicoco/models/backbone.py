@@ -145,18 +145,18 @@ def _put_image_processor(path: Path) -> None:
 
 def _template_of_processor(source: str) -> str | None:
     """The chat template that some vision-language models have in a file which only transformers' processors read."""
-    content = _read_file(source, "chat_template.json")
-    return None if content is None else str(json.loads(content)["chat_template"])
+    path = optional_file(source, "chat_template.json")
+    return None if path is None else str(json.loads(path.read_bytes())["chat_template"])
 
 
 def _read_kept_files(source: str) -> dict[str, bytes]:
     """Those of `_KEPT_FILES` that there are."""
-    found = {name: _read_file(source, name) for name in _KEPT_FILES}
-    return {name: content for name, content in found.items() if content is not None}
+    found = {name: optional_file(source, name) for name in _KEPT_FILES}
+    return {name: path.read_bytes() for name, path in found.items() if path is not None}
 
 
-def _read_file(source: str, name: str) -> bytes | None:
-    """A file that a directory or the hub's cache may hold."""
+def optional_file(source: str, name: str) -> Path | None:
+    """A file that a directory, or a model of the hub, may have."""
     optional = ("missing_entries", "connection_errors", "gated_repo")
     path = cached_file(source, name, **{f"_raise_exceptions_for_{kind}": False for kind in optional})
-    return None if path is None else Path(path).read_bytes()
+    return None if path is None else Path(path)

@@ -4,9 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from multicoco.config import RunConfig
+from multicoco.engine.assembly import model_dtype
 from multicoco.errors import UserError
 from multicoco.files import write_text
 from multicoco.methods import method_class
@@ -81,10 +80,6 @@ def _describe(work: Workload) -> str:
         besides = f"; besides, {rows} rows of {read} columns that are read and {written} that are written"
     said = f"; {work.said} words are said of its thoughts" if work.said else ""
     return f"{work.prompt} columns{image}, {work.latents} latent, {work.written} written{branch}{besides}{said}"
-
-
-def model_dtype(config: RunConfig) -> torch.dtype:
-    return torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32
 
 
 def explanation_path(path: Path) -> Path:

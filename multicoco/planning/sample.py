@@ -11,7 +11,7 @@ from multicoco.config import RunConfig
 from multicoco.curriculum import ExampleTokens
 from multicoco.data.example import Example
 from multicoco.data.kept import BAD, KeptExamples, KeptRecords
-from multicoco.data.prompt import Asked, PromptBuilder
+from multicoco.data.prompt import Asked, prompts_of_run
 from multicoco.data.sources import load_of_run
 from multicoco.data.sources.load import open_records
 from multicoco.data.sources.of_run import is_one, parts_of
@@ -58,14 +58,7 @@ def look_at(config: RunConfig, model: ModelGeometry, tiles: int, asked: Asked) -
             add_latent_words(tokenizer)
         examples = first_of_run(config, config.train_path)
         family = family_of(model.config)
-        prompt = PromptBuilder(
-            tokenizer,
-            config.answer_format,
-            family,
-            config.direct_instruction,
-            config.reasoning_instruction,
-            config.prompt_date or "2000-01-01",  # as long as any other
-        )
+        prompt = prompts_of_run(config, tokenizer, family, config.prompt_date or "2000-01-01")  # as long as any other
         tokens = [prompt(x, asked, [family.written(tiles)] * len(x.images) if x.images else []) for x in examples]
         records = None if config.streaming else _count(config, config.train_path)
         sizes = _remembered(config, tokenizer, asked) or ExampleSizes.of(map(lengths_of, tokens))

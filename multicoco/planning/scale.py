@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from multicoco.engine.assembly import model_dtype
 from multicoco.errors import UserError
 from multicoco.planning.candidates import Candidate, candidates, choose
 from multicoco.planning.cost import HOST_LINK, Cluster
 from multicoco.planning.explanation import loaded_bytes
 from multicoco.planning.geometry import ModelGeometry, Workload
 from multicoco.planning.held import optimizer_share
-from multicoco.planning.plan import markdown_table, model_dtype
+from multicoco.planning.plan import markdown_table
 from multicoco.planning.tables import (
     GPU_MEMORY,
     GPUS_PER_NODE,

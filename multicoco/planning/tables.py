@@ -8,11 +8,12 @@ from typing import Any
 from transformers import InternVLConfig
 
 from multicoco.config import RunConfig
+from multicoco.engine.assembly import model_dtype
 from multicoco.errors import UserError
 from multicoco.planning.candidates import HEADER, candidates, choose
 from multicoco.planning.cost import Cluster
 from multicoco.planning.geometry import ModelGeometry, Workload
-from multicoco.planning.plan import markdown_table, model_dtype
+from multicoco.planning.plan import markdown_table
 
 # the published configs as far as they matter here; embeddings untied, with which the parameters come out as published
 _VISION_300M = {

@@ -151,7 +151,7 @@ def no_objective(model: PreTrainedModel) -> None:
 
 
 def meta_model(
-    config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool], lora: Lora | None = None
+    config: PreTrainedConfig, dtype: torch.dtype, freezing: dict[str, bool], lora: Lora | None
 ) -> PreTrainedModel:
     """The model of a config without weights, with what of it is trained.
 

@@ -3,12 +3,21 @@
 import base64
 import io
 
+from PIL import Image
+
 from multicoco.data.example import ImageSource, load_image
 from multicoco.errors import UserError
 
 BUDGET = 14_000_000  # bytes of the page, whose other parts take some of its 20 MB
 SIDE = 224  # pixels, the most
 _QUALITY = 65
+
+
+def data_url(image: Image.Image, quality: int) -> str:
+    """A picture within a page, as WebP of a quality of 0 to 100."""
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=quality, method=2)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 class Thumbnails:
@@ -44,9 +53,7 @@ class Thumbnails:
             self.broken += 1
             return None
         image.thumbnail((SIDE, SIDE))
-        file = io.BytesIO()
-        image.save(file, "WEBP", quality=_QUALITY, method=2)
-        url = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+        url = data_url(image, _QUALITY)
         self.budget -= len(url)
         if self.budget < 0:
             self.left_out += 1

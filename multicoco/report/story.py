@@ -119,8 +119,8 @@ def state_of(run: RunFolder) -> str:
         return "evaluated" if run.summaries else "stopped"
     if newest is None:
         return "stopped" if run.metrics else "new"
-    is_done = newest.epoch >= config.get("num_epochs", 0) and (newest.evaluated or not config.get("val_path"))
-    return "finished" if is_done else "stopped"
+    is_finished = newest.is_finished(config.get("num_epochs", 0), bool(config.get("val_path")))
+    return "finished" if is_finished else "stopped"
 
 
 def last_sign(run: RunFolder) -> float | None:

@@ -40,10 +40,7 @@ def last_checkpoint(run: Path) -> Path | None:
 def is_trained(job: Job, config: RunConfig) -> bool:
     """Whether train.py would find nothing left to train."""
     last = last_checkpoint(job.folder)
-    if last is None:
-        return False
-    state = read_state(last)
-    return state.epoch >= config.num_epochs and (state.evaluated or not config.val_path)
+    return last is not None and read_state(last).is_finished(config.num_epochs, bool(config.val_path))
 
 
 def note_done(job: Job) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multicoco.config import RunConfig, load_config
+from multicoco.config.evaluation import NAMED_METHODS
 from multicoco.errors import UserError
 from multicoco.study.keys import StudySpec, read_study
 
@@ -127,7 +128,7 @@ class Study:
 
     def _evaluations(self, training: Job) -> Iterator[Job]:
         method = self.config_of(training).trained_method
-        asked: dict[str, Any] = {f"eval_config.{name}": False for name in ("cot", "coconut", "vanilla")}
+        asked: dict[str, Any] = {f"eval_config.{name}": False for name in NAMED_METHODS}
         if self.spec.is_intervened(training.arm):
             asked["eval_config.interventions"] = self.spec.interventions
         begun = {"mode": "eval_only", "method": method, "load_model_path": str(training.folder)}

@@ -81,6 +81,7 @@ class TrainingBatches:
     def _dataset(self, stage: int, epoch: int) -> ReasoningDataset:
         config, method, examples = self.config, self.method, self.examples
         check: Check = _fits
+        is_asked = self.assembly.reasoner.objective is not None
         of_a_stream = {}
         if isinstance(examples, StreamedExamples):
             positions = position_limit(self.assembly.backbone.model)
@@ -93,7 +94,7 @@ class TrainingBatches:
             partial(_train_row, method=method, stage=stage, epoch=epoch, check=check),
             draws=f"{config.seed}/{epoch}",
             arrange_donor=method.donor_row if method.borrows and method.rows(stage) > 1 else None,
-            supervise=partial(_supervision, method=method, stage=stage, epoch=epoch),
+            supervise=partial(_supervision, method=method, stage=stage, epoch=epoch, is_asked=is_asked),
             **of_a_stream,
         )
 
@@ -133,5 +134,9 @@ def _train_row(
     return method.train_row(tokens, stage, epoch, example.id)
 
 
-def _supervision(example: Example, tokens: ExampleTokens, method: Method, stage: int, epoch: int) -> Supervision | None:
-    return method.supervision(tokens, stage, epoch, example.id)
+def _supervision(
+    example: Example, tokens: ExampleTokens, method: Method, stage: int, epoch: int, is_asked: bool
+) -> Supervision | None:
+    """An objective asks it of every row, be it to know which of them count."""
+    found = method.supervision(tokens, stage, epoch, example.id)
+    return Supervision() if found is None and is_asked else found

@@ -87,7 +87,7 @@ class Saver:
                 )
             self._slowest = max(self._slowest, seconds)
 
-    def note_evaluation(self, accuracy: float | None, keep: bool = True) -> None:
+    def note_evaluation(self, accuracy: float | None, keep: bool) -> None:
         """Adds an evaluation to the checkpoint of where the run stands, or takes the checkpoint away. Collective.
 
         Raises:

@@ -46,7 +46,8 @@ class Start:
             return None
         newest, state = found
         # if damaged, it will be put aside, and its epoch trained again
-        if self._is_finished(state) and not damage(newest):
+        is_finished = state.is_finished(self.config.num_epochs, bool(self.config.val_path))
+        if is_finished and not damage(newest):
             agree(lambda: self._refuse_finished(newest, state), only_rank_0=True)
         return state
 
@@ -64,9 +65,6 @@ class Start:
             with suppress(UserError):
                 return path, read_state(path)
         return None
-
-    def _is_finished(self, state: TrainerState) -> bool:
-        return state.epoch >= self.config.num_epochs and (state.evaluated or not self.config.val_path)
 
     def _refuse_finished(self, newest: Path, state: TrainerState) -> NoReturn:
         raise UserError(

@@ -57,9 +57,8 @@ def train_step(
         if "supervision" in inputs:
             inputs["supervision"] = inputs["supervision"] | {"divisors": counts[2:].clamp(min=1) / pieces}
         output = engine(**inputs, n_passes=n_passes, loss_divisor=counts[0].clamp(min=1) / pieces)
-        loss = method.loss(output)
-        engine.backward(loss)
+        engine.backward(output.loss)
         engine.step()
-        shares.append(loss.detach() / pieces)
+        shares.append(output.loss.detach() / pieces)
         thoughts.append(output.thoughts.detach().clone())  # where there are none, no view of all embeddings
     return Stepped(torch.stack(shares), counts[:2], thoughts, heeded)

@@ -17,7 +17,7 @@ from multicoco.engine.assembly import Assembly, assemble, prompt_date, weights_o
 from multicoco.engine.checkpoint import Checkpoints
 from multicoco.engine.deepspeed import build_engine, model_shape
 from multicoco.engine.ds_config import resolve_ds_config
-from multicoco.engine.lengths import check_prompt_lengths, those_that_fit
+from multicoco.engine.lengths import those_that_fit
 from multicoco.engine.preemption import Preempted
 from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
@@ -28,9 +28,7 @@ from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import embedding_rows
 from multicoco.errors import UserError
 from multicoco.evaluation.answers import is_correct
-from multicoco.evaluation.evaluator import Evaluator, evaluation_methods
-from multicoco.evaluation.interventions import check_interventions, extended_to
-from multicoco.evaluation.lens import check_lens
+from multicoco.evaluation.evaluator import Evaluator, check_questions
 from multicoco.methods import Part, method_class
 from multicoco.models.checks import position_limit
 from multicoco.tracking import Tracker
@@ -86,7 +84,7 @@ class Trainer:
         fitting = those_that_fit(config, positions, looked_at, assembly.encoder, self.method, stages, remembered)
         if not config.streaming:  # by which the others are measured when they come
             self.batches.keep(fitting)
-        agree(lambda: self._check_purpose(fitting, assembly, positions), only_rank_0=True)
+        agree(lambda: self._check_purpose(fitting, assembly), only_rank_0=True)
         shape = model_shape(assembly.reasoner, max(map(self.method.passes, stages)))
         ds_config = agree(lambda: resolve_ds_config(Path(config.deepspeed), config, group.size, shape))
         self.engine = build_engine(assembly.reasoner, config, ds_config)
@@ -125,7 +123,7 @@ class Trainer:
         sharded = self.engine.zero_optimization_stage() == 3
         self.evaluator = Evaluator(config, assembly, self.questions, self.tracker, sharded, self.look_around)
 
-    def _check_purpose(self, examples: Sequence[Example], assembly: Assembly, positions: int | None) -> None:
+    def _check_purpose(self, examples: Sequence[Example], assembly: Assembly) -> None:
         """What would make the run pointless, or break it in its middle, is said before it starts."""
         config = self.config
         if self.method.needs_steps:
@@ -137,14 +135,7 @@ class Trainer:
                 f"save_only_improve is true, but no answer is known in {config.val_path}: accuracy would never improve "
                 "and nothing be saved. Set it to false, or name records with answers"
             )
-        methods = evaluation_methods(config, assembly.backbone.latent_tokens)
-        for check in (check_interventions, check_lens):
-            check(config, methods, max(self.batches.stages), self.questions, assembly.encoder)
-        if positions is not None and self.questions:
-            room = (config.generation.max_new_tokens, extended_to(config))
-            check_prompt_lengths(
-                positions, self.questions, assembly.encoder, methods.values(), self.batches.stages, *room
-            )
+        check_questions(config, assembly, self.batches.stages, self.questions)
 
     def run(self) -> None:
         """Trains.

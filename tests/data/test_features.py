@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from multicoco.data.collate import ImageInputs
 from multicoco.data.features import FEATURES, KEY, FeatureStore, images_key
 from multicoco.data.verified import digest_of
 from multicoco.errors import UserError
@@ -55,7 +56,7 @@ def test_images_of_an_example_are_known_by_their_content_together(tmp_path):
         and both.tensors["grid"].tolist() == [[1, 5, 5]]
         and set(both.tensors) == {FEATURES, "grid"}
     )
-    assert store.read_images([]) == ([], {})
+    assert store.read_images([]) == ImageInputs()
     with pytest.raises(UserError, match=r"a\.png, an image: changed"):
         store.read_images([tmp_path / "a.png", bytes([1])])  # in another order
     (tmp_path / "a.png").write_bytes(bytes([3]))

@@ -346,6 +346,14 @@ def test_loss_divisor_replaces_the_number_of_labelled_positions():
     )
 
 
+def test_given_positions_take_the_place_of_the_familys():
+    batch = make_batch([make_row(torch.Generator().manual_seed(0), 0, 4, 5, image=False)], left=[0])
+    given = {"attention_mask": batch["attention_mask"], "position_ids": 3 * torch.arange(9)[None]}
+    own = qwen2().double()(batch["input_ids"], **given).logits
+    out = LatentReasoner(qwen2().double(), LATENT)(batch["input_ids"], **given, n_passes=3, return_logits=True)
+    torch.testing.assert_close(out.logits, own, rtol=1e-5, atol=1e-6)
+
+
 def test_a_latent_without_a_token_before_it_is_refused():
     batch = make_batch([([LATENT, 1, 2], [-100, 1, 2])], left=[1])
     with pytest.raises(ValueError, match="no token before it"):

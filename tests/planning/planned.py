@@ -6,10 +6,10 @@ import torch
 from reference import internvl
 
 from multicoco.config import RunConfig
+from multicoco.engine.assembly import model_dtype
 from multicoco.planning.candidates import Candidate, candidates
 from multicoco.planning.cost import Cluster
 from multicoco.planning.geometry import ModelGeometry, Workload
-from multicoco.planning.plan import model_dtype
 from multicoco.planning.setting import Setting
 
 NOTHING = dict.fromkeys(("vision_tower", "projector", "language_model"), False)

@@ -28,9 +28,8 @@ def test_rows_are_lined_up_for_passes_alone(name, columns):
     backbone = SimpleNamespace(
         tokenizer=SimpleNamespace(pad_token_id=0), family=SimpleNamespace(batch=lambda inputs: {}), model=model
     )
-    assembly = SimpleNamespace(
-        backbone=backbone, reasoner=SimpleNamespace(latent_token_id=TOKENS.latent), encoder=encode
-    )
+    reasoner = SimpleNamespace(latent_token_id=TOKENS.latent, objective=None)
+    assembly = SimpleNamespace(backbone=backbone, reasoner=reasoner, encoder=encode)
     examples = [Example(name, "q", (), (), ("s",), "a", None) for name in LENGTHS]
     [[batch]] = TrainingBatches(config, examples, assembly, method).steps(Part(1, 0, 1), 0, 0)
     assert batch["input_ids"].shape == (2, columns)

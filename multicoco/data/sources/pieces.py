@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from multicoco.data.sources.files import parse_json
 from multicoco.data.sources.location import Location
+from multicoco.data.sources.tables import is_arrow_file
 from multicoco.errors import UserError
 
 LINES = 1024  # records in a piece of JSON Lines
 _OPEN_FILES = 64  # at a time, by a process
 _SUFFIXES = (".parquet", ".arrow", ".feather", ".jsonl", ".ndjson", ".json")
-_ARROW_FILE = b"ARROW1"  # the first bytes of Arrow's file format; a stream has none
 _BOM = codecs.BOM_UTF8
 _LONGEST_LINE = 2**26  # bytes that are looked at to tell
 
@@ -170,10 +170,8 @@ def _arrow(path: str) -> Any:
     """The batches, which stay on disk until they are read."""
     import pyarrow
 
-    with open(path, "rb") as file:
-        is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
-    mapped = pyarrow.memory_map(path)
-    return (pyarrow.ipc.open_file(mapped) if is_file else pyarrow.ipc.open_stream(mapped)).read_all().to_batches()
+    opened = pyarrow.ipc.open_file if is_arrow_file(path) else pyarrow.ipc.open_stream
+    return opened(pyarrow.memory_map(path)).read_all().to_batches()
 
 
 def _is_lines(path: str) -> bool:

@@ -20,7 +20,7 @@ from multicoco.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_FEATHER = b"ARROW1"  # the first bytes of Arrow's file format; a stream has none
+_ARROW_FILE = b"ARROW1"  # the first bytes of Arrow's file format; a stream has none
 
 
 class TableRecords(Sequence[Any]):
@@ -140,10 +140,15 @@ def _map_arrow(file: str) -> Dataset:
     import datasets
     import pyarrow
 
-    with open(file, "rb") as opened:
-        if opened.read(len(_FEATHER)) != _FEATHER:
-            return datasets.Dataset.from_file(file)
+    if not is_arrow_file(file):
+        return datasets.Dataset.from_file(file)
     return datasets.Dataset(pyarrow.ipc.open_file(pyarrow.memory_map(file)).read_all())
+
+
+def is_arrow_file(path: str) -> bool:
+    """Whether Arrow in it is a file, with a table of its batches, and not a stream."""
+    with open(path, "rb") as file:
+        return file.read(len(_ARROW_FILE)) == _ARROW_FILE
 
 
 def revision_of(location: Location) -> str:

@@ -8,14 +8,14 @@ from typing import Any
 from multicoco.evaluation.guessing import chance
 
 
-def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927), sound for small n and proportions near 0 and 1.
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+    """95% score interval of a proportion (Wilson 1927), sound for small n and proportions near 0 and 1.
 
     Returns: (low, high); (0, 1) for n = 0.
     """
     if n == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    z = NormalDist().inv_cdf(0.975)
     share = correct / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     margin = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from multicoco.data.example import Example
+from multicoco.evaluation.answers import DIRECT_ANSWERS_FOR_FULL_CREDIT
 from multicoco.evaluation.metrics.metric import Answered, Metric, Sample, mean
-
-_FOR_FULL_CREDIT = 3  # annotators
 
 
 class AOKVQA(Metric):
@@ -25,7 +24,7 @@ class AOKVQA(Metric):
             if example.choices and example.answer is not None
         ]
         direct = [
-            min(1.0, example.direct_answers.count(_said(example, sample)) / _FOR_FULL_CREDIT)
+            min(1.0, example.direct_answers.count(_said(example, sample)) / DIRECT_ANSWERS_FOR_FULL_CREDIT)
             for example, sample in answered
             if not example.choices and example.direct_answers and not _is_difficult(example)
         ]

@@ -3,11 +3,11 @@
 One file a family, named in `multicoco.registry`.
 """
 
+from multicoco.data.collate import ImageInputs
 from multicoco.models.families.family import (
     Embedded,
     Embedding,
     Family,
-    ImageInputs,
     Keeping,
     Tile,
     check_form,

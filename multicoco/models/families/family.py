@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -10,22 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from multicoco.data.collate import ImageInputs
 from multicoco.errors import UserError
 from multicoco.registry import load_all
-
-
-@dataclass(frozen=True)
-class ImageInputs:
-    """The images of one example.
-
-    Attributes:
-        tokens: of each image, how it is written: how many image tokens it takes in the language model, or what else
-            the family's `place_images` needs to know.
-        tensors: what the model takes of them, by the names of its arguments; empty without images.
-    """
-
-    tokens: Sequence[Any] = ()
-    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 def nothing_further(columns: slice) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from multicoco.data.collate import ImageInputs
 from multicoco.errors import UserError
-from multicoco.models.families.family import ImageInputs, Tile
+from multicoco.models.families.family import Tile
 from multicoco.models.families.sighted import Sighted
 
 _TAKEN = {"input_ids", "attention_mask", "pixel_values"}

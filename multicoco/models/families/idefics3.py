@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from multicoco.data.collate import ImageInputs
 from multicoco.errors import UserError
-from multicoco.models.families.family import ImageInputs, Tile
+from multicoco.models.families.family import Tile
 from multicoco.models.families.sighted import Sighted
 
 

@@ -16,7 +16,8 @@ from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_onevision.modeling_llava_onevision import unpad_image
 
-from multicoco.models.families.family import ImageInputs, Tile
+from multicoco.data.collate import ImageInputs
+from multicoco.models.families.family import Tile
 from multicoco.models.families.sighted import Sighted
 
 _TOO_MANY = 1.1  # times the most columns and rows, above which the model makes features smaller
