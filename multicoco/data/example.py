@@ -1,17 +1,21 @@
 """One example of a data set, whatever file it came from, and its images."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image
 
-from multicoco.config.data import Judge
 from multicoco.data.metadata import without_metadata
 from multicoco.errors import UserError
+
+if TYPE_CHECKING:
+    from multicoco.config.data import Judge
 
 Image.init()
 _SHOWN_BY_VIEWERS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")
