@@ -62,7 +62,7 @@ def _does(config: RunConfig) -> str:
     """What a model that is trained so does at its last stage, as in _DOES."""
     method = method_class(config.trained_method)(config, _TOKENS)
     last_stage = max(method.schedule.reachable(config.num_epochs))
-    if method.prompt_row(ExampleTokens([], [[]]), last_stage).count(_TOKENS.latent):
+    if method.count_thoughts(method.prompt_row(ExampleTokens([], [[]]), last_stage)):
         return _BORROWS if method.borrows else _THINKS if thinks_itself(method) else _WAITS
     if method.asked == "answer":
         return _ANSWERS

@@ -28,7 +28,7 @@ def check_folder(study: Study) -> None:
     Raises:
         UserError: the study's folder is another study's, or holds a study.json that is none.
     """
-    before = _written(study.folder / "study.json")
+    before = _written(study.results)
     if before is None or _is_of(before, study.file) or any(job.folder.exists() for job in study.jobs):
         return
     raise UserError(
@@ -64,16 +64,16 @@ def write_results(study: Study) -> StudyResult:
         text="\n".join([*_run_lines(study, found), "", *_pair_lines(pairs), *notes, "", format_verdict(verdict)]),
     )
     _keep_others(study)
-    write_json(study.folder / "study.json", result.model_dump(mode="json"))
+    write_json(study.results, result.model_dump(mode="json"))
     return result
 
 
 def _keep_others(study: Study) -> None:
     """Studies that share a folder, and runs, each have the last one of their file."""
-    before = _written(study.folder / "study.json")
+    before = _written(study.results)
     _kept(study, study.file).unlink(missing_ok=True)
     if before is not None and not _is_of(before, study.file):
-        (study.folder / "study.json").replace(_kept(study, Path(before.file)))
+        study.results.replace(_kept(study, Path(before.file)))
 
 
 def _kept(study: Study, file: Path) -> Path:

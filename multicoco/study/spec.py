@@ -61,6 +61,10 @@ class Study:
     def folder(self) -> Path:
         return Path(self.spec.output_dir) / self.spec.name
 
+    @property
+    def results(self) -> Path:
+        return self.folder / "study.json"
+
     def chain(self, arm: str) -> list[str]:
         """An arm, the one it starts from, and so on."""
         parent = self.spec.arms[arm].after
