@@ -29,6 +29,17 @@ def mean_and_each(of_seeds: list[float]) -> str:
     return f"{fmean(of_seeds):.3f} ({', '.join(f'{one:.3f}' for one in of_seeds)})"
 
 
+def training(arm: str, study: StudyResult = STUDY) -> list[str]:
+    """The last cells of an arm's row, the same for all seeds: steps, million tokens, passes."""
+    of_seeds = [
+        [str(run.steps), f"{run.tokens / 1e6:.1f}", str(run.passes)]
+        for run in study.runs
+        if (run.arm, run.test, run.intervention) == (arm, TESTS[0], UNTOUCHED)
+    ]
+    assert of_seeds[1:] == of_seeds[:-1]
+    return of_seeds[0]
+
+
 def rows(page: str, heading: str) -> list[list[str]]:
     """The cells of the table below a heading row that begins so."""
     lines = page[page.index(heading) :].split("\n\n")[0].splitlines()[2:]
@@ -41,14 +52,14 @@ def test_the_table_of_arms_is_the_studys():
     for arm, *cells in shown:
         for test, cell in zip(TESTS, cells, strict=False):
             assert cell == mean_and_each(accuracies(arm, test))
-        [run, *_] = [run for run in STUDY.runs if run.arm == arm]
-        assert cells[len(TESTS)] == str(run.steps)
+        assert cells[len(TESTS) :] == training(arm)
 
 
 def test_the_table_of_methods_is_their_studys():
     for arm, *cells in rows(EVIDENCE[EVIDENCE.index("## Methods") :], "| arm | val"):
         for test, cell in zip(TESTS, cells, strict=False):
             assert cell == mean_and_each(accuracies(arm, test, study=METHODS))
+        assert cells[len(TESTS) :] == training(arm, METHODS)
 
 
 def test_the_table_of_interventions_on_methods_is_their_studys():
