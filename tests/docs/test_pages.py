@@ -9,6 +9,8 @@ from homes import REPO
 from multicoco.cli import parser
 from multicoco.config import RunConfig, check_keys
 from multicoco.config.schema import all_keys
+from multicoco.study.keys import ArmSpec, QuestionsSpec, StudySpec
+from multicoco.study.schema import PairResult, RunResult, StudyResult
 
 
 def anchors(markdown: str) -> set[str]:
@@ -70,3 +72,13 @@ def test_every_key_and_command_that_is_named_exists(page):
             assert match[1] in commands, code
         elif (match := re.fullmatch(r"((\w+)\.(?!py$|json$)\w+)(: .*)?", code)) and match[2] in sections:
             check_keys([match[1]], name_of(page))
+
+
+def test_the_page_of_studies_tells_of_every_key():
+    """Of STUDY.yaml, in the first cells of its table, and of study.json."""
+    of_the_yaml, of_the_json = (REPO / "docs" / "studies.md").read_text().split("\n## study.json\n")
+    told = re.findall(r"^\| (?:(\w+): )?`(\w+)` \|", of_the_yaml, re.MULTILINE)
+    keys = {"": StudySpec, "arm": ArmSpec, "test": QuestionsSpec}
+    assert sorted(told) == sorted((of, key) for of, section in keys.items() for key in section.model_fields)
+    named = set(re.findall(r"`(\w+)`", of_the_json))
+    assert {key for section in (StudyResult, RunResult, PairResult) for key in section.model_fields} <= named
