@@ -9,6 +9,7 @@ from homes import REPO
 from multicoco.cli import parser
 from multicoco.config import RunConfig, check_keys
 from multicoco.config.schema import all_keys
+from multicoco.evaluation.metrics import summarize
 from multicoco.study.keys import ArmSpec, QuestionsSpec, StudySpec
 from multicoco.study.schema import PairResult, RunResult, StudyResult
 
@@ -82,3 +83,8 @@ def test_the_page_of_studies_tells_of_every_key():
     assert sorted(told) == sorted((of, key) for of, section in keys.items() for key in section.model_fields)
     named = set(re.findall(r"`(\w+)`", of_the_json))
     assert {key for section in (StudyResult, RunResult, PairResult) for key in section.model_fields} <= named
+
+
+def test_the_page_of_evaluation_tells_of_every_key_of_a_summary():
+    told = (REPO / "docs" / "evaluation.md").read_text().split("\n## What is reported\n")[1]
+    assert summarize([]).keys() <= set(re.findall(r"`(\w+)`", told))

@@ -192,8 +192,8 @@ def test_sets_out_of_distribution(tmp_path, kind):
 
 
 def test_depth_gives_the_answer_away_in_nine_of_ten_but_not_where_it_is_the_same(tmp_path, thousand):
-    """0.904 in 2,000 of ours, 0.93 in the first 100 of the published validation file: docs/tasks.md."""
-    assert mean(map(by_depth, thousand)) == pytest.approx(0.904, abs=0.03)  # three standard errors
+    """0.895 in 4,000 of ours, 0.93 in the first 100 of the published validation file: docs/tasks.md."""
+    assert mean(map(by_depth, thousand)) == pytest.approx(0.895, abs=0.03)  # three standard errors
     write_prosqa(tmp_path / "p", n=0, val=0, test=20, kind=Kind(same_depth=True))
     records = json.loads((tmp_path / "p" / "prosqa_test.json").read_text())
     for record in records:
