@@ -38,11 +38,17 @@ def path(text: str) -> Path:
 
 
 def add_overrides(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides")
+    command.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override one key; repeatable"
+    )
 
 
 def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="multicoco", description="Tools around MultiCoCo's train.py.")
+    root = argparse.ArgumentParser(
+        prog="multicoco",
+        description="Tools around MultiCoCo's train.py, which trains and evaluates.",
+        epilog="Each command's own --help has an example. Documentation: README.md, docs/index.md.",
+    )
     added = root.add_subparsers(required=True, metavar="COMMAND")
     making = "make a data set or a model"
     add_prepare(added.add_parser("prepare", help=making, epilog="example: multicoco prepare scenes --out data/scenes"))
@@ -54,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
     )
     for mode in ("vanilla", "cot", "coconut"):
         summary.add_argument(f"--{mode}", type=path, metavar="RUN", help=f"run folder with a {mode} evaluation")
-    summary.add_argument("--trained", type=path, nargs="*", default=[], metavar="RUN", help="runs whose time counts")
+    summary.add_argument(
+        "--trained", type=path, nargs="*", default=[], metavar="RUN", help="runs whose time is added up"
+    )
     summary.add_argument("--out", type=path, required=True, help="JSON file to write")
     summary.set_defaults(run=commands.summarize)
 
@@ -70,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         "--reference", type=expanded, metavar="RUN[:MODE]", help="compare each with this one (default: every two)"
     )
     comparison.add_argument(
-        "--shared", action="store_true", help="on the questions that all were asked, if some differ"
+        "--shared", action="store_true", help="if they were not asked the same, on the questions that all were asked"
     )
     comparison.add_argument("--out", type=path, help="JSON file to write, with all flips")
     comparison.set_defaults(run=commands.compare_runs)
@@ -80,14 +88,16 @@ def parser() -> argparse.ArgumentParser:
         help="train and evaluate arms and seeds, compare them, and read the verdict",
         epilog="example: multicoco study args/studies/scenes.yaml --launcher 'deepspeed --num_gpus 8'",
     )
-    study.add_argument("study", type=path, metavar="STUDY.yaml")
+    study.add_argument("study", type=path, metavar="STUDY.yaml", help="arms, seeds, questions: docs/studies.md")
     study.add_argument("--plan", action="store_true", help="show the runs, their steps and the time, and stop")
     study.add_argument("--list", action="store_true", help="one arm/seed a line, for schedulers, and stop")
     study.add_argument(
         "--only", action="append", default=[], metavar="ARM/SEED", help="run this alone (or all of ARM); repeatable"
     )
     study.add_argument(
-        "--launcher", default=shlex.quote(sys.executable), help="what starts train.py, such as 'deepspeed --num_gpus 8'"
+        "--launcher",
+        default=shlex.quote(sys.executable),
+        help="what starts train.py, such as 'deepspeed --num_gpus 8' (default: this python, one process)",
     )
     study.set_defaults(run=commands.run_study)
 
@@ -129,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
     app.add_argument("checkpoint", type=expanded, help="run folder (its best checkpoint), checkpoint, or model")
     app.add_argument("--host", default="127.0.0.1", help="address to serve (default 127.0.0.1: this machine alone)")
     app.add_argument("--port", type=int, default=7860, help="default 7860")
-    app.add_argument("--examples", type=path, metavar="FILE", help="records to choose from (default: the val_path)")
+    app.add_argument("--examples", type=path, metavar="FILE", help="records to choose from (default: its val_path)")
     app.set_defaults(run=commands.serve_app)
 
     page = added.add_parser(
@@ -154,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     watching = added.add_parser(
         "watch", help="watch a run as it goes", epilog="example: multicoco watch runs/my_coconut"
     )
-    watching.add_argument("run_folder", type=path, metavar="RUN")
+    watching.add_argument("run_folder", type=path, metavar="RUN", help="run folder")
     watching.add_argument("--every", type=positive(float), default=2, metavar="SECONDS", help="default 2")
     watching.add_argument("--once", action="store_true", help="show it once, and stop")
     watching.set_defaults(run=commands.watch_run)
@@ -169,7 +179,7 @@ def parser() -> argparse.ArgumentParser:
     add_overrides(checkup)
     checkup.add_argument("--timeout", type=int, default=120, help="seconds for the all_reduce (default 120)")
     checkup.add_argument(
-        "--exact", action="store_true", help="instead: compare the model's loss after thoughts with plain recomputing"
+        "--exact", action="store_true", help="compare loss and gradients with plain recomputing, and check nothing else"
     )
     checkup.set_defaults(run=commands.doctor)
 
@@ -201,7 +211,7 @@ def parser() -> argparse.ArgumentParser:
     )
     planner.add_argument("config", type=path, help="run config of the run to be; config.json of its model suffices")
     planner.add_argument("--gpus", type=positive(int), required=True, help="GPUs of a node")
-    planner.add_argument("--nodes", type=positive(int), default=1)
+    planner.add_argument("--nodes", type=positive(int), default=1, help="default 1")
     planner.add_argument("--gpu-memory", type=positive(float), default=80, metavar="GIB", help="of a GPU (default 80)")
     planner.add_argument(
         "--intra-node", type=positive(float), default=450, metavar="GB/S", help="GPU to GPU in a node (default 450)"
@@ -232,7 +242,7 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
         made.add_argument("--out", type=path, required=True, help="folder to make")
         for option, default in sizes.items():
             made.add_argument(f"--{option}", type=int, default=default, help=f"records (default {default})")
-        made.add_argument("--seed", type=int, default=0)
+        made.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")
         made.add_argument(
             "--apart-from", type=path, nargs="+", default=[], metavar="PATH", help="data sets to share nothing with"
         )
@@ -243,12 +253,12 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     scenes.add_argument("--hops", type=int, default=3, help="reasoning steps of each question, to 8 (default 3)")
     scenes.add_argument("--distractors", type=int, default=0, help="tiles with a dot that means nothing (default 0)")
     scenes.add_argument("--text", action="store_true", help="the same scenes in sentences, without pictures")
-    scenes.add_argument("--tiles", type=int, nargs="+", default=[9], help="of scenes in sentences, in turn (default 9)")
+    scenes.add_argument("--tiles", type=int, nargs="+", default=[9], help="with --text: how many, in turn (default 9)")
     scenes.set_defaults(run=commands.prepare_scenes)
 
     prosqa = data_set("prosqa", "ProsQA by the paper's generator", {"n": 17886, "val": 300, "test": 500})
     prosqa.add_argument("--nodes", type=int, default=28, help="nodes of a graph, 5 of which end up unused (default 28)")
-    prosqa.add_argument("--hops", type=int, nargs="+", help="lengths of the path (default: of the deepest leaf's)")
+    prosqa.add_argument("--hops", type=int, nargs="+", help="of the path, in turn (default: to the deepest leaf)")
     prosqa.add_argument("--shape", default="dag", help="of the graphs: dag, tree or dense (default dag)")
     prosqa.add_argument(
         "--same-depth", action="store_true", help="only questions whose two options are as deep (docs/tasks.md)"
@@ -271,10 +281,14 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     )
     texts = model.add_mutually_exclusive_group(required=True)
     texts.add_argument("--data", type=path, metavar="FILE", help="records that the tokenizer is trained on")
-    texts.add_argument("--config", type=path, metavar="RUN.yaml", help="the same, read as a run config says")
-    model.add_argument("--out", type=path, required=True)
-    model.add_argument("--seed", type=int, default=0)
-    model.add_argument("--family", default="internvl", metavar="NAME", help="docs/models.md (default internvl)")
+    texts.add_argument(
+        "--config", type=path, metavar="RUN.yaml", help="run config that names them and says how to read them"
+    )
+    model.add_argument("--out", type=path, required=True, help="folder to make")
+    model.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
+    model.add_argument(
+        "--family", default="internvl", metavar="NAME", help="of models: docs/models.md (default internvl)"
+    )
     model.add_argument("--text", action="store_const", const="text", dest="family", help="the same as --family text")
     model.set_defaults(run=commands.prepare_model)
 

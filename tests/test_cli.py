@@ -151,6 +151,12 @@ def test_every_command_has_an_example_that_it_would_take(words, own):
     assert parser().parse_args(example).run
 
 
+@pytest.mark.parametrize("own", [pytest.param(own, id=" ".join(words)) for words, own in commands(parser())])
+def test_every_argument_says_what_it_is(own):
+    told = [action for action in own._actions if not isinstance(action, argparse._SubParsersAction)]
+    assert not [action.dest for action in told if not action.help]
+
+
 def test_help_answers_at_once():
     code = """
 import sys
