@@ -40,9 +40,13 @@ def check_runs(study: Study, jobs: Sequence[Job]) -> None:
         UserError: arms that are not what their role says, test sets that show nothing, files that are not there, and
             interventions that cannot be made on an arm's thoughts or with a test set's questions; all of them.
     """
-    of_all_seeds = {(job.arm, job.test): job for job in jobs if not is_done(job)}
     problems = [*_problems_of_roles(study), *_problems_of_tests(study)]
-    problems += [problem for job in of_all_seeds.values() for problem in _problems(study, job)]
+    found: dict[str, list[str]] = {}  # what is missing from many runs is said once
+    for job in {(job.arm, job.test): job for job in jobs if not is_done(job)}.values():
+        for where, problem in _problems(study, job):
+            found.setdefault(problem, []).append(where)
+    for problem, (where, *more) in found.items():
+        problems.append(f"{where}: {problem}" + (f" (and so for {len(more)} more)" if more else ""))
     if problems:
         raise UserError("\n  ".join([f"{study.file}: nothing was started:", *dict.fromkeys(problems)]))
 
@@ -104,18 +108,19 @@ def _asks(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(exclude=WATCHING | places) | {"places": _places_of(config, "val_path")}
 
 
-def _problems(study: Study, job: Job) -> Iterator[str]:
-    config = study.config_of(job)
+def _problems(study: Study, job: Job) -> Iterator[tuple[str, str]]:
+    """Where, and what."""
+    config, where = study.config_of(job), f"arms.{job.arm}{'' if job.test is None else f' on tests.{job.test}'}"
     missing = [*_missing_models(config, job), *_missing_records(config, job)]
     if not Path(config.deepspeed).exists():
         missing.append(f"deepspeed: there is no {config.deepspeed}")
-    yield from (f"arms.{job.arm}{'' if job.test is None else f' on tests.{job.test}'}: {text}" for text in missing)
+    yield from ((where, text) for text in missing)
     if missing or job.start is None or not config.eval_config.interventions or job.test is None:
         return
     try:
         _check_interventions(config, study.config_of(job.start))
     except UserError as error:
-        yield f"arms.{job.arm} on tests.{job.test}, with interventions: {error}"
+        yield f"{where}, with interventions", str(error)
 
 
 def _missing_models(config: RunConfig, job: Job) -> Iterator[str]:

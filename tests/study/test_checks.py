@@ -120,6 +120,14 @@ def test_local_files_must_be_there(thinking, written, capsys, where, keys, expec
     assert code == 1 and ("nothing was started" in message) == bool(expected) and expected in message
 
 
+def test_what_many_runs_miss_is_said_once(thinking, written, capsys):
+    for arm in thinking["arms"].values():
+        arm["set"]["model_id"] = "./nope"
+    assert main(["study", str(written()), "--plan"]) == 1
+    told = capsys.readouterr().err.splitlines()[1:]
+    assert told == ["  arms.cot: model_id: there is no ./nope (and so for 3 more)"]
+
+
 def test_what_is_done_is_not_looked_at_again(study, written):
     """The records may have gone since."""
     study["seeds"], study["arms"] = [0], {"direct": {}}
