@@ -253,6 +253,7 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     prosqa.add_argument(
         "--same-depth", action="store_true", help="only questions whose two options are as deep (docs/tasks.md)"
     )
+    prosqa.add_argument("--names", type=int, help="of concepts, and of persons, to draw from (default: as published)")
     prosqa.set_defaults(run=commands.prepare_prosqa)
 
     gsm8k = prepare.add_parser(

@@ -20,7 +20,7 @@ def prepare_scenes(args: argparse.Namespace) -> None:
 def prepare_prosqa(args: argparse.Namespace) -> None:
     from multicoco.tasks.prosqa import Kind, write_prosqa
 
-    kind = Kind(args.nodes, args.hops and tuple(args.hops), args.shape, args.same_depth)
+    kind = Kind(args.nodes, args.hops and tuple(args.hops), args.shape, args.same_depth, args.names)
     sizes = (args.n, args.val, args.test)
     _print_counts(args.out, write_prosqa(args.out, *sizes, args.seed, kind, args.apart_from))
 

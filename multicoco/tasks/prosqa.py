@@ -152,12 +152,15 @@ class Kind:
         hops: lengths of the path, taken in turn; None leaves it to the graph, as published (3 to 6, rarely more).
         shape: "dag" as published, "tree" (one way to everything), "dense" (twice the parents).
         same_depth: only questions whose options are as deep (`Graph.depths`), so that depth tells nothing.
+        names: of concepts to draw from, and of persons: fewer are sooner learned. None: as published, and more
+            concepts for larger graphs.
     """
 
     nodes: int = 28
     hops: tuple[int, ...] | None = None
     shape: str = "dag"
     same_depth: bool = False
+    names: int | None = None
 
 
 def ask(
@@ -187,14 +190,18 @@ def ask(
     return None
 
 
-def make_record(rng: random.Random, graph: Graph, path: list[int], other: int) -> dict[str, Any] | None:
-    """The graph and the question about it in words, as published; None if there are not enough names."""
+def make_record(
+    rng: random.Random, graph: Graph, path: list[int], other: int, names: int | None = None
+) -> dict[str, Any] | None:
+    """The graph and the question about it in words, as published; None if there are not enough names (`Kind`)."""
     roots = [node for node in graph.mentioned if not graph.parents[node]]
     concepts = [node for node in graph.mentioned if graph.parents[node]]
-    if len(roots) > len(NAMES):
+    persons = NAMES[:names]
+    if len(roots) > len(persons):
         return None
     words = PUBLISHED_CONCEPTS if len(concepts) <= len(PUBLISHED_CONCEPTS) else PUBLISHED_CONCEPTS + MORE_CONCEPTS
-    called = dict(zip(roots, rng.sample(NAMES, len(roots)), strict=True))
+    words = words[:names]
+    called = dict(zip(roots, rng.sample(persons, len(roots)), strict=True))
     called |= zip(concepts, rng.sample(words, len(concepts)), strict=True)
 
     def fact(parent: int, child: int) -> str:
@@ -248,9 +255,14 @@ def write_prosqa(
     least = max(hops or [MIN_HOPS]) + 3
     if not least <= kind.nodes <= MAX_NODES:
         raise UserError(f"prosqa: nodes must be {least} (for paths of {least - 3}) to {MAX_NODES}, not {kind.nodes}")
+    if kind.names is not None and not kind.nodes - 2 <= kind.names <= MAX_NODES:  # two nodes at least are persons
+        raise UserError(
+            f"prosqa: names must be {kind.nodes - 2} (for {kind.nodes} nodes) to {MAX_NODES}, not {kind.names}"
+        )
     avoided = questions_in(apart_from)
     given = {"seed": seed, "nodes": kind.nodes, "hops": hops and list(hops), "shape": kind.shape}
     given |= {"same_depth": True} if kind.same_depth else {}
+    given |= {"names": kind.names} if kind.names is not None else {}
 
     def write(folder: Path) -> None:
         seen = set(avoided)
@@ -273,7 +285,7 @@ def draw_records(rng: random.Random, kind: Kind, hops: int | None) -> Iterator[d
     while True:
         graph = grow(rng, kind.nodes, kind.shape)
         question = ask(rng, graph, hops, kind.same_depth)
-        yield question and make_record(rng, graph, *question)
+        yield question and make_record(rng, graph, *question, kind.names)
 
 
 def _draw_record(rng: random.Random, kind: Kind, hops: int | None, seen: set[Key]) -> dict[str, Any]:

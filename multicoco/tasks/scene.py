@@ -28,12 +28,13 @@ class Scene:
     """What is on the nine tiles, row by row: colour of the tile, colour and shape of the mark on it.
 
     Attributes:
+        mark_shapes: None where sentences leave them out, as no question is about them.
         dots: colour of the dot in a tile's corner, which no question is about; None where there is none.
     """
 
     tiles: tuple[str, ...]
     mark_colours: tuple[str, ...]
-    mark_shapes: tuple[str, ...]
+    mark_shapes: tuple[str | None, ...]
     dots: tuple[str | None, ...] = (None,) * 9
 
     def render(self) -> Image.Image:
@@ -60,7 +61,7 @@ class Scene:
     def facts(self) -> dict[str, str]:
         """What is on each tile, in a sentence."""
         on = zip(self.tiles, self.mark_colours, self.mark_shapes, strict=True)
-        return {tile: f"On {tile} is {'an' if mark == 'orange' else 'a'} {mark} {shape}." for tile, mark, shape in on}
+        return {tile: f"On {tile} is {_mark(colour, shape)}." for tile, colour, shape in on}
 
     def describe(self) -> str:
         """The picture in sentences, which say all but where the tiles are."""
@@ -68,6 +69,10 @@ class Scene:
         for (tile, fact), dot in zip(self.facts().items(), self.dots, strict=True):
             sentences += [fact, f"In the corner of {tile} is {dot}."] if dot else [fact]
         return " ".join(sentences)
+
+
+def _mark(colour: str, shape: str | None) -> str:
+    return f"{'an' if colour == 'orange' else 'a'} {colour} {shape}" if shape else colour
 
 
 def draw_scene(

@@ -7,7 +7,7 @@ same scenes in sentences.
 
 import random
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, cycle, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,9 @@ def render_scenes(
     """Makes a data set of scenes: `aokvqa_v1p0_{split}.json`, `{split}2017/{image_id:012d}.png`, README.md.
 
     As text it is `scenes_{split}.json` and README.md, of the same scenes and questions as the pictures of the same
-    arguments. The same arguments give the same bytes. No scene occurs twice, within a split or across splits. The
-    pictures' test records carry no answer and no rationales, as in the official release.
+    arguments; sentences tell of shapes only where a question may be about one. The same arguments give the same bytes.
+    No scene occurs twice, within a split or across splits. The pictures' test records carry no answer and no
+    rationales, as in the official release.
 
     Args:
         out_dir: as in `write_folder`.
@@ -161,6 +162,8 @@ def render_scenes(
     how: dict[str, Any] = {"text": form.text, "distractors": form.distractors, "apart_from": digest(avoided)}
     if form.tiles != Form.tiles:
         how["tiles"] = list(form.tiles)
+    if not _tells_shapes(kinds, form):
+        how["shapes"] = False
 
     def write(folder: Path) -> None:
         example = None
@@ -203,12 +206,21 @@ def _draw(
     for size in sizes.values():
         for kind, answer, answer_index in balanced_plan(rng, size, kinds):
             image_id = next(image_ids)
-            drawing = kind, answer, hops, form.distractors, form.tiles[image_id % len(form.tiles)]
-            scene, path = draw_scene(rng, *drawing)
-            while scene in seen or (avoided and _key(scene, form) in avoided):
-                scene, path = draw_scene(rng, *drawing)
+            while True:
+                scene, path = draw_scene(
+                    rng, kind, answer, hops, form.distractors, form.tiles[image_id % len(form.tiles)]
+                )
+                if not _tells_shapes(kinds, form):
+                    scene = replace(scene, mark_shapes=(None,) * len(scene.tiles))
+                if scene not in seen and not (avoided and _key(scene, form) in avoided):
+                    break
             seen.add(scene)
             yield image_id, scene, make_question(rng, kind, answer, answer_index, scene.tiles, path)
+
+
+def _tells_shapes(kinds: Sequence[str], form: Form) -> bool:
+    """A picture cannot leave them out; sentences do where no question is about one."""
+    return not form.text or "shape" in kinds
 
 
 def _key(scene: Scene, form: Form) -> Hashable:

@@ -6,6 +6,8 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from multicoco import registry
+from multicoco.data.example import Example
+from multicoco.data.prompt import PromptBuilder
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.backbone import load_backbone
 from multicoco.models.families import family_of
@@ -14,7 +16,7 @@ from multicoco.models.vocabulary import add_latent_tokens
 
 
 def test_there_is_one_of_every_family():
-    assert TINY.keys() == {*registry.names("families"), "gemma2"}
+    assert TINY.keys() == {*registry.names("families"), "gemma2", "text_without_chats"}
     for name, family in registry.load_all("families").items():
         assert TINY[name].sees_images == family.sees_images
 
@@ -63,6 +65,16 @@ def test_the_caps_of_the_tiny_gemma_2_are_reached(tiny_of):
         other = type(model)(config)
         other.load_state_dict(model.state_dict())
         assert (other(ids).logits - own).abs().max() > 1e-2, key
+
+
+def test_without_chats_a_question_is_a_line_and_the_answers_prefix_two_tokens(tmp_path):
+    texts = ["Which tile?", "tile is\n"] * 50
+    model = TINY["text_without_chats"](texts, tmp_path / "model", hidden_size=32, text_layers=1)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    encoded = PromptBuilder(tokenizer)(Example("1", "Which tile?", (), (), ("tile is",), "is", None))
+    parts = [encoded.prompt, *encoded.steps, encoded.answer]
+    assert [tokenizer.decode(part) for part in parts] == ["Which tile?\n", "tile is\n", "Answer: is<|im_end|>"]
+    assert len(encoded.answer) == 4
 
 
 def test_tiny_text_model_is_one_for_text_alone(tmp_path):

@@ -201,6 +201,21 @@ def test_depth_gives_the_answer_away_in_nine_of_ten_but_not_where_it_is_the_same
         assert by_depth(record) == 0.5 and len(record["steps"]) >= 3
 
 
+def test_few_names_are_all_that_is_drawn_from(tmp_path):
+    write_prosqa(tmp_path / "p", n=60, val=0, test=0, kind=Kind(9, (2, 3), "tree", names=8))
+    records = json.loads((tmp_path / "p" / "prosqa_train.json").read_text())
+    for record in records:
+        check(record)
+    words = {word for record in records for node in [read(record)[0]] for word in node}
+    assert words == {*NAMES[:8], *PUBLISHED_CONCEPTS[:8]}
+
+
+@pytest.mark.parametrize("names", [6, 60])
+def test_too_few_names_for_a_graph_and_more_than_there_are(tmp_path, names):
+    with pytest.raises(UserError, match=rf"prosqa: names must be 7 \(for 9 nodes\) to \d+, not {names}"):
+        write_prosqa(tmp_path / "p", n=1, val=0, test=0, kind=Kind(9, (2,), names=names))
+
+
 def test_the_same_on_any_platform(tmp_path):
     """Digests of what one machine wrote: a data set is named by its arguments."""
     write_prosqa(tmp_path / "a", n=50, val=5, test=5, seed=3)

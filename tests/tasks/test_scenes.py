@@ -171,7 +171,9 @@ def test_small_scenes_in_sentences_hold_what_is_asked(tmp_path, kind, hops):
     render_scenes(tmp_path / "s", train=48, val=0, test=0, hops=hops, kinds=[kind], form=form)
     sizes = Counter()
     for record in json.loads((tmp_path / "s" / "scenes_train.json").read_text()):
-        marks = {a: (b, c) for a, b, c in re.findall(r"On (\w+) is an? (\w+) (\w+)\.", record["question"])}
+        said = re.findall(r"On (\w+) is (?:an? )?(\w+)( \w+)?\.", record["question"])
+        marks = {tile: (colour, shape.strip()) for tile, colour, shape in said}
+        assert all(bool(shape) == (kind == "shape") for _, shape in marks.values())  # told where one is asked about
         assert {colour for colour, _ in marks.values()} <= set(marks)  # no mark leads out of the scene
         path = [re.search(r"Start at the (\w+) tile", record["question"])[1]]
         for _ in range(hops - (kind == "shape")):

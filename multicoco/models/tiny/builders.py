@@ -251,10 +251,12 @@ class Builder:
     Attributes:
         images: the tokens that stand for images, see `build_tokenizer`; none for a model that sees none.
         make: from the tokenizer, the width and the number of layers of the language model.
+        chats: see `build_tokenizer`.
     """
 
     images: Images
     make: Callable[[PreTrainedTokenizerBase, int, int], Made]
+    chats: bool = True
 
     @property
     def sees_images(self) -> bool:
@@ -270,7 +272,7 @@ class Builder:
         vocab_size: int = 1024,
     ) -> Path:
         """Model, tokenizer and image processor in a folder, which is returned."""
-        tokenizer = build_tokenizer(texts, vocab_size, self.images)
+        tokenizer = build_tokenizer(texts, vocab_size, self.images, self.chats)
         set_seed(seed)
         model, image_processor = self.make(tokenizer, hidden_size, text_layers)
         assert model.generation_config is not None
@@ -290,6 +292,7 @@ TINY = {  # by the family's name; of text models, another by its kind
     "qwen2_5_vl": Builder(QWEN_IMAGES, _qwen2_5_vl),
     "qwen3_vl": Builder(QWEN_IMAGES, _qwen3_vl),
     "text": Builder(NO_IMAGES, _text),
+    "text_without_chats": Builder(NO_IMAGES, _text, chats=False),
     "gemma2": Builder(NO_IMAGES, _gemma2),
     "generic": Builder(LLAVA_IMAGES, _generic),
 }

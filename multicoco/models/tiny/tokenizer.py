@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from multicoco.data.prompt import ANSWER_PREFIX
+
 _CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 _CHAT_TEMPLATE = (
@@ -60,8 +62,17 @@ QWEN_IMAGES = Images(
 )
 
 
-def build_tokenizer(texts: Iterable[str], vocab_size: int, images: Images = INTERNVL_IMAGES) -> PreTrainedTokenizerBase:
-    """A tokenizer that knows the texts' words, and writes chats as InternVL and Qwen do."""
+def build_tokenizer(
+    texts: Iterable[str], vocab_size: int, images: Images = INTERNVL_IMAGES, chats: bool = True
+) -> PreTrainedTokenizerBase:
+    """A tokenizer that knows the texts' words.
+
+    Args:
+        texts: what it is trained on.
+        vocab_size: at most so many tokens.
+        images: the tokens that stand for images.
+        chats: it writes chats as InternVL and Qwen do; or it has no chat template, as GPT-2.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -72,13 +83,13 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int, images: Images = INTE
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    roles = ["user\n", "assistant\n"] * 100  # words of the chat template, one token each
-    tokenizer.train_from_iterator([*texts, *roles], trainer)
+    framing = ["user\n", "assistant\n"] if chats else [ANSWER_PREFIX]  # words around the texts', one token each
+    tokenizer.train_from_iterator([*texts, *framing * 100], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         padding_side="left",
-        chat_template=_CHAT_TEMPLATE.replace("SHOWN", images.shown),
+        chat_template=_CHAT_TEMPLATE.replace("SHOWN", images.shown) if chats else None,
         extra_special_tokens=images.tokens,
     )
