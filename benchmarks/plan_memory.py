@@ -33,7 +33,7 @@ from multicoco.latent.reasoner import LatentReasoner
 from multicoco.methods import method_class
 from multicoco.methods.method import Beside
 from multicoco.models.freezing import freeze
-from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.geometry import Workload, geometry_of
 from multicoco.planning.memory import peak_memory
 from multicoco.planning.resident import host_memory
 from multicoco.planning.setting import Setting, ds_config, overrides
@@ -175,7 +175,7 @@ RESIDENT = ("zero0", "zero2 bf16, 2 ranks", "zero2 checkpointing frozen B=8", "z
 def predict(case: Case) -> dict[str, int]:
     """Bytes of rank 0: of a step, on what would be its device and its host; of a save's copy; and all that it holds."""
     config = case.config
-    model = ModelGeometry(case.model_config, model_dtype(config), config.freeze.model_dump(), case.objective)
+    model = geometry_of(case.model_config, model_dtype(config), config.freeze.model_dump(), case.objective)
     memory = peak_memory(model, case.workload, case.setting)
     host = host_memory(model, case.setting, memory, asynchronous=True)
     return {

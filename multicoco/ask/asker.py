@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from multicoco.ask.attention import Seen, look
 from multicoco.ask.changes import Change, read_changes
 from multicoco.config import RunConfig, load_config
-from multicoco.config.evaluation import NAMED_METHODS, EvalConfig
+from multicoco.config.evaluation import EvalConfig
 from multicoco.data.example import Example
 from multicoco.data.sources.fields import place_images
 from multicoco.engine.assembly import assemble, prompt_date
@@ -33,6 +33,7 @@ from multicoco.interventions import Intervention
 from multicoco.latent.interventions import Intervened, replacement, together
 from multicoco.methods import Method, method_class, stands_for
 from multicoco.models.checks import position_limit
+from multicoco.registry import names
 from multicoco.tracking import Tracker
 
 Picture = str | Path | bytes | Image.Image
@@ -215,7 +216,7 @@ class Asker:
     ) -> tuple[Method, RunConfig]:
         """The method that a mode stands for, and the config for this question."""
         own = self.config.trained_method
-        alike = {own, *(name for name in NAMED_METHODS if stands_for(name, own))}
+        alike = {name for name in names("methods") if stands_for(name, own)}
         if mode is not None and mode not in {*self.modes, *alike}:
             raise UserError(
                 f"mode {mode}: this checkpoint was trained by {own} and is asked in {', '.join(self.modes)}"

@@ -24,10 +24,10 @@ def contradictions(config: RunConfig) -> Iterator[str]:
         yield f"mode is {config.mode} but train_path is null: name the training records"
     if not training and not config.val_path:
         yield "mode is eval_only but val_path is null: name the records to evaluate"
-    if not training and not config.evaluated and config.method is None:
+    if not training and not config.eval_config.named_methods and config.method is None:
         yield (
             "mode is eval_only but none of eval_config.cot, .coconut and .vanilla is true: set one to true, or "
-            "name a method"
+            "name a method in eval_config.methods, or the checkpoint's in method"
         )
     if (inputs := config.eval_config.inputs) != "all":
         if training:
@@ -83,8 +83,9 @@ def pointless(config: RunConfig) -> Iterator[str]:
     if training and not config.val_path:
         if config.save_only_improve:
             yield "save_only_improve is true but val_path is null: set it to false, or name the validation records"
-        for name in config.evaluated:
-            yield f"eval_config.{name} is true but val_path is null: set it to false, or name the records to evaluate"
+        for name in config.eval_config.named_methods:
+            told = config.eval_config.asks_by(name)
+            yield f"{told} but val_path is null: leave it out, or name the records to evaluate"
         if config.eval_config.interventions:
             yield "eval_config.interventions are set but val_path is null: leave them out, or name the records"
         if config.eval_config.thoughts:

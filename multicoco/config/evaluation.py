@@ -1,15 +1,17 @@
 """Keys of an evaluation: what is asked, and how answers are written and judged."""
 
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from multicoco.config.names import registered
 from multicoco.config.section import NonNegativeInt, PositiveInt, Section
 from multicoco.interventions import parse, split_specs
 
 Inputs = Literal["all", "question_only", "choices_only", "other_image"]
-# the methods that have a key below; the one with thoughts first, as it has the larger vocabulary
-NAMED_METHODS = ("coconut", "cot", "vanilla")
+# the published keys of methods; the one with thoughts first, as it has the larger vocabulary
+PUBLISHED_METHODS = ("coconut", "cot", "vanilla")
 
 
 def _specs(value: object) -> object:
@@ -36,6 +38,11 @@ class EvalConfig(Section):
     cot: bool = Field(False, description="evaluate with written reasoning")
     coconut: bool = Field(False, description="evaluate with latent reasoning")
     vanilla: bool = Field(False, description="evaluate direct answers")
+    methods: list[Annotated[str, AfterValidator(partial(registered, "methods"))]] = Field(
+        [],
+        description="evaluate by methods of these registered names, such as [icot, cot]; the three keys above are "
+        "short for theirs",
+    )
     eval_latent_tokens: NonNegativeInt | None = Field(None, description="latent tokens; null: as many as the stage has")
     think_then_write: NonNegativeInt | None = Field(
         None,
@@ -66,6 +73,15 @@ class EvalConfig(Section):
         "how much they differ between questions (docs/lens.md)",
     )
     thoughts_top_k: PositiveInt = Field(10, description="words written for each thought")
+
+    @property
+    def named_methods(self) -> list[str]:
+        """Those that are asked for, each once."""
+        return [*dict.fromkeys([*(name for name in PUBLISHED_METHODS if getattr(self, name)), *self.methods])]
+
+    def asks_by(self, name: str) -> str:
+        """In which words one of them is asked for."""
+        return f"eval_config.methods has {name}" if name in self.methods else f"eval_config.{name} is true"
 
     @property
     def asked_thoughts(self) -> int | None:

@@ -15,7 +15,7 @@ from multicoco.config.combinations import PUBLISHED_MODES, contradictions, point
 from multicoco.config.data import Data
 from multicoco.config.dialect import dump
 from multicoco.config.efficiency import Efficiency
-from multicoco.config.evaluation import NAMED_METHODS, EvalConfig, Generation
+from multicoco.config.evaluation import EvalConfig, Generation
 from multicoco.config.names import folder_name, registered
 from multicoco.config.rates import Rates
 from multicoco.config.section import (
@@ -64,7 +64,7 @@ class _Start(Section):
     method: Annotated[OptionalStr, AfterValidator(partial(registered, "methods"))] = Field(
         None,
         description="training method by its registered name; null: the one that mode names, and for eval_only the "
-        "first of eval_config's that is true",
+        "first that eval_config names",
     )
     project: str = Field("multicoco", description="W&B project")
     name: Annotated[str, AfterValidator(folder_name)] = Field(description="name of the run, and of its folder")
@@ -218,12 +218,7 @@ class RunConfig(Streaming, Efficiency, _Last, _WithMethods):
         """The registered name of the method that trains, or has trained."""
         if self.method is not None:
             return self.method
-        return PUBLISHED_MODES.get(self.mode) or next(iter(self.evaluated), "vanilla")
-
-    @property
-    def evaluated(self) -> list[str]:
-        """The methods that eval_config names."""
-        return [name for name in NAMED_METHODS if getattr(self.eval_config, name)]
+        return PUBLISHED_MODES.get(self.mode) or next(iter(self.eval_config.named_methods), "vanilla")
 
     @model_validator(mode="before")
     @classmethod

@@ -22,6 +22,7 @@ from multicoco.engine.trainer_state import TrainerState
 from multicoco.engine.weights import Weights, find_weights
 from multicoco.errors import UserError
 from multicoco.latent.exactness import require_exact
+from multicoco.latent.kinds import score_cap
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.latent.self_check import self_check
 from multicoco.methods import thinking_method
@@ -139,7 +140,7 @@ def _load(
     authors_file = Path(weights.source) if Path(weights.source).is_file() else None
     source = config.model_id if authors_file else weights.source
     backbone = load_backbone(source, model_dtype(config), config.max_image_tiles, config.trust_remote_code)
-    if rank() == 0 and getattr(backbone.model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+    if rank() == 0 and score_cap(backbone.model.config) is not None:
         print("kernel: reference, the only one that knows of the model's caps on scores; it is slower", flush=True)
     if authors_file:
         load_authors_weights(backbone, authors_file, init_token)

@@ -284,10 +284,10 @@ class Checkpoints:
         self.remove_leftovers()
 
     def remove_leftovers(self) -> None:
-        """What a crash in the middle of saving or pruning has left."""
-        for pattern in ("*.unfinished", "*.removed"):
+        """What a crash in the middle of saving or pruning has left: folders, and files that were being written."""
+        for pattern in ("*.unfinished", "*.removed", "*/.*.unfinished"):
             for path in self.root.glob(pattern):
-                shutil.rmtree(path)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _put_aside(path: Path, problems: list[str]) -> None:

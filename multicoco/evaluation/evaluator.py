@@ -198,14 +198,21 @@ def evaluation_methods(config: RunConfig, latent_tokens: LatentTokens | None) ->
     """The methods that a run evaluates by, by their names.
 
     Raises:
-        UserError: reasoning is to be written after some thoughts by one that has none.
+        UserError: reasoning is to be written after some thoughts by one that has none; or one makes thoughts in another
+            way than the run's `thinking_method`.
     """
     methods = {name: method_class(name)(config, latent_tokens) for name in evaluated_methods(config)}
     wanted = config.eval_config.think_then_write
+    thinking = next((name for name in (config.trained_method, *methods) if method_class(name).has_thoughts), None)
     for name, method in methods.items():
         if wanted and method.has_thoughts and not method.puts_thoughts:
             raise UserError(
                 f"eval_config.think_then_write is {wanted} but {name} puts no thoughts in the place of steps: set it "
                 "to 0, after none, or leave it at null"
+            )
+        if method.puts_thoughts and name != thinking:
+            raise UserError(
+                f"{config.eval_config.asks_by(name)} but the run has one way to make thoughts, that of {thinking}: "
+                f"evaluate by {name} in another run, of mode eval_only"
             )
     return methods

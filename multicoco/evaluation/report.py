@@ -97,11 +97,26 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror}): run the training or evaluation first") from error
 
 
-def write_named(out: Path, value: Any) -> None:
-    """JSON into a file that the user has named, or a UserError that says why it cannot be."""
+def write_named(out: Path, value: dict[str, Any]) -> None:
+    """JSON into a file that the user has named, or a UserError that says why it cannot be. Only an earlier result of
+    the kind, which has the same keys, is written over."""
     if out.is_dir():
         raise UserError(f"{out} is a folder: name a file in it")
+    if out.exists() and not _may_go(out, value):
+        raise UserError(f"{out} is there and holds something else: name another file, or remove it")
     try:
         write_json(out, value)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error}): name another file") from error
+
+
+def _may_go(file: Path, value: dict[str, Any]) -> bool:
+    """Whether a file that is there is empty, or an earlier value."""
+    if not file.is_file():  # a pipe would be read forever
+        return False
+    try:
+        text = file.read_text(encoding="utf-8")
+        earlier = json.loads(text) if text else value
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(earlier, dict) and earlier.keys() == value.keys()

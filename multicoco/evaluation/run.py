@@ -3,6 +3,7 @@
 from transformers import set_seed
 
 from multicoco.config import RunConfig
+from multicoco.config.combinations import PUBLISHED_MODES
 from multicoco.engine.assembly import assemble, prompt_date, weights_of
 from multicoco.engine.process_group import ProcessGroup
 from multicoco.engine.ranks import agree
@@ -56,13 +57,13 @@ def as_trained(config: RunConfig, weights: Weights) -> tuple[RunConfig, int, lis
     thinking = thinking_method(config)
     last_stage = thinking(config).schedule.max_latent_stage if thinking else 0
     trained = weights.config or {}
-    name = (weights.state and weights.state.method) or str(trained.get("mode")).removesuffix("_train")
+    name = (weights.state and weights.state.method) or PUBLISHED_MODES.get(str(trained.get("mode")))
     changes: list[str] = []
     if config.method is None and weights.state and name in names("methods") and name not in evaluated_methods(config):
         controlled = config.model_copy(update={"method": name})  # for which eval_config may name the method it controls
         if name in evaluated_methods(controlled):
             config, changes = controlled, [f"method: null -> {name}"]
-    if weights.state is None or name not in evaluated_methods(config):
+    if weights.state is None or name is None or name not in evaluated_methods(config):
         return config, last_stage, []
     method = method_class(name)
     sections = {name: keys.model_validate(trained[name]) for name, keys in method.sections().items() if name in trained}

@@ -3,7 +3,7 @@
 A thought is the last hidden state of the column before it, which has left the model's last norm: it is what the head is
 given at any other column. So the head reads it as it is, without another norm (the logit lens of nostalgebraist, 2020,
 which looks into earlier layers, has to apply that norm first). What stands behind the head, a factor or a cap, belongs
-to it (`latent.head`), and `latent.self_check` compares both with the whole model.
+to it (`latent.kinds`), and `latent.self_check` compares both with the whole model.
 """
 
 from collections.abc import Callable

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from multicoco.curriculum import IGNORE_INDEX
-from multicoco.latent.head import AS_THEY_ARE, Rescaling
 from multicoco.latent.products import autocast_dtype, linear
+from multicoco.latent.rescaling import AS_THEY_ARE, Rescaling
 
 CHUNK_POSITIONS = 256  # at 151,674 words: 155 MB of logits in fp32 at a time
 

@@ -16,9 +16,9 @@ from multicoco.latent.cache import ATTENTION_NAME, StaticKVCache
 from multicoco.latent.controls import GaussianThoughts
 from multicoco.latent.forks import key_columns, positions
 from multicoco.latent.generate import generate_after
-from multicoco.latent.head import logits_of, rescaling_of
+from multicoco.latent.head import logits_of
 from multicoco.latent.interventions import UNTOUCHED, Intervened
-from multicoco.latent.kinds import check_supported
+from multicoco.latent.kinds import check_supported, rescaling_of
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.objective import NOTHING, Asked, Objective, Supervised
 from multicoco.latent.passes import Passes, Thinking, run

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from multicoco.curriculum import IGNORE_INDEX
 from multicoco.latent.cache import ATTENTION_NAME, Segment, StaticKVCache, no_mask
-from multicoco.latent.head import AS_THEY_ARE, Rescaling, rescaling_of
+from multicoco.latent.kinds import rescaling_of
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.objective import NOTHING, Asked, Objective, Supervised
+from multicoco.latent.rescaling import AS_THEY_ARE, Rescaling
 from multicoco.models.layers import keep_first_layers
 from multicoco.models.lora import without_lora
 from multicoco_kernels import BufferPool, coordinates, send

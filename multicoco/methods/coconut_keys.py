@@ -101,8 +101,9 @@ class CoconutKeys(MethodKeys):
             yield f"{named} but coconut.enabled is false: set it to true"
         if not is_own and self.enabled and trains:
             yield f"{named} but coconut.enabled is true: set it to false, or mode to coconut_train"
-        if evaluated.coconut and not self.enabled:
-            yield "eval_config.coconut is true but coconut.enabled is false: set both to the same"
+        for name in () if self.enabled else evaluated.named_methods:
+            if method_class(name).section == SECTION:
+                yield f"{evaluated.asks_by(name)} but coconut.enabled is false: set both to the same"
         if not is_own and self.uniform_prob > 0 and trains:
             yield f"coconut.uniform_prob is {self.uniform_prob} but {named}, without stages: set it to 0"
         if self.stage_lr is not None and not config.reset_optimizer:

@@ -257,14 +257,14 @@ def method_class(name: str) -> type[Method]:
 def evaluated_methods(config: RunConfig) -> list[str]:
     """The methods that a run evaluates by: those that `eval_config` names, else the one that it trains."""
     trained = config.trained_method
-    return [trained if stands_for(name, trained) else name for name in config.evaluated] or [trained]
+    named = (trained if stands_for(name, trained) else name for name in config.eval_config.named_methods)
+    return [*dict.fromkeys(named)] or [trained]
 
 
 def stands_for(name: str, trained: str) -> bool:
-    """Whether to ask by a method is to ask by the trained one, as the two share a section: a control is asked as it was
-    trained."""
-    section = method_class(trained).section
-    return section is not None and method_class(name).section == section
+    """Whether to ask by a method is to ask by the trained one, which is of its kind: a control of Coconut is asked as
+    it was trained where `coconut` is named."""
+    return issubclass(method_class(trained), method_class(name))
 
 
 def thinking_method(config: RunConfig) -> type[Method] | None:

@@ -15,7 +15,7 @@ from multicoco.curriculum import Fork
 from multicoco.errors import UserError
 from multicoco.latent.schedule import SEQUENTIAL, Branched, Pass, PassSchedule
 from multicoco.methods.method import Beside
-from multicoco.models.families import check_form, family_of
+from multicoco.models.families import Family, Tile, check_form, family_of
 from multicoco.models.layers import find_layers
 from multicoco.planning.trace import ObjectiveOf, Tracer, cache_shape, meta_model, no_objective
 
@@ -34,6 +34,9 @@ class Part:
     trainable: int
     largest: int
     copies: int = 1
+
+
+NO_PART = Part(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -118,100 +121,86 @@ class Reader:
         return self.own.trainable < self.layer.trainable
 
 
+@dataclass(frozen=True, eq=False)
 class ModelGeometry:
-    """The parts of a model in the order of the data flow, and traces of its layers.
+    """The parts of a model in the order of the data flow, and traces of its layers. Made by `geometry_of`.
 
-    Args:
-        config: transformers' config of a model of any family.
+    Attributes:
+        config: transformers'.
         dtype: of the parameters.
-        freezing, lora: as in the run config.
-        objective: as of `Method.objective`; what it runs besides the passes is `reader`.
-        projection: as of `Method.projection`.
-        kept_parts: keys of `freeze` of the parts that no step calls, because what they make of images is kept
-            (`features: cache`): none, the vision tower, or the projector too.
-
-    Raises:
-        UserError: the model is of another kind, or has not the parts that `freezing` names.
+        tile: what an image is cut into, on its way through the model; None: it sees none.
+        kept_parts: as of `geometry_of`.
+        kept_bytes: of what is kept of one tile; 0 where nothing is.
+        vision_layer, projector, embedding, decoder_layer, head: `NO_PART` where there is none of its own.
+        is_tied: whether the head is the embedding.
+        whole: the model.
+        decoder_parameters: without the embedding.
+        unused_parameters: that no step calls.
+        reader: what the objective runs besides the passes.
+        projection: of thoughts.
     """
 
-    def __init__(
-        self,
-        config: PreTrainedConfig,
-        dtype: torch.dtype,
-        freezing: dict[str, bool],
-        objective: ObjectiveOf = no_objective,
-        kept_parts: Collection[str] = (),
-        lora: Lora | None = None,
-        projection: Callable[[PreTrainedModel], nn.Module | None] = no_objective,
-    ):
-        self.config = config
-        self.text = config.get_text_config()
-        self.dtype = dtype
-        family = family_of(config)
-        self.tile = family.tile
-        if family.sees_images and self.tile is None:
-            raise UserError(
-                f"a {config.model_type} model cannot be planned for: its family does not say what an image is on its "
-                "way through it"
-            )
-        self.trace = Tracer(config, dtype, freezing, lora, objective)
-        model = meta_model(config, dtype, freezing, lora)
-        decoder = model.get_decoder()
-        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-        of_embedding = {id(parameter) for parameter in embedding.parameters()}
-        self.is_tied = any(id(parameter) in of_embedding for parameter in head.parameters())
-        self.embedding = _part(embedding)
-        self.head = Part(0, 0, 0) if self.is_tied else _part(head)
-        self.decoder_layer = _part(self._layers(decoder)[0], self.text.num_hidden_layers)
-        self.encoded = None if kept_parts else self.tile  # what of images a step encodes
-        self.projects_kept = self.tile is not None and bool(kept_parts) and "projector" not in kept_parts
-        self.vision_layer = self.projector = Part(0, 0, 0, 0)
-        if layers := family.vision_layers(model):
-            self.vision_layer, self.projector = _part(layers[0], len(layers)), _part(family.part(model, "projector"))
-        self.parameters = sum(p.numel() for p in model.parameters())
-        unused = [p for name in kept_parts if name in family.parts for p in family.part(model, name).parameters()]
-        self.called_parameters = self.parameters - sum(p.numel() for p in unused)  # in a step
-        self.kept_bytes = 0  # of what is kept of one tile
-        if kept_parts and self.tile is not None:
-            tile = family.blank_tiles(1, torch.empty((), dtype=dtype, device="meta"))
-            with torch.no_grad():
-                kept = family.kept(model, tile, projected=not self.projects_kept)
-            self.kept_bytes = sum(tensor.nbytes for tensor in kept.values())
-        self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self.decoder_parameters = sum(p.numel() for p in decoder.parameters()) - self.embedding.parameters
-        self.largest = max(p.numel() for p in model.parameters() if p.requires_grad)
-        self.reader = self._reader(objective, model)
-        with torch.device("meta"):
-            projected = projection(model)
+    config: PreTrainedConfig
+    dtype: torch.dtype
+    trace: Tracer
+    tile: Tile | None
+    kept_parts: Collection[str]
+    kept_bytes: int
+    vision_layer: Part
+    projector: Part
+    embedding: Part
+    decoder_layer: Part
+    head: Part
+    is_tied: bool
+    whole: Part
+    decoder_parameters: int
+    unused_parameters: int
+    reader: Reader | None
+    projection: Part | None
+
+    @property
+    def text(self) -> PreTrainedConfig:
+        config: PreTrainedConfig = self.config.get_text_config()
+        return config
+
+    @property
+    def _trained_together(self) -> list[Part]:
+        """The model, and what is trained beside it."""
         beside = [self.reader.own, self.reader.rest] if self.reader else []
-        beside += [] if projected is None else [_part(projected)]
-        saved = self.parameters  # in what is saved to be used
-        self.saved_parameters = saved if projected is None else saved + beside[-1].parameters
-        for part in beside:
-            self.parameters += part.copies * part.parameters
-            self.called_parameters += part.copies * part.parameters
-            self.trainable += part.copies * part.trainable
-            self.largest = max(self.largest, part.largest)
+        return [self.whole, *beside, *([self.projection] if self.projection else [])]
 
-    def _reader(self, objective_of: ObjectiveOf, model: PreTrainedModel) -> Reader | None:
-        objective = objective_of(model)
-        decoder = objective.runs(model) if objective is not None else None
-        if objective is None or decoder is None:
-            return None
-        layers = find_layers(decoder, decoder.config.num_hidden_layers)[1]
-        others = {id(parameter) for parameter in model.parameters()}
-        of_layers = {id(parameter) for parameter in layers.parameters()}
-        return Reader(
-            _part(layers[0], len(layers)),
-            _part(layers[0], len(layers), without=others),
-            _part(objective, without=others | of_layers),
-        )
+    @property
+    def parameters(self) -> int:
+        return sum(part.copies * part.parameters for part in self._trained_together)
 
-    def _layers(self, decoder: nn.Module) -> nn.ModuleList:
-        try:
-            return find_layers(decoder, self.text.num_hidden_layers)[1]
-        except ValueError as error:
-            raise UserError(f"a {self.config.model_type} model cannot be planned for: {error}") from error
+    @property
+    def trainable(self) -> int:
+        return sum(part.copies * part.trainable for part in self._trained_together)
+
+    @property
+    def largest(self) -> int:
+        """Numbers of the largest tensor that is trained."""
+        return max(part.largest for part in self._trained_together)
+
+    @property
+    def called_parameters(self) -> int:
+        """In a step."""
+        return self.parameters - self.unused_parameters
+
+    @property
+    def saved_parameters(self) -> int:
+        """In what is saved to be used."""
+        return self.whole.parameters + (self.projection.parameters if self.projection else 0)
+
+    @property
+    def encoded(self) -> Tile | None:
+        """What of images a step encodes."""
+        return None if self.kept_parts else self.tile
+
+    @property
+    def projects_kept(self) -> bool:
+        """Whether a step makes features of what is kept."""
+        return self.tile is not None and bool(self.kept_parts) and "projector" not in self.kept_parts
 
     @property
     def width(self) -> int:
@@ -233,6 +222,93 @@ class ModelGeometry:
     def tile_bytes(self) -> int:
         """Of one tile as a batch has it: its pixels, as the image processor gives them, or what is kept of it."""
         return 4 * math.prod(self.encoded.shape) if self.encoded else self.kept_bytes
+
+
+def geometry_of(
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    freezing: dict[str, bool],
+    objective: ObjectiveOf = no_objective,
+    kept_parts: Collection[str] = (),
+    lora: Lora | None = None,
+    projection: Callable[[PreTrainedModel], nn.Module | None] = no_objective,
+) -> ModelGeometry:
+    """Of a model of any family, from its config alone.
+
+    Args:
+        config: transformers'.
+        dtype: of the parameters.
+        freezing, lora: as in the run config.
+        objective, projection: as of `Method`.
+        kept_parts: keys of `freeze` of the parts that no step calls, because what they make of images is kept
+            (`features: cache`): none, the vision tower, or the projector too.
+
+    Raises:
+        UserError: the model is of another kind, or has not the parts that `freezing` names.
+    """
+    family = family_of(config)
+    if family.sees_images and family.tile is None:
+        raise _unplanned(config, "its family does not say what an image is on its way through it")
+    model = meta_model(config, dtype, freezing, lora)
+    decoder, embedding, head = model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()
+    is_tied = not _ids(head).isdisjoint(_ids(embedding))
+    vision = family.vision_layers(model)
+    try:
+        layers = find_layers(decoder, config.get_text_config().num_hidden_layers)[1]
+    except ValueError as error:
+        raise _unplanned(config, str(error)) from error
+    kept = [family.part(model, name) for name in kept_parts if name in family.parts]
+    with torch.device("meta"):
+        projected = projection(model)
+    return ModelGeometry(
+        config=config,
+        dtype=dtype,
+        trace=Tracer(config, dtype, freezing, lora, objective),
+        tile=family.tile,
+        kept_parts=kept_parts,
+        kept_bytes=_kept_bytes(family, model, kept_parts) if family.tile and kept_parts else 0,
+        vision_layer=_part(vision[0], len(vision)) if vision else NO_PART,
+        projector=_part(family.part(model, "projector")) if vision else NO_PART,
+        embedding=_part(embedding),
+        decoder_layer=_part(layers[0], len(layers)),
+        head=NO_PART if is_tied else _part(head),
+        is_tied=is_tied,
+        whole=_part(model),
+        decoder_parameters=_part(decoder, without=_ids(embedding)).parameters,
+        unused_parameters=sum(_part(part).parameters for part in kept),
+        reader=_reader(objective, model),
+        projection=None if projected is None else _part(projected),
+    )
+
+
+def _unplanned(config: PreTrainedConfig, reason: str) -> UserError:
+    return UserError(f"a {config.model_type} model cannot be planned for: {reason}")
+
+
+def _kept_bytes(family: Family, model: PreTrainedModel, kept_parts: Collection[str]) -> int:
+    """Of what is kept of one tile."""
+    tile = family.blank_tiles(1, torch.empty((), dtype=model.dtype, device="meta"))
+    with torch.no_grad():
+        kept = family.kept(model, tile, projected="projector" in kept_parts)
+    return sum(tensor.nbytes for tensor in kept.values())
+
+
+def _reader(objective_of: ObjectiveOf, model: PreTrainedModel) -> Reader | None:
+    objective = objective_of(model)
+    decoder = objective.runs(model) if objective is not None else None
+    if objective is None or decoder is None:
+        return None
+    layers, others = find_layers(decoder, decoder.config.num_hidden_layers)[1], _ids(model)
+    return Reader(
+        _part(layers[0], len(layers)),
+        _part(layers[0], len(layers), without=others),
+        _part(objective, without=others | _ids(layers)),
+    )
+
+
+def _ids(module: nn.Module) -> set[int]:
+    """Of its parameters."""
+    return {id(parameter) for parameter in module.parameters()}
 
 
 def _part(module: nn.Module, copies: int = 1, without: Collection[int] = ()) -> Part:

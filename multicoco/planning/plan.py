@@ -13,7 +13,7 @@ from multicoco.planning.candidates import HEADER, HEADROOM, candidates, choose
 from multicoco.planning.cost import Cluster
 from multicoco.planning.data import describe_data
 from multicoco.planning.explanation import explain
-from multicoco.planning.geometry import ModelGeometry, Workload, read_model_config
+from multicoco.planning.geometry import Workload, geometry_of, read_model_config
 from multicoco.planning.setting import ds_config, overrides
 from multicoco.planning.workload import Lengths, stage_workloads
 
@@ -32,7 +32,7 @@ def plan(config: RunConfig, cluster: Cluster, tiles: int | None, assumed: Length
         raise UserError("mode is eval_only: only training is planned")
     files = (path, explanation_path(path)) if path else None
     method = method_class(config.trained_method)(config)
-    model = ModelGeometry(
+    model = geometry_of(
         read_model_config(config.model_id, config.trust_remote_code),
         model_dtype(config),
         config.freeze.model_dump(),

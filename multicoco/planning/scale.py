@@ -14,7 +14,7 @@ from multicoco.errors import UserError
 from multicoco.planning.candidates import Candidate, candidates, choose
 from multicoco.planning.cost import HOST_LINK, Cluster
 from multicoco.planning.explanation import loaded_bytes
-from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.geometry import ModelGeometry, Workload, geometry_of
 from multicoco.planning.held import optimizer_share
 from multicoco.planning.plan import markdown_table
 from multicoco.planning.tables import (
@@ -124,7 +124,7 @@ def at_scale(model: ModelGeometry, chosen: Candidate, cluster: Cluster, alone: f
 def rows_of(name: str) -> list[tuple[int, Candidate, AtScale]]:
     """A model at every number of GPUs: the fastest setting that fits, or the smallest if none does."""
     config = table_config(1)
-    model = ModelGeometry(internvl3(name), model_dtype(config), config.freeze.model_dump())
+    model = geometry_of(internvl3(name), model_dtype(config), config.freeze.model_dump())
     work = Workload(TILES, PROMPT + TILES * model.tile_tokens, LATENTS, WRITTEN)
     rows: list[tuple[int, Candidate, AtScale]] = []
     alone = 0.0

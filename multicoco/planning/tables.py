@@ -12,7 +12,7 @@ from multicoco.engine.assembly import model_dtype
 from multicoco.errors import UserError
 from multicoco.planning.candidates import HEADER, candidates, choose
 from multicoco.planning.cost import Cluster
-from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.geometry import ModelGeometry, Workload, geometry_of
 from multicoco.planning.plan import markdown_table
 
 # the published configs as far as they matter here; embeddings untied, with which the parameters come out as published
@@ -89,7 +89,7 @@ def tables(names: Iterable[str] = INTERNVL3) -> str:
     rows: list[list[str]] = []
     for name in names:
         config = table_config(1)
-        model = ModelGeometry(internvl3(name), model_dtype(config), config.freeze.model_dump())
+        model = geometry_of(internvl3(name), model_dtype(config), config.freeze.model_dump())
         size = f"{name} ({model.parameters / 1e9:.2f} B)"
         rows += map(partial(_row, size, model), GPUS)
     return markdown_table(["model", "GPUs", *HEADER], rows)

@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 from multicoco.config.schema import Lora
 from multicoco.latent.cache import no_mask
-from multicoco.latent.head import rescaling_of
+from multicoco.latent.kinds import rescaling_of, score_cap
 from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.objective import Objective
 from multicoco.models.checkpointing import checkpoint_activations
@@ -210,8 +210,8 @@ class Tracer:
 
         Those count only where scores are capped: no other kernel makes them all.
         """
-        cap = getattr(self.config.get_text_config(), "attn_logit_softcapping", None)
-        return self._decoders(rows, columns, checkpointing, 0 if cap is None else start)
+        is_capped = score_cap(self.config) is not None
+        return self._decoders(rows, columns, checkpointing, start if is_capped else 0)
 
     def _decoder(self, rows: int, columns: int, checkpointing: bool, start: int) -> Trace:
         decoders = [self._models(layers, checkpointing).get_decoder() for layers in (1, 2)]

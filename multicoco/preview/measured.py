@@ -13,8 +13,9 @@ from multicoco.data.example import Example
 from multicoco.data.loader import Encoder
 from multicoco.engine.assembly import encoder_of, prompt_date, weights_of
 from multicoco.engine.weights import Weights
+from multicoco.evaluation.evaluator import evaluation_methods
 from multicoco.evaluation.run import as_trained
-from multicoco.methods import Method, evaluated_methods, method_class, thinking_method
+from multicoco.methods import Method, method_class, thinking_method
 from multicoco.models.checks import position_limit
 from multicoco.models.families import Family
 from multicoco.models.reader import Reader, load_reader
@@ -54,7 +55,7 @@ def set_up(config: RunConfig) -> Setup:
     reader = load_reader(source, config.max_image_tiles, config.trust_remote_code)
     latent = add_latent_words(reader.tokenizer) if thinking_method(config) else None
     encoder = encoder_of(config, reader, prompt_date(config, weights.state))
-    methods = {name: method_class(name)(config, latent) for name in evaluated_methods(config)}
+    methods = evaluation_methods(config, latent)
     trained = method_class(config.trained_method)(config, latent) if trains else None
     if trained:
         stage = trained.schedule.stage(config.num_epochs - 1)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from multicoco.config import nearest
 from multicoco.config.content import read_file
-from multicoco.config.evaluation import NAMED_METHODS
+from multicoco.config.evaluation import PUBLISHED_METHODS
 from multicoco.config.section import NonNegativeInt, OptionalStr, PathStr, Section
 from multicoco.errors import UserError
 from multicoco.interventions import parse, split_specs
@@ -24,7 +24,7 @@ _OF_QUESTIONS = {
     *("max_image_tiles", "features", "features_dir", "generation", "eval_config"),
     *("eval_batch_size", "num_workers", "kernel", "deepspeed", "log_every_steps", "tracking", "wandb", "report"),
 }
-_OF_EVERY_EVALUATION = {f"eval_config.{name}" for name in (*NAMED_METHODS, "interventions")}
+_OF_EVERY_EVALUATION = {f"eval_config.{name}" for name in (*PUBLISHED_METHODS, "methods", "interventions")}
 
 
 def _folder(name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multicoco.config import RunConfig, load_config
-from multicoco.config.evaluation import NAMED_METHODS
+from multicoco.config.evaluation import PUBLISHED_METHODS
 from multicoco.errors import UserError
 from multicoco.study.keys import StudySpec, read_study
 
@@ -132,10 +132,11 @@ class Study:
 
     def _evaluations(self, training: Job) -> Iterator[Job]:
         method = self.config_of(training).trained_method
-        asked: dict[str, Any] = {f"eval_config.{name}": False for name in NAMED_METHODS}
+        asked: dict[str, Any] = {f"eval_config.{name}": False for name in PUBLISHED_METHODS}
         if self.spec.is_intervened(training.arm):
             asked["eval_config.interventions"] = self.spec.interventions
-        begun = {"mode": "eval_only", "method": method, "load_model_path": str(training.folder)}
+        begun: dict[str, Any] = {"mode": "eval_only", "method": method, "load_model_path": str(training.folder)}
+        begun["eval_config.methods"] = []  # no part of the folder's name, which is older than this key
         for test, spec in self.spec.tests.items():
             folder = training.folder.with_name(f"{test}-{_digest({**spec.set, **asked})}")
             keys = {"seed": training.seed, **spec.set, **asked, **begun}

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from multicoco.config import RunConfig
 from multicoco.errors import UserError
-from multicoco.files import write_bytes, write_json, write_text
+from multicoco.files import sweep, write_bytes, write_json, write_text
 from multicoco.tracking.sink import Evaluation, Sink
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ class RunFolder(Sink):
             self._keep_earlier_config(config.to_yaml())
             write_text(run_dir / "config.yaml", config.to_yaml())
             write_json(run_dir / "environment.json", environment)
+            for folder in (run_dir, *filter(Path.is_dir, run_dir.iterdir())):
+                sweep(folder)
             with (run_dir / "starts.jsonl").open("a", encoding="utf-8") as file:
                 print(json.dumps(environment), file=file)
             self.metrics_file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")

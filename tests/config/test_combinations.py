@@ -20,6 +20,8 @@ ALL_FROZEN = [f"freeze.{part}=true" for part in ("vision_tower", "projector", "l
         (["mode=train"], ["mode is train but method is null", "coconut"]),
         (["method=vanilla"], ["mode is cot_train but method is vanilla", "set mode to train"]),
         (["eval_config.coconut=true"], ["eval_config.coconut is true", "coconut.enabled is false"]),
+        (["eval_config.methods=[codi]"], ["eval_config.methods has codi", "coconut.enabled is false"]),
+        (["eval_config.methods=[cod]"], ["eval_config.methods", "'cod' is none of the methods, did you mean codi?"]),
         (
             ["features=cache", "freeze.projector=true"],
             ["features is cache but freeze.vision_tower is false: what it makes of an image changes"],
@@ -131,6 +133,7 @@ def test_contradictions(run, error, overrides, expected):
     [
         (["save_only_improve=true"], "save_only_improve is true but val_path is null"),
         (["eval_config.vanilla=true"], "eval_config.vanilla is true but val_path is null"),
+        (["eval_config.methods=[icot]"], "eval_config.methods has icot but val_path is null"),
         (["eval_config.interventions=[zero]"], "eval_config.interventions are set but val_path is null"),
         (["eval_config.thoughts=true"], "eval_config.thoughts is true but val_path is null"),
         ([*COCONUT, "coconut.collapse_below=0.5"], "collapse_below is 0.5 but val_path is null"),

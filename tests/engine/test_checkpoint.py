@@ -129,6 +129,15 @@ def test_a_crash_while_pruning_leaves_whole_checkpoints(tmp_path, monkeypatch, c
     assert names(run) == {"epoch_0005"}
 
 
+def test_what_a_killed_writer_has_left_is_in_no_saves_way(tmp_path):
+    run = make_run(tmp_path, [0.1, 0.2])
+    for folder in (run / "checkpoints", run / "checkpoints" / "epoch_0001"):
+        (folder / ".0123.unfinished").write_text("half")
+    (run / "checkpoints" / "epoch_0003.unfinished" / "model").mkdir(parents=True)
+    Checkpoints(run, keep=3, keep_best=1).remove_leftovers()
+    assert not [*run.rglob("*.unfinished")] and names(run) == {"epoch_0001", "epoch_0002"}
+
+
 def test_an_evaluation_is_added_to_a_whole_checkpoint(tmp_path):
     run = make_run(tmp_path, [0.1, None])
     Checkpoints(run, keep=3, keep_best=1).note_evaluation("epoch_0002", 0.5, 0.5, keep=True)

@@ -417,6 +417,15 @@ def test_thoughts_that_there_are_not_are_not_asked_for(key, says, capsys):
     evaluation_methods(config(coconut=nothing, eval_config={key: 0}), TOKENS)
 
 
+def test_a_run_makes_thoughts_in_one_way():
+    both = {"coconut": False, "methods": ["c_mtp", "vanilla", "no_thoughts"]}
+    assert [*evaluation_methods(config(eval_config=both), TOKENS)] == ["c_mtp", "vanilla", "no_thoughts"]
+    with pytest.raises(UserError, match=r"methods has c_mtp but .*, that of coconut: evaluate by c_mtp in another run"):
+        evaluation_methods(config(eval_config=both | {"coconut": True}), TOKENS)
+    with pytest.raises(UserError, match=r"methods has c_mtp but .* no_thoughts"):  # whose model has no heads for words
+        evaluation_methods(config(method="no_thoughts", eval_config=both), TOKENS)
+
+
 def test_a_data_set_with_an_evaluation_of_its_own_gets_its_scores_and_its_file():
     openly = {"choices": (), "answer_index": None}
     examples = [

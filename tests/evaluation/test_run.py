@@ -42,6 +42,14 @@ def test_in_all_modes_too():
     assert as_trained(config(eval_config=evaluated), checkpoint())[1] == 2
 
 
+def test_by_a_method_without_a_key_of_its_own():
+    removing = {"mode": "train", "method": "icot", "icot": {"remove_all_beyond": 7}}
+    asked = config(coconut={}, eval_config={"methods": ["icot", "cot"]})
+    found, stage, changes = as_trained(asked, checkpoint(stage=5, method="icot", trained=removing))
+    assert (found.icot.remove_all_beyond, stage, changes) == (7, 5, ["icot.remove_all_beyond: null -> 7"])
+    assert evaluated_methods(found) == ["icot", "cot"]
+
+
 def test_by_another_method_the_config_decides():
     cot = checkpoint(stage=0, method="cot", trained={"mode": "cot_train"})
     found, stage, changes = as_trained(config(), cot)

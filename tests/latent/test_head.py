@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from reference import EOS, LATENT, PAD, RESCALED, own_logits, qwen2, rescaled
+from reference import EOS, LATENT, PAD, RESCALED, own_logits, rescaled
 from transformers import GenerationConfig
 
 from multicoco.latent.generate import generate_after, log_likelihoods
-from multicoco.latent.head import Rescaling, logits_of, rescaling_of
+from multicoco.latent.head import logits_of
+from multicoco.latent.kinds import rescaling_of
 from multicoco.latent.reasoner import LatentReasoner
+from multicoco.latent.rescaling import AS_THEY_ARE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -18,25 +20,9 @@ def test_logits_are_those_of_the_models_own_forward(kind):
     """A cap to the last bit, which decides between tokens; a divisor is a factor here."""
     model, ids = rescaled(kind).eval(), torch.arange(9)[None]
     hidden = model.get_decoder()(ids).last_hidden_state
-    assert rescaling_of(model.config) != Rescaling()
+    assert rescaling_of(model.config) != AS_THEY_ARE
     rounding = 1e-6 if hasattr(model.config, "logits_scaling") else 0
     torch.testing.assert_close(logits_of(model)(hidden), model(ids).logits, rtol=rounding, atol=0)
-
-
-def test_of_most_models_they_are_left_alone():
-    hidden = torch.randn(3, 32)
-    assert rescaling_of(qwen2().config) == Rescaling() and Rescaling().slope(hidden) is None
-    assert Rescaling()(hidden) is hidden is Rescaling().in_place(hidden)
-
-
-@pytest.mark.parametrize("rescaling", [Rescaling(cap=1.5), Rescaling(0.25), Rescaling(3.0, 1.5)])
-def test_in_place_it_is_the_same_and_its_slope_is_autograds(rescaling):
-    logits = (3 * torch.randn(5, 7, dtype=torch.float64)).requires_grad_()
-    result = rescaling(logits)
-    [gradient] = torch.autograd.grad(result.sum(), logits)
-    again = rescaling.in_place(logits.detach().clone())
-    assert torch.equal(again, result) and rescaling.cap in (None, 1.5)
-    torch.testing.assert_close(torch.zeros_like(again) + rescaling.slope(again), gradient, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "cohere2"])

@@ -3,8 +3,9 @@ import torch
 from reference import qwen2
 from transformers import AutoConfig
 
-from multicoco.latent.kinds import attention_window, check_supported
+from multicoco.latent.kinds import attention_window, check_supported, rescaling_of, score_cap
 from multicoco.latent.reasoner import LatentReasoner
+from multicoco.latent.rescaling import AS_THEY_ARE, Rescaling
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,24 @@ MIXED = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1
 def test_the_window_of_each_layer(kind, options, windows):
     config = AutoConfig.for_model(kind, **{"num_hidden_layers": 2, **options})
     assert [attention_window(config, layer) for layer in range(2)] == windows
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "rescaling", "cap"),
+    [
+        ("qwen2", {}, AS_THEY_ARE, None),
+        ("internvl", {}, AS_THEY_ARE, None),
+        ("cohere", {"logit_scale": 0.25}, Rescaling(0.25), None),
+        ("granite", {"logits_scaling": 8.0}, Rescaling(0.125), None),
+        ("hyperclovax", {"logits_scaling": 8.0}, Rescaling(8.0), None),  # the same key
+        ("gemma2", {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}, Rescaling(cap=30.0), 50.0),
+        ("gemma2", {"final_logit_softcapping": None, "attn_logit_softcapping": None}, AS_THEY_ARE, None),
+    ],
+)
+def test_what_is_made_of_logits_and_scores(kind, options, rescaling, cap):
+    config = AutoConfig.for_model(kind, **options)
+    check_supported(config)
+    assert (rescaling_of(config), score_cap(config)) == (rescaling, cap)
 
 
 def test_an_argument_of_an_attention_that_would_be_dropped_is_refused(monkeypatch):

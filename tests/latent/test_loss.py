@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from multicoco.latent import loss as loss_module
-from multicoco.latent.head import AS_THEY_ARE, Rescaling
 from multicoco.latent.loss import LabelledCrossEntropy
+from multicoco.latent.rescaling import AS_THEY_ARE, Rescaling
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 20, 64])

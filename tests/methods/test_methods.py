@@ -129,8 +129,27 @@ def test_which_methods_a_run_uses():
     config = RunConfig(**keys, coconut={"enabled": True}, eval_config={"vanilla": True, "coconut": True})
     assert evaluated_methods(config) == ["coconut", "vanilla"]
     assert thinking_method(config) is method_class("coconut")
+    named = {"cot": True, "methods": ["icot", "sim_cot", "cot"]}
+    config = RunConfig(**keys, coconut={"enabled": True}, eval_config=named)
+    assert evaluated_methods(config) == ["cot", "icot", "sim_cot"]
+    assert (config.trained_method, thinking_method(config)) == ("cot", method_class("sim_cot"))
     config = RunConfig(**KEYS, mode="cot_train")
     assert evaluated_methods(config) == ["cot"] and thinking_method(config) is None
+
+
+@pytest.mark.parametrize(
+    ("trained", "named", "asked"),
+    [
+        ("no_markers", ["coconut", "cot"], ["no_markers", "cot"]),
+        ("codi_sim_cot", ["coconut", "codi", "sim_cot", "codi_sim_cot"], ["codi_sim_cot"]),
+        ("coconut", ["no_thoughts"], ["no_thoughts"]),  # that is no Coconut
+        ("icot", ["icot", "cot"], ["icot", "cot"]),
+    ],
+)
+def test_what_a_method_is_a_kind_of_stands_for_it(trained, named, asked):
+    keys = {"coconut": {"enabled": True}} if method_class(trained).section == "coconut" else {}
+    config = RunConfig(**KEYS, **keys, mode="train", method=trained, val_path="v", eval_config={"methods": named})
+    assert evaluated_methods(config) == asked
 
 
 @pytest.mark.parametrize("thoughts", ["detached", "pause", "noise", "borrowed"])

@@ -9,7 +9,7 @@ from multicoco.config import RunConfig
 from multicoco.engine.assembly import model_dtype
 from multicoco.planning.candidates import Candidate, candidates
 from multicoco.planning.cost import Cluster
-from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.geometry import ModelGeometry, Workload, geometry_of
 from multicoco.planning.setting import Setting
 
 NOTHING = dict.fromkeys(("vision_tower", "projector", "language_model"), False)
@@ -27,7 +27,7 @@ PLAIN = Setting(
 
 
 def model(dtype: torch.dtype = torch.float32, **freezing: bool) -> ModelGeometry:
-    return ModelGeometry(internvl().config, dtype, NOTHING | freezing)
+    return geometry_of(internvl().config, dtype, NOTHING | freezing)
 
 
 def run(**keys: Any) -> RunConfig:
@@ -38,7 +38,7 @@ def run(**keys: Any) -> RunConfig:
 
 
 def planned_model(config: RunConfig) -> ModelGeometry:
-    return ModelGeometry(internvl().config, model_dtype(config), config.freeze.model_dump(), lora=config.lora)
+    return geometry_of(internvl().config, model_dtype(config), config.freeze.model_dump(), lora=config.lora)
 
 
 def found_for(config: RunConfig, cluster: Cluster) -> list[Candidate]:

@@ -6,7 +6,7 @@ from reference import internvl
 from multicoco.config import RunConfig
 from multicoco.planning.candidates import GIB, HEADROOM, Candidate, candidates, choose
 from multicoco.planning.cost import Cluster
-from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.geometry import Workload, geometry_of
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def test_what_is_chosen_is_the_fastest_that_fits(found, gpu_memory):
 
 
 def test_zero3_may_keep_the_language_model_or_all_gathered(monkeypatch):
-    model = ModelGeometry(internvl().config, torch.float32, {})
+    model = geometry_of(internvl().config, torch.float32, {})
     monkeypatch.setattr("multicoco.planning.setting._MAX_LIVE", model.decoder_parameters // 2)
     config = RunConfig(mode="cot_train", name="live", model_id="none", train_path="none.json", batch_size=1)
     cluster = Cluster(nodes=2, gpus=4, gpu_memory=80)

@@ -5,11 +5,11 @@ import torch
 from reference import internvl
 
 from multicoco.planning.cost import Cluster, step_cost
-from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.geometry import Workload, geometry_of
 from multicoco.planning.setting import Setting
 
 NOTHING = dict.fromkeys(("vision_tower", "projector", "language_model"), False)
-MODEL = ModelGeometry(internvl().config, torch.bfloat16, NOTHING)
+MODEL = geometry_of(internvl().config, torch.bfloat16, NOTHING)
 WORK = Workload(tiles=1, prompt=20, latents=3, written=8)
 CLUSTER = Cluster(nodes=1, gpus=8, gpu_memory=80)
 WEIGHTS = MODEL.width * MODEL.parameters

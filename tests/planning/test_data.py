@@ -27,7 +27,7 @@ from multicoco.methods import method_class
 from multicoco.models.backbone import load_backbone
 from multicoco.models.vocabulary import add_latent_tokens
 from multicoco.planning.data import held_each, image_bytes, paddings, places_each, step_bytes
-from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.geometry import Workload, geometry_of
 from multicoco.planning.sample import Sample, look_at
 from multicoco.planning.setting import Setting
 
@@ -52,7 +52,7 @@ def chosen(micro_batch: int) -> SimpleNamespace:
 
 
 def sample_of(config) -> Sample:
-    model = ModelGeometry(load_backbone(config.model_id).model.config, torch.float32, {})
+    model = geometry_of(load_backbone(config.model_id).model.config, torch.float32, {})
     return look_at(config, model, 1, ASKED)
 
 
@@ -111,7 +111,7 @@ def test_features_take_of_the_disk_and_of_a_step_what_is_planned(home, tmp_path)
     config = load_config(home / "run.yaml", ["freeze.vision_tower=true", "freeze.projector=true", "features=cache"])
     backbone = load_backbone(config.model_id)
     family, model = backbone.family, backbone.model
-    geometry = ModelGeometry(model.config, torch.float32, {}, kept_parts=("vision_tower", "projector"))
+    geometry = geometry_of(model.config, torch.float32, {}, kept_parts=("vision_tower", "projector"))
     with torch.no_grad():
         kept = family.kept(model, family.blank_tiles(1, torch.zeros(())), projected=True)
     images = {f"{i:040x}": {name: tensor.clone() for name, tensor in kept.items()} for i in range(50)}

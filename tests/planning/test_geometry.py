@@ -12,7 +12,7 @@ from multicoco.models.backbone import load_backbone
 from multicoco.models.lora import add_lora
 from multicoco.models.tiny import TINY
 from multicoco.planning.cost import Cluster, step_cost
-from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.geometry import ModelGeometry, Workload, geometry_of
 from multicoco.planning.memory import peak_memory
 from multicoco.planning.setting import Setting
 from multicoco.registry import load
@@ -28,7 +28,7 @@ def test_what_is_kept_of_a_tile_is_known_of_every_family(name, tmp_path):
     for kept_parts in (("vision_tower",), ("vision_tower", "projector")):
         projected = "projector" in kept_parts
         kept = family.kept(model, family.blank_tiles(1, torch.zeros(())), projected)
-        geometry = ModelGeometry(model.config, torch.float32, {}, kept_parts=kept_parts)
+        geometry = geometry_of(model.config, torch.float32, {}, kept_parts=kept_parts)
         assert geometry.kept_bytes == sum(tensor.nbytes for tensor in kept.values()) > 0
         assert projected or geometry.trace.projector(2).saved > 0
 
@@ -36,7 +36,7 @@ def test_what_is_kept_of_a_tile_is_known_of_every_family(name, tmp_path):
 @pytest.mark.parametrize("build", [qwen2, internvl])  # of which the second one's head is its embeddings
 def test_adapters_are_counted_as_peft_adds_them(build):
     model, lora = build(), Lora(rank=4, target_modules=["q_proj", "down_proj"])
-    planned = ModelGeometry(model.config, torch.float32, {}, lora=lora)
+    planned = geometry_of(model.config, torch.float32, {}, lora=lora)
     tied = model.lm_head.weight is model.get_input_embeddings().weight
     add_lora(model, **lora.model_dump(), new_tokens=range(3))
     assert planned.parameters == sum(p.numel() for p in model.parameters())
@@ -53,7 +53,7 @@ def reading(sim_cot: dict | None, lora: int | None = None) -> ModelGeometry:
     own = {"method": "coconut"} if sim_cot is None else {"method": "sim_cot", "sim_cot": sim_cot}
     config = RunConfig(**keys, **own, coconut={"enabled": True})
     method = method_class(config.trained_method)(config)
-    return ModelGeometry(internvl().config, torch.float32, {}, method.objective, lora=config.lora)
+    return geometry_of(internvl().config, torch.float32, {}, method.objective, lora=config.lora)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def reading(sim_cot: dict | None, lora: int | None = None) -> ModelGeometry:
 def test_what_makes_thoughts_of_hidden_states_is_counted(name, keys, own):
     config = {"name": "x", "model_id": "m", "mode": "train", "method": name, "train_path": "t", "num_epochs": 3}
     method = method_class(name)(RunConfig(**config, coconut={"enabled": True, **keys}))
-    plain = ModelGeometry(internvl().config, torch.float32, {})
-    planned = ModelGeometry(internvl().config, torch.float32, {}, method.objective, projection=method.projection)
+    plain = geometry_of(internvl().config, torch.float32, {})
+    planned = geometry_of(internvl().config, torch.float32, {}, method.objective, projection=method.projection)
     for count in ("parameters", "called_parameters", "trainable", "saved_parameters"):
         assert getattr(planned, count) == getattr(plain, count) + own
 

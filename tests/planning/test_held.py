@@ -5,7 +5,7 @@ import torch
 from planned import NOTHING, PLAIN, WORK, model
 from reference import qwen2
 
-from multicoco.planning.geometry import ModelGeometry
+from multicoco.planning.geometry import geometry_of
 from multicoco.planning.held import PARTS
 from multicoco.planning.memory import peak_memory
 
@@ -32,7 +32,7 @@ def test_zero_3_lets_go_of_layers_in_backward_but_after_several_passes(checkpoin
 def test_a_gradient_larger_than_the_bucket_waits_for_the_next(stage):
     config = qwen2().config
     config.tie_word_embeddings, config.vocab_size = False, 1000
-    geometry, work = ModelGeometry(config, torch.float32, NOTHING), replace(WORK, tiles=0)
+    geometry, work = geometry_of(config, torch.float32, NOTHING), replace(WORK, tiles=0)
     head = geometry.head.largest
     settings = [replace(PLAIN, stage=stage, ranks=2, reduce_bucket=bucket) for bucket in (head, head - 1)]
     fits, waits = (peak_memory(geometry, work, setting).parts["gradients"] for setting in settings)

@@ -11,7 +11,7 @@ from reference import qwen2
 from supervised import make_examples, make_method, make_reasoner, make_rows, training_loss
 
 from multicoco.latent.schedule import SEQUENTIAL, Jacobi
-from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.geometry import Workload, geometry_of
 from multicoco.planning.memory import pass_activations, peak_memory
 from multicoco.planning.trace import LiveBytes
 from multicoco_kernels import BufferPool, KeyMask, LayerCache
@@ -69,7 +69,7 @@ def test_cases_with_and_without_images_can_be_measured(images):
 
 
 def test_the_cache_is_as_large_as_the_real_one():
-    geometry = ModelGeometry(qwen2().config, torch.bfloat16, NOTHING)
+    geometry = geometry_of(qwen2().config, torch.bfloat16, NOTHING)
     text, rows, work = geometry.text, 3, replace(WORK, tiles=0)
     like = torch.empty(rows, text.num_key_value_heads, 1, text.hidden_size // text.num_attention_heads).bfloat16()
     cache = LayerCache(like, KeyMask(torch.ones(rows, work.length, dtype=torch.bool)), BufferPool())
@@ -93,7 +93,7 @@ def test_what_a_decoder_of_steps_leaves_for_backward_is_as_predicted(keys):
         tokens = make_examples("qwen2")[0]
         extent, beside = method.extent(tokens, 3), method.beside(tokens, 3)
         work = Workload(0, extent.context, extent.thoughts, extent.written, beside=beside)
-        geometry = ModelGeometry(qwen2().config, torch.float32, NOTHING, method.objective)
+        geometry = geometry_of(qwen2().config, torch.float32, NOTHING, method.objective)
         memory = peak_memory(geometry, work, replace(PLAIN, micro_batch=4))
         predicted.append(memory.parts["activations"])
     assert predicted[0] - predicted[1] == pytest.approx(measured[0] - measured[1], rel=0.15)
@@ -111,7 +111,7 @@ def test_what_words_that_thoughts_say_leave_for_backward_is_as_predicted():
         loss.backward()
         extent = method.extent(make_examples("qwen2")[0], 3)
         work = Workload(0, extent.context, extent.thoughts, extent.written, said=method.said(3))
-        geometry = ModelGeometry(qwen2().config, torch.float32, NOTHING, projection=method.projection)
+        geometry = geometry_of(qwen2().config, torch.float32, NOTHING, projection=method.projection)
         memory = peak_memory(geometry, work, replace(PLAIN, micro_batch=4))
         predicted.append(memory.parts["activations"])
         assert memory.parts["logits"] > geometry.trace.loss(4 * work.said).forward > 0
@@ -156,7 +156,7 @@ def test_a_branch_shares_the_columns_of_the_cache_and_writes_over_what_follows_t
 def test_gradients_of_latent_passes_are_whole_in_every_stage():
     config = qwen2().config
     config.num_hidden_layers, config.intermediate_size, config.layer_types = 24, 8192, 24 * ["full_attention"]
-    geometry = ModelGeometry(config, torch.bfloat16, NOTHING)
+    geometry = geometry_of(config, torch.bfloat16, NOTHING)
     whole = geometry.width * geometry.decoder_layer.trainable * geometry.decoder_layer.copies
     for stage in (1, 2, 3):
         setting = replace(PLAIN, stage=stage, ranks=64, max_live=1, micro_batch=1, checkpointing=True)

@@ -13,7 +13,7 @@ from multicoco.config import load_config
 from multicoco.engine.ds_config import ModelShape, resolve_ds_config
 from multicoco.planning.candidates import HEADER
 from multicoco.planning.cost import Cluster, step_cost
-from multicoco.planning.geometry import ModelGeometry, Workload
+from multicoco.planning.geometry import Workload, geometry_of
 from multicoco.planning.memory import peak_memory
 from multicoco.planning.setting import Setting
 
@@ -66,7 +66,7 @@ def test_kept_features_leave_the_tower_out_of_memory_time_and_traffic(run_config
     config, work = internvl().config, Workload(tiles=2, prompt=30, latents=2, written=8)
     settings = Setting(3, "none", False, 2, 1, 8, 0, 10**9)
     kept_parts = [(), ("vision_tower", "projector"), ("vision_tower",)]
-    sides = [ModelGeometry(config, torch.bfloat16, {}, kept_parts=parts) for parts in kept_parts]
+    sides = [geometry_of(config, torch.bfloat16, {}, kept_parts=parts) for parts in kept_parts]
     costs = [step_cost(model, work, settings, Cluster(2, 4, 80)) for model in sides]
     memories = [peak_memory(model, work, settings) for model in sides]
     assert costs[1].compute < costs[0].compute and costs[1].inter_bytes < costs[2].inter_bytes < costs[0].inter_bytes

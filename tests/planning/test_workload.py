@@ -11,7 +11,7 @@ from multicoco.data.sources import load_examples
 from multicoco.methods import method_class
 from multicoco.models.backbone import load_backbone
 from multicoco.models.vocabulary import add_latent_tokens
-from multicoco.planning.geometry import ModelGeometry, read_model_config
+from multicoco.planning.geometry import geometry_of, read_model_config
 from multicoco.planning.workload import Lengths, stage_workloads
 
 
@@ -23,7 +23,7 @@ def test_measured_lengths_are_those_of_the_longest_rows_that_are_trained(tmp_pat
     image = f"train2017/{records[7].pop('image_id'):012d}.png"
     records[7]["images"] = [image, image, image]
     (home / "scenes" / config.train_path).write_text(json.dumps(records))
-    model = ModelGeometry(read_model_config(config.model_id, False), torch.float32, config.freeze.model_dump())
+    model = geometry_of(read_model_config(config.model_id, False), torch.float32, config.freeze.model_dump())
     workloads, *_ = stage_workloads(config, model, tiles=1, assumed=None)
     assert [work.tiles for work in workloads] == [3, 3]
 
@@ -48,7 +48,7 @@ def test_measured_lengths_are_those_of_the_longest_rows_that_are_trained(tmp_pat
 def test_no_example_is_planned_for_that_is_longer_than_is_trained_on(tmp_path):
     coconut = "coconut: {enabled: true, c_thought: 2, max_latent_stage: 2, first_stage: 0}\n"
     home = make_home(tmp_path, 4, 2, f"mode: coconut_train\nnum_epochs: 4\n{coconut}")
-    model = ModelGeometry(
+    model = geometry_of(
         read_model_config(f"{home}/model", False), torch.float32, load_config(home / "run.yaml").freeze.model_dump()
     )
 
@@ -69,7 +69,7 @@ def test_controls_of_one_pass_are_planned_with_one_and_borrowed_thoughts_with_a_
 
     def last(thoughts: str):
         config = load_config(home / "run.yaml", f"coconut.thoughts={thoughts}".split())
-        model = ModelGeometry(read_model_config(config.model_id, False), torch.float32, config.freeze.model_dump())
+        model = geometry_of(read_model_config(config.model_id, False), torch.float32, config.freeze.model_dump())
         return stage_workloads(config, model, tiles=1, assumed=None)[0][-1]
 
     plain = last("hidden")
@@ -88,7 +88,7 @@ def test_controls_of_one_pass_are_planned_with_one_and_borrowed_thoughts_with_a_
 
 def test_an_image_of_a_model_of_no_family_is_one_picture_or_as_many_as_are_asked_for():
     keys = {"name": "x", "model_id": "m", "mode": "train", "method": "cot", "train_path": "t"}
-    model = ModelGeometry(llava().config, torch.float32, {})
+    model = geometry_of(llava().config, torch.float32, {})
     for tiles, prompt in ((None, 10 + 4), (3, 10 + 3 * 4)):
         [work], source, _ = stage_workloads(RunConfig(**keys), model, tiles, Lengths(prompt=10))
         assert (work.tiles, work.prompt) == (tiles or 1, prompt)

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from fake_runs import write_run
@@ -76,6 +77,12 @@ def test_long_lists_of_flips_are_cut_in_the_text(tmp_path, capsys):
         (["{tmp}/a", "{tmp}/b/../a"], "{tmp}/a:coconut, {tmp}/b/../a:coconut: named twice"),
         (["{tmp}/a", "{tmp}/b", "--out", "{tmp}/c"], "{tmp}/c is a folder: name a file in it"),
         (["{tmp}/a", "{tmp}/b", "--out", "{tmp}/a/evaluation/coconut.json/x"], "x cannot be written"),
+        (
+            ["{tmp}/a", "{tmp}/b", "--out", "{tmp}/a/evaluation/coconut.json"],
+            "coconut.json is there and holds",
+        ),
+        (["{tmp}/a", "{tmp}/b", "--out", "{tmp}/notes.md"], "{tmp}/notes.md is there and holds something else: name"),
+        (["{tmp}/a", "{tmp}/b", "--out", "{tmp}/pipe"], "{tmp}/pipe is there"),
         (["{tmp}/a", "{tmp}/none"], "{tmp}/none: no evaluation"),
         (["{tmp}/a", "{tmp}/b", "--reference", "{tmp}/c"], "must be one of {tmp}/a:coconut, {tmp}/b:cot"),
         (["{tmp}/a", "{tmp}/other"], "--shared compares on these alone"),
@@ -84,9 +91,21 @@ def test_long_lists_of_flips_are_cut_in_the_text(tmp_path, capsys):
 def test_mistakes_get_one_message(runs, capsys, arguments, expected):
     tmp = runs[0].parent
     write_run(tmp / "other", "cot", "++", first=19)
+    (tmp / "notes.md").write_text("# Mine")
+    os.mkfifo(tmp / "pipe")
     assert main(["compare", *(argument.format(tmp=tmp) for argument in arguments)]) == 1
     message = capsys.readouterr().err
     assert message.startswith("error: ") and expected.format(tmp=tmp) in message
+    assert (tmp / "notes.md").read_text() == "# Mine"
+
+
+def test_an_earlier_comparison_is_written_over_and_so_is_an_empty_file(runs):
+    out = runs[0].parent / "comparison.json"
+    out.touch()
+    for pair, n in ((runs[:2], 9), (runs[1:], 8)):
+        assert main(["compare", *map(str, pair), "--out", str(out)]) == 0
+        [found] = json.loads(out.read_text())["pairs"]
+        assert len(found["gained"] + found["lost"]) == n
 
 
 def test_shared_questions_can_be_asked_for(runs):

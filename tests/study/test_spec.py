@@ -8,6 +8,7 @@ from homes import REPO
 from multicoco.cli import main
 from multicoco.config import RunConfig
 from multicoco.errors import UserError
+from multicoco.methods import evaluated_methods
 from multicoco.study.keys import read_study
 from multicoco.study.spec import load_study
 
@@ -47,6 +48,7 @@ def change(study: dict, where: str, value: object) -> None:
         ("tests/val/set/seed", 5, "tests.val.set: seed is not about questions"),
         ("tests/val/set/coconut.c_thought", 5, "tests.val.set: coconut.c_thought is not about questions"),
         ("tests/val/set/eval_config", {"cot": True}, "tests.val.set: eval_config.cot is the study's to set"),
+        ("tests/val/set/eval_config", {"methods": ["cot"]}, "tests.val.set: eval_config.methods is the study's to set"),
         ("arms/start/set", {"resume": False}, "arms.start.set: resume is the study's to set"),
         (
             "arms/start/set",
@@ -70,6 +72,16 @@ def test_interventions_are_on_the_hidden_arm_and_on_those_that_are_said_to_be(st
     jobs = [job for job in load_study(written()).jobs if job.test]
     intervened = {job.arm for job in jobs if any("eval_config.interventions" in key for key in job.overrides)}
     assert intervened == {"hidden", "direct"} and {job.arm for job in jobs} == {"hidden", "direct", "start"}
+
+
+def test_an_arm_is_asked_by_its_own_method_alone(study, written):
+    before = [job.folder.name for job in load_study(written()).jobs if job.test]
+    study["arms"]["direct"]["set"] = {"eval_config.methods": ["vanilla", "icot"], "eval_config.cot": True}
+    asked = load_study(written())
+    jobs = [job for job in asked.jobs if job.test]
+    methods = {job.arm: evaluated_methods(asked.config_of(job)) for job in jobs}
+    assert methods == {"direct": ["vanilla"], "start": ["vanilla"], "hidden": ["coconut"]}
+    assert [job.folder.name for job in jobs] == before  # by the questions alone
 
 
 def test_an_unknown_run_is_named(written, capsys):

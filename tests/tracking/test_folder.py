@@ -9,6 +9,7 @@ from tracked import SUMMARY, lines, run_config
 
 from multicoco.config import load_config
 from multicoco.errors import UserError
+from multicoco.files import ABANDONED_SECONDS
 from multicoco.tracking import Tracker
 
 
@@ -29,6 +30,17 @@ def test_a_second_start_appends_and_keeps_an_earlier_config(tmp_path):
     assert load_config(tmp_path / "config.yaml").lr == 2.0
     assert load_config(tmp_path / "config.1.yaml").lr == 1.0
     assert not (tmp_path / "config.2.yaml").exists()
+
+
+def test_what_a_killed_writer_has_left_is_removed_at_the_next_start_and_what_is_being_written_is_not(tmp_path):
+    Tracker(tmp_path, run_config()).log_evaluation("final", "cot", SUMMARY, [], 1, list)
+    folders = [tmp_path, tmp_path / "samples", tmp_path / "evaluation"]
+    for folder in folders:
+        for name, age in (("left", 2 * ABANDONED_SECONDS), ("writing", 0)):
+            (path := folder / f".{name}.unfinished").touch()
+            os.utime(path, 2 * (path.stat().st_mtime - age,))
+    Tracker(tmp_path, run_config())
+    assert sorted(tmp_path.rglob("*.unfinished")) == sorted(folder / ".writing.unfinished" for folder in folders)
 
 
 def test_thoughts_are_whole_and_belong_to_the_samples_of_their_name(tmp_path, monkeypatch, caplog):

@@ -10,7 +10,7 @@ import torch
 from collectives import KINDS, files_of, growth
 
 from multicoco.planning.cost import Cluster, step_cost
-from multicoco.planning.geometry import ModelGeometry, Workload, read_model_config
+from multicoco.planning.geometry import Workload, geometry_of, read_model_config
 from multicoco.planning.setting import Setting
 
 pytestmark = pytest.mark.distributed
@@ -81,6 +81,6 @@ def test_a_rank_sends_what_is_planned(counts_of, stage, ranks, accumulation, rec
     counts = counts_of(stage, ranks, accumulation, records)
     given = {kind: counts["bytes"].get(kind, 0) for kind in KINDS}  # a gather is given a share of what comes of it
     sent = (2 * given["all_reduce"] + given["reduce_scatter"]) * (ranks - 1) / ranks + given["all_gather"] * (ranks - 1)
-    model = ModelGeometry(read_model_config(counts["model"], False), torch.float32, {})
+    model = geometry_of(read_model_config(counts["model"], False), torch.float32, {})
     work, setting = Workload(1, 30, 1, 8), Setting(stage, "none", False, 1, accumulation, ranks, 10**9, 10**9)
     assert sent == pytest.approx(step_cost(model, work, setting, Cluster(1, ranks, 80)).intra_bytes, rel=0.03)

@@ -15,7 +15,7 @@ from multicoco.models.backbone import load_backbone
 from multicoco.models.families import family_of
 from multicoco.models.families.generic import Generic, Pictures
 from multicoco.models.freezing import freeze
-from multicoco.planning.geometry import ModelGeometry
+from multicoco.planning.geometry import geometry_of
 
 
 @pytest.mark.parametrize("kind", ["llava", "vipllava", "cohere2_vision", "got_ocr2", "fast_vlm"])
@@ -75,10 +75,10 @@ def test_what_it_does_not_say_is_refused_where_it_is_asked_for(monkeypatch):
     own = Generic.image_features
     monkeypatch.setattr(Generic, "image_features", lambda *args: own(*args) + own(*args).sum().item())
     with pytest.raises(UserError, match=r"llava model cannot be planned for.*without its weights.*\(.*meta"):
-        ModelGeometry(model.config, torch.float32, NOTHING)
+        geometry_of(model.config, torch.float32, NOTHING)
     monkeypatch.setattr(Generic, "tile", None)
     with pytest.raises(UserError, match="llava model cannot be planned for"):
-        ModelGeometry(model.config, torch.float32, NOTHING)
+        geometry_of(model.config, torch.float32, NOTHING)
     del model.model.vision_tower
     with pytest.raises(UserError, match="freeze: llava has no vision_tower"):
         freeze(model, vision_tower=True)

@@ -33,7 +33,7 @@ from multicoco.models.families import family_of
 from multicoco.models.freezing import freeze
 from multicoco.models.lora import add_lora, merge_lora
 from multicoco.models.tiny import TINY
-from multicoco.planning.geometry import ModelGeometry
+from multicoco.planning.geometry import geometry_of
 
 GRIDS = ((4, 6), (2, 2), (6, 10))  # patches, 2 x 2 of which are an image token
 Row = tuple[list[int], list[int], dict[str, Tensor]]
@@ -301,10 +301,10 @@ def test_a_tile_is_what_the_model_makes_of_it(name):
 @pytest.mark.parametrize("name", SIGHTED)
 def test_it_is_planned_for(name):
     config, nothing = SIGHTED[name]().config, dict.fromkeys(("vision_tower", "projector", "language_model"), False)
-    geometry = ModelGeometry(config, torch.bfloat16, nothing)
+    geometry = geometry_of(config, torch.bfloat16, nothing)
     assert geometry.parameters == sum(p.numel() for p in SIGHTED[name]().parameters())
     assert geometry.trace.vision(2, False).saved > geometry.trace.vision(1, False).saved > 0
-    frozen = ModelGeometry(config, torch.bfloat16, nothing | {"vision_tower": True, "projector": True})
+    frozen = geometry_of(config, torch.bfloat16, nothing | {"vision_tower": True, "projector": True})
     assert frozen.trace.vision(1, False).saved == 0
     language = family_of(config).part(SIGHTED[name](), "language_model")
     assert frozen.trainable == sum(p.numel() for p in language.parameters())  # the head is tied
