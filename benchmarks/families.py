@@ -29,6 +29,7 @@ CASES = {  # family: form of its data, ZeRO stage
     "qwen2_5_vl": ("LLaVA's conversations", 2),
     "qwen3_vl": ("ScienceQA, problems.json", 3),
     "text": ("GSM8K", 2),
+    "text_without_chats": ("GSM8K", 2),
     "gemma2": ("GSM8K", 3),
 }
 OTHER = ("A-OKVQA, release", 2)  # of a family that is not named above
