@@ -50,18 +50,18 @@ study: $(READY)
 # The same where nothing is seen: the scenes in sentences. A text model this small first has to learn to look facts up.
 TEXT := $(STUDY)/data/text
 SENTENCES := $(BIN)/multicoco prepare scenes --kinds tile --text --test 0 --out $(TEXT)
-UNLIKE_TEXT := --train 0 --apart-from $(TEXT)/scenes/scenes_train.json
 
 study-text: $(READY)
-	$(SENTENCES)/scenes --train 16000
-	$(SENTENCES)/hops_5 --hops 5 $(UNLIKE_TEXT)
-	$(SENTENCES)/distractors --distractors 4 $(UNLIKE_TEXT)
-	$(SENTENCES)/few --tiles 5 --hops 4 --train 128000 --seed 1
-	$(SENTENCES)/words_scenes --tiles 5 --hops 4 --train 64000
+	$(SENTENCES)/few --tiles 5 --hops 4 --train 64000 --seed 1
+	$(SENTENCES)/scenes --tiles 5 --train 8000 --apart-from $(TEXT)/few/scenes_train.json
+	$(SENTENCES)/hops_4 --tiles 5 --hops 4 --train 0 --seed 2 --apart-from $(TEXT)/few/scenes_train.json \
+		$(TEXT)/scenes/scenes_train.json
+	$(SENTENCES)/tiles_9 --train 0
+	$(SENTENCES)/words_scenes --tiles 5 --hops 4 --train 16000 --val 100
 	$(BIN)/multicoco prepare prosqa --out $(TEXT)/words_prosqa --nodes 6 --hops 2 --shape tree --same-depth \
-		--n 64000 --val 500 --test 0
-	test -d $(TEXT)/model || \
-		$(BIN)/multicoco prepare model --text --config args/studies/text_model.yaml --out $(TEXT)/model
+		--names 10 --n 8000 --val 100 --test 0
+	test -d $(TEXT)/model || $(BIN)/multicoco prepare model --family text_without_chats \
+		--config args/studies/text_model.yaml --out $(TEXT)/model
 	$(LAUNCH) args/studies/text_base.yaml
 	$(BIN)/multicoco study args/studies/text.yaml
 
