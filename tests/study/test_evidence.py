@@ -107,6 +107,13 @@ def test_the_readme_shows_the_studys_accuracies():
         assert cells == [f"{fmean(accuracies(arm, test, study=of)):.3f}" for test in TESTS]
 
 
+def test_the_readme_tells_of_the_study_in_sentences():
+    page = " ".join((REPO / "README.md").read_text().split())
+    said = page[page.index("**The same hops in sentences**") :].split(" All of it:")[0]
+    for arm, told in {"coconut": "{} of them", "pause": "({})", "no_thoughts": "({})", "direct": "({})"}.items():
+        assert told.format(f"{fmean(accuracies(arm, 'val', study=TEXT)):.3f}") in said
+
+
 def test_the_table_of_more_thoughts_is_what_was_measured():
     of: dict[tuple[str, int, int], dict[int, float]] = defaultdict(dict)
     for run in json.loads((REPO / "benchmarks" / "results" / "more_thoughts.json").read_text())["runs"]:
