@@ -31,7 +31,7 @@ from multicoco.evaluation.lens import check_lens, collect, embedding_scale
 from multicoco.evaluation.likelihood import summarize_likelihoods
 from multicoco.evaluation.metrics import official_predictions, official_scores, summarize
 from multicoco.evaluation.priors import asked_with
-from multicoco.methods import Method, evaluated_methods, method_class
+from multicoco.methods import Method, evaluated_methods, method_class, thinking_method
 from multicoco.models.checks import position_limit
 from multicoco.tracking import Tracker
 
@@ -203,16 +203,17 @@ def evaluation_methods(config: RunConfig, latent_tokens: LatentTokens | None) ->
     """
     methods = {name: method_class(name)(config, latent_tokens) for name in evaluated_methods(config)}
     wanted = config.eval_config.think_then_write
-    thinking = next((name for name in (config.trained_method, *methods) if method_class(name).has_thoughts), None)
+    thinking = thinking_method(config)
     for name, method in methods.items():
         if wanted and method.has_thoughts and not method.puts_thoughts:
             raise UserError(
                 f"eval_config.think_then_write is {wanted} but {name} puts no thoughts in the place of steps: set it "
                 "to 0, after none, or leave it at null"
             )
-        if method.puts_thoughts and name != thinking:
+        if method.puts_thoughts and type(method) is not thinking:
+            other = next(one for one in (config.trained_method, *methods) if method_class(one) is thinking)
             raise UserError(
-                f"{config.eval_config.asks_by(name)} but the run has one way to make thoughts, that of {thinking}: "
+                f"{config.eval_config.asks_by(name)} but the run has one way to make thoughts, that of {other}: "
                 f"evaluate by {name} in another run, of mode eval_only"
             )
     return methods

@@ -76,7 +76,7 @@ def _mark(colour: str, shape: str | None) -> str:
 
 
 def draw_scene(
-    rng: random.Random, kind: str, answer: str, hops: int, distractors: int, n_tiles: int
+    rng: random.Random, kind: str, answer: str, hops: int, distractors: int, n_tiles: int, tells_shapes: bool
 ) -> tuple[Scene, list[str]]:
     """A random scene whose question of this kind has this answer, and the path of different tiles to it."""
     tiles = rng.sample(list(COLOURS), len(COLOURS))
@@ -95,7 +95,8 @@ def draw_scene(
     dots: dict[str, str | None] = dict.fromkeys(tiles)
     for tile in rng.sample(tiles, distractors):
         dots[tile] = rng.choice([other for other in tiles if other != tile])
-    marks = tuple(mark_colours[tile] for tile in tiles), tuple(mark_shapes[tile] for tile in tiles)
+    shapes = tuple(mark_shapes[tile] if tells_shapes else None for tile in tiles)
+    marks = tuple(mark_colours[tile] for tile in tiles), shapes
     return Scene(tuple(tiles), *marks, tuple(dots[tile] for tile in tiles)), path
 
 

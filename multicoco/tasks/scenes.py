@@ -7,7 +7,7 @@ same scenes in sentences.
 
 import random
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count, cycle, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -202,18 +202,15 @@ def _draw(
 ) -> Iterator[tuple[int, Scene, Question]]:
     """Number, scene and question of every record, split after split."""
     seen: set[Scene] = set()
-    image_ids = count(1)
+    image_ids, tells_shapes = count(1), _tells_shapes(kinds, form)
     for size in sizes.values():
         for kind, answer, answer_index in balanced_plan(rng, size, kinds):
             image_id = next(image_ids)
-            while True:
-                scene, path = draw_scene(
-                    rng, kind, answer, hops, form.distractors, form.tiles[image_id % len(form.tiles)]
-                )
-                if not _tells_shapes(kinds, form):
-                    scene = replace(scene, mark_shapes=(None,) * len(scene.tiles))
-                if scene not in seen and not (avoided and _key(scene, form) in avoided):
-                    break
+            n_tiles = form.tiles[image_id % len(form.tiles)]
+            drawing = kind, answer, hops, form.distractors, n_tiles, tells_shapes
+            scene, path = draw_scene(rng, *drawing)
+            while scene in seen or (avoided and _key(scene, form) in avoided):
+                scene, path = draw_scene(rng, *drawing)
             seen.add(scene)
             yield image_id, scene, make_question(rng, kind, answer, answer_index, scene.tiles, path)
 

@@ -72,9 +72,9 @@ def test_each_parameter_is_gathered_once_a_step(run_server, home, uniform_prob, 
 
 @pytest.mark.distributed
 def test_so_it_is_when_thoughts_are_made_in_parallel_and_the_model_itself_reads_them(run_server, home):
-    settings = ("coconut.jacobi_iterations=2", "coconut.uniform_prob=0.3", "coconut.first_stage=3", "num_epochs=1")
-    settings = ("mode=train", "method=sim_cot", "sim_cot.decoder=self", *settings)
-    counts = count(run_server, home, "parallel", {"stage3_max_live_parameters": 10**9}, *settings)
+    reading = ("mode=train", "method=sim_cot", "sim_cot.decoder=self")
+    course = ("coconut.jacobi_iterations=2", "coconut.uniform_prob=0.3", "coconut.first_stage=3", "num_epochs=1")
+    counts = count(run_server, home, "parallel", {"stage3_max_live_parameters": 10**9}, *reading, *course)
     assert min(steady_steps(counts)) >= 1 and max(steady_steps(counts)) <= LIMIT
 
 
