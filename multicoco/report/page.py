@@ -37,7 +37,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
     Returns: the file.
 
     Raises:
-        UserError: a path is neither run nor study, or the file cannot be written.
+        UserError: a path is neither run nor study, the file is no page of an earlier report, or it cannot be written.
     """
     studies = [(read_study(file), file.parent) for path in paths if (file := study_file(path))]
     runs = [read_run(folder) for path in paths if not study_file(path) for folder in _runs_at(path)]
@@ -45,10 +45,21 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
         out = (paths[0].parent if paths[0].is_file() else paths[0]) / NAME if len(paths) == 1 else Path(NAME)
     page = _render(runs, studies)
     try:
+        if out.exists() and not _may_go(out):
+            raise UserError(f"{out} is there and is no report: name another file with --out, or remove it")
         write_text(out, page.encode("utf-8", "replace").decode())  # a model may write half a character
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error}): name another file with --out") from error
     return out
+
+
+def _may_go(file: Path) -> bool:
+    """Whether a file that is there is empty, or an earlier report: only such are written over."""
+    if not file.is_file():  # a pipe would be read forever
+        return False
+    with file.open("rb") as content:
+        head = content.read(2000)
+    return not head or b"MultiCoCo</title>" in head
 
 
 def _runs_at(path: Path) -> list[Path]:

@@ -191,7 +191,7 @@ def ask(
 
 
 def make_record(
-    rng: random.Random, graph: Graph, path: list[int], other: int, names: int | None = None
+    rng: random.Random, graph: Graph, path: list[int], other: int, names: int | None
 ) -> dict[str, Any] | None:
     """The graph and the question about it in words, as published; None if there are not enough names (`Kind`)."""
     roots = [node for node in graph.mentioned if not graph.parents[node]]

@@ -5,8 +5,10 @@ Tolerance on losses, 1e-4 relative: fp32 sums taken in another order, magnified 
 
 import json
 import os
+import shlex
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -84,6 +86,30 @@ def test_both_phases_over_two_hosts_give_the_losses_of_one_process(hosts, config
     run = hosts.folder / "runs" / "two_coconut"
     assert json.loads((run / "evaluation" / "coconut.json").read_text())["n"] == 4
     assert damage(run / "checkpoints" / "epoch_0003") == []
+
+
+def test_a_study_launches_its_runs_over_two_hosts(hosts, config):
+    file = hosts.folder / "study.yaml"
+    file.write_text(f"""
+name: study
+output_dir: studies
+config: {config}
+seeds: [0]
+arms:
+  hidden: {{set: {{mode: coconut_train, coconut: {{enabled: true, max_latent_stage: 1}}}}}}
+tests:
+  val: {{set: {{eval_batch_size: 2}}}}
+interventions: [zero, perturb(0)]
+""")
+    command = [sys.executable, "-m", "multicoco.cli", "study", str(file), "--launcher", shlex.join(hosts.launcher())]
+    for started in (2, 0):  # it is trained and evaluated, then there is nothing left to do
+        assert hosts.type(*command).wait(timeout=300) == 0, hosts.output()[-4000:]
+        assert sum(line.startswith("[") for line in hosts.output().splitlines()) == started
+    result = json.loads((hosts.folder / "studies" / "study" / "study.json").read_text())
+    assert sorted((run["intervention"], run["n"], run["steps"]) for run in result["runs"]) == [
+        (name, 4, 8)  # 16 records, two ranks of 2, two epochs
+        for name in ("perturb(0)", "untouched", "zero")
+    ]
 
 
 @pytest.mark.skipif(not (shutil.which("mpirun") and find_spec("mpi4py")), reason="needs OpenMPI and mpi4py")

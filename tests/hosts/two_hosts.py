@@ -102,24 +102,21 @@ class TwoHosts:
         for name in self.names:
             (root / name).symlink_to(built)
 
+    def launcher(self, *options: str) -> list[str]:
+        """What stands before train.py on a command line on host a."""
+        where = ["--master_addr", self.addresses[0], "--master_port", str(free_port())]
+        no_check = "--no_ssh_check"  # it reads the user's own ssh config only
+        deepspeed = str(Path(sys.executable).parent / "deepspeed")
+        return [deepspeed, no_check, "--hostfile", str(self.folder / "hostfile"), *where, *options]
+
     def launch(self, config: Path, *arguments: str, launcher: Sequence[str] = ()) -> subprocess.Popen:
         """`deepspeed --hostfile hostfile train.py config` on host a, its output in launch.log."""
         train = Path(__file__).resolve().parents[2] / "train.py"
-        deepspeed = str(Path(sys.executable).parent / "deepspeed")
-        where = ["--master_addr", self.addresses[0], "--master_port", str(free_port())]
+        return self.type(*self.launcher(*launcher), str(train), str(config), *arguments)
+
+    def type(self, *command: str) -> subprocess.Popen:
+        """A command on host a, its output in launch.log."""
         log = (self.folder / "launch.log").open("w")
-        no_check = "--no_ssh_check"  # it reads the user's own ssh config only
-        command = [
-            deepspeed,
-            no_check,
-            "--hostfile",
-            str(self.folder / "hostfile"),
-            *where,
-            *launcher,
-            str(train),
-            str(config),
-            *arguments,
-        ]
         return self.run_in(
             0, *command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True
         )

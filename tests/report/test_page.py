@@ -170,6 +170,20 @@ def test_a_page_that_cannot_be_written_is_named(runs, capsys):
     assert "file/x.html cannot be written" in capsys.readouterr().err
 
 
+def test_only_an_earlier_report_is_written_over(runs, capsys):
+    config = runs / "second" / "config.yaml"
+    before = config.read_bytes()
+    for out in (config, runs):
+        assert main(["report", str(runs / "second"), "--out", str(out)]) == 1
+        assert f"error: {out} is there and is no report" in capsys.readouterr().err
+    assert config.read_bytes() == before
+    page = runs / "page.html"
+    page.touch()
+    for _ in range(2):  # an empty file, as mktemp makes one, and the report of the first time
+        assert main(["report", str(runs / "second"), "--out", str(page)]) == 0
+    assert "second" in page.read_text()
+
+
 def test_a_damaged_run_is_shown_as_far_as_it_goes(runs):
     names = ("config.yaml", "evaluation/cot.json", "samples/final_coconut.jsonl", "checkpoints/epoch_0005/trainer.json")
     for name in names:

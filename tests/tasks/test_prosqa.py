@@ -128,7 +128,7 @@ def test_whatever_is_asked_for_is_asked_about_rightly(seed, shape, nodes, hops):
     question = ask(rng, graph, hops)
     assume(question is not None)
     path, other = question
-    record = make_record(rng, graph, path, other)
+    record = make_record(rng, graph, path, other, None)
     check(record)
     assert len(record["steps"]) == hops if hops else len(record["steps"]) >= 3
 
