@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo study study-text test check families bench bench-gpu docs lint clean
+.PHONY: demo study study-text study-prosqa test check families bench bench-gpu docs lint clean
 
 $(READY): constraints.txt setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +64,21 @@ study-text: $(READY)
 		--config args/studies/text_model.yaml --out $(TEXT)/model
 	$(LAUNCH) args/studies/text_base.yaml
 	$(BIN)/multicoco study args/studies/text.yaml
+
+# ProsQA's graphs, small ones: controls, and methods. The text model first has to learn to write the steps.
+PROSQA := $(STUDY)/data/prosqa
+GRAPHS := $(BIN)/multicoco prepare prosqa --shape tree --same-depth --test 0 --out $(PROSQA)
+
+study-prosqa: $(READY)
+	$(GRAPHS)/many --nodes 9 --hops 2 3 --n 128000 --val 500 --seed 1
+	$(GRAPHS)/paths_2 --nodes 7 --hops 2 --n 16000 --val 500 --seed 2 --apart-from $(PROSQA)/many/prosqa_train.json
+	$(GRAPHS)/paths_3 --nodes 9 --hops 3 --n 0 --val 500 --seed 3 \
+		--apart-from $(PROSQA)/many/prosqa_train.json $(PROSQA)/paths_2/prosqa_train.json
+	test -d $(PROSQA)/model || $(BIN)/multicoco prepare model --family text_without_chats \
+		--config args/studies/prosqa_base.yaml --out $(PROSQA)/model
+	$(LAUNCH) args/studies/prosqa_base.yaml
+	$(BIN)/multicoco study args/studies/prosqa.yaml
+	$(BIN)/multicoco study args/studies/methods_prosqa.yaml
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

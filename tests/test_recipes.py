@@ -79,8 +79,9 @@ def test_arms_of_a_study_train_for_as_long_from_the_same_weights(file):
     steps = {arm: sum(config.num_epochs for config in chain) for arm, chain in chains.items() if arm != "start"}
     assert len(set(steps.values())) == 1
     begun = {(chain[-1].model_id, chain[-1].load_model_path) for chain in chains.values()}
-    text = "runs/studies/data/text"
-    assert begun == {(f"{text}/model", f"{text}/base") if file.stem == "text" else ("runs/studies/data/model", None)}
+    task, data = file.stem.removeprefix("methods_"), "runs/studies/data"
+    own = f"{data}/{task}"
+    assert begun == {(f"{own}/model", f"{own}/base") if task in ("text", "prosqa") else (f"{data}/model", None)}
     assert {study.spec.role(arm) for arm in steps} >= {"hidden", "cot", "direct", "no_thoughts", "pause"}
 
 
