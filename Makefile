@@ -72,6 +72,7 @@ GRAPHS := $(BIN)/multicoco prepare prosqa --shape tree --same-depth --test 0 --o
 study-prosqa: $(READY)
 	$(GRAPHS)/many --nodes 9 --hops 2 3 --n 128000 --val 500 --seed 1
 	$(GRAPHS)/paths_2 --nodes 7 --hops 2 --n 16000 --val 500 --seed 2 --apart-from $(PROSQA)/many/prosqa_train.json
+	$(GRAPHS)/nodes_9 --nodes 9 --hops 2 --n 0 --val 500 --seed 4 --apart-from $(PROSQA)/many/prosqa_train.json
 	$(GRAPHS)/paths_3 --nodes 9 --hops 3 --n 0 --val 500 --seed 3 \
 		--apart-from $(PROSQA)/many/prosqa_train.json $(PROSQA)/paths_2/prosqa_train.json
 	test -d $(PROSQA)/model || $(BIN)/multicoco prepare model --family text_without_chats \

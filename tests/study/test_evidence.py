@@ -15,10 +15,11 @@ def result(name: str) -> StudyResult:
 
 
 STUDY, METHODS, TEXT = result("study_scenes"), result("study_methods"), result("study_text")
+PROSQA, PROSQA_METHODS = result("study_prosqa"), result("study_prosqa_methods")
 EVIDENCE = (REPO / "docs" / "evidence.md").read_text()
 TESTS = list(STUDY.spec["tests"])
-SECTIONS = {"## Scenes": STUDY, "## Methods": METHODS, "## In sentences: three hops": TEXT}
-WHOLE = {heading: study for heading, study in SECTIONS.items() if study is not METHODS}  # all that was run is shown
+SECTIONS = {"## Scenes": STUDY, "## In sentences: three hops": TEXT, "## ProsQA: paths": PROSQA}  # all that was run
+OF_METHODS = {"## Methods": METHODS, "## ProsQA: methods": PROSQA_METHODS}  # which share controls with the above
 
 
 def accuracies(arm: str, test: str, intervention: str = UNTOUCHED, study: StudyResult = STUDY) -> list[float]:
@@ -52,11 +53,11 @@ def section(heading: str) -> str:
     return EVIDENCE[EVIDENCE.index(heading) :]
 
 
-@pytest.mark.parametrize("heading", SECTIONS)
+@pytest.mark.parametrize("heading", [*SECTIONS, *OF_METHODS])
 def test_the_table_of_arms_is_the_studys(heading):
-    study = SECTIONS[heading]
+    study = (SECTIONS | OF_METHODS)[heading]
     shown, tests = rows(section(heading), "| arm | val"), list(study.spec["tests"])
-    if heading in WHOLE:
+    if heading in SECTIONS:
         assert [row[0] for row in shown] == [arm for arm in study.arms if accuracies(arm, tests[0], study=study)]
     for arm, *cells in shown:
         for test, cell in zip(tests, cells, strict=False):
@@ -64,18 +65,19 @@ def test_the_table_of_arms_is_the_studys(heading):
         assert cells[len(tests) :] == training(arm, study)
 
 
-def test_the_table_of_interventions_on_methods_is_their_studys():
-    page = section("## Methods")
-    heading = next(line for line in page.splitlines() if line.startswith("| thoughts |"))
-    arms = [cell.strip() for cell in heading.strip("|").split("|")][1:]
-    for intervention, *cells in rows(page, heading):
-        each = [accuracies(arm, "val", intervention, METHODS) for arm in arms]
+@pytest.mark.parametrize("heading", OF_METHODS)
+def test_the_table_of_interventions_on_methods_is_their_studys(heading):
+    page, study = section(heading), OF_METHODS[heading]
+    columns = next(line for line in page.splitlines() if line.startswith("| thoughts |"))
+    arms = [cell.strip() for cell in columns.strip("|").split("|")][1:]
+    for intervention, *cells in rows(page, columns):
+        each = [accuracies(arm, "val", intervention, study) for arm in arms]
         assert cells == [f"{fmean(one):.3f}" for one in each]
 
 
-@pytest.mark.parametrize("heading", WHOLE)
+@pytest.mark.parametrize("heading", SECTIONS)
 def test_the_table_of_interventions_is_the_studys(heading):
-    study, shown = WHOLE[heading], rows(section(heading), "| thoughts | val")
+    study, shown = SECTIONS[heading], rows(section(heading), "| thoughts | val")
     tests = list(study.spec["tests"])
     assert [row[0] for row in shown] == list(dict.fromkeys(run.intervention for run in study.runs))
     for intervention, *cells in shown:
@@ -94,11 +96,11 @@ def test_the_table_of_differences_is_the_studys():
     assert shown == expected
 
 
-@pytest.mark.parametrize("heading", WHOLE)
+@pytest.mark.parametrize("heading", SECTIONS)
 def test_the_verdict_is_quoted(heading):
     said = " ".join(section(heading).replace("> ", "").split())
-    for reading in WHOLE[heading].verdict["readings"]:
-        assert reading in said and reading in WHOLE[heading].text
+    for reading in SECTIONS[heading].verdict["readings"]:
+        assert reading in said and reading in SECTIONS[heading].text
 
 
 def test_the_readme_shows_the_studys_accuracies():
@@ -109,9 +111,18 @@ def test_the_readme_shows_the_studys_accuracies():
 
 def test_the_readme_tells_of_the_study_in_sentences():
     page = " ".join((REPO / "README.md").read_text().split())
-    said = page[page.index("**The same hops in sentences**") :].split(" All of it:")[0]
+    said = page[page.index("**The same hops in sentences**") :].split("**ProsQA's graphs**")[0]
     for arm, told in {"coconut": "{} of them", "pause": "({})", "no_thoughts": "({})", "direct": "({})"}.items():
         assert told.format(f"{fmean(accuracies(arm, 'val', study=TEXT)):.3f}") in said
+
+
+def test_the_readme_tells_of_the_studies_of_prosqa():
+    page = " ".join((REPO / "README.md").read_text().split())
+    said = page[page.index("**ProsQA's graphs**") :].split(" All of it:")[0]
+    told = {"every seed, {} (": ("sim_cot", UNTOUCHED), "leave {});": ("sim_cot", "transplant")}
+    told |= {"stays at {}.": ("coconut", UNTOUCHED)}
+    for words, (arm, intervention) in told.items():
+        assert words.format(f"{fmean(accuracies(arm, 'val', intervention, PROSQA_METHODS)):.3f}") in said
 
 
 def test_the_table_of_more_thoughts_is_what_was_measured():
