@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,14 @@ def sweep(folder: Path) -> None:
         with suppress(OSError):  # another start removes it too
             if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
                 left.unlink()
+
+
+def may_replace(path: Path, is_earlier: Callable[[bytes], bool]) -> bool:
+    """Whether what is there is an empty file, or one that `is_earlier` knows by its content."""
+    if not path.is_file():  # a pipe would be read forever
+        return False
+    content = path.read_bytes()
+    return not content or is_earlier(content)
 
 
 def write_json(path: Path, value: Any) -> None:

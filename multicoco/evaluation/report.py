@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from multicoco.errors import UserError
-from multicoco.files import write_json
+from multicoco.files import may_replace, write_json
 
 _KEYS = ("accuracy", "n", "ci95", "mean_new_tokens", "mean_latent_passes", "seconds")
 
@@ -112,11 +112,12 @@ def write_named(out: Path, value: dict[str, Any]) -> None:
 
 def _may_go(file: Path, value: dict[str, Any]) -> bool:
     """Whether a file that is there is empty, or an earlier value."""
-    if not file.is_file():  # a pipe would be read forever
-        return False
+
+    def is_earlier(content: bytes) -> bool:
+        earlier = json.loads(content.decode("utf-8"))
+        return isinstance(earlier, dict) and earlier.keys() == value.keys()
+
     try:
-        text = file.read_text(encoding="utf-8")
-        earlier = json.loads(text) if text else value
+        return may_replace(file, is_earlier)
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(earlier, dict) and earlier.keys() == value.keys()

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from multicoco import __version__
 from multicoco.errors import UserError
-from multicoco.files import write_text
+from multicoco.files import may_replace, write_text
 from multicoco.report.answers import make_table, read_answers
 from multicoco.report.evaluated import answer_charts, interventions
 from multicoco.report.examples import read_examples
@@ -45,7 +45,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
         out = (paths[0].parent if paths[0].is_file() else paths[0]) / NAME if len(paths) == 1 else Path(NAME)
     page = _render(runs, studies)
     try:
-        if out.exists() and not _may_go(out):
+        if out.exists() and not may_replace(out, _is_report):
             raise UserError(f"{out} is there and is no report: name another file with --out, or remove it")
         write_text(out, page.encode("utf-8", "replace").decode())  # a model may write half a character
     except OSError as error:
@@ -53,13 +53,8 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
     return out
 
 
-def _may_go(file: Path) -> bool:
-    """Whether a file that is there is empty, or an earlier report: only such are written over."""
-    if not file.is_file():  # a pipe would be read forever
-        return False
-    with file.open("rb") as content:
-        head = content.read(2000)
-    return not head or b"MultiCoCo</title>" in head
+def _is_report(content: bytes) -> bool:
+    return b"MultiCoCo</title>" in content[:2000]
 
 
 def _runs_at(path: Path) -> list[Path]:
