@@ -24,6 +24,7 @@ from torch.profiler import profile, supported_activities
 from transformers import GenerationConfig, PreTrainedModel
 
 from multicoco import LatentReasoner
+from multicoco.latent.column_graphs import ColumnGraphs, CudaRecorder
 from multicoco.models.checkpointing import checkpoint_activations
 from multicoco_kernels import BufferPool, KeyMask, LayerCache, cached_attention, first_handle
 from multicoco_kernels.operator import Note
@@ -80,9 +81,12 @@ class Device:
         return median(seconds)
 
     def peak_mib(self, run: Callable[[], object], reasoner: LatentReasoner) -> float:
-        """What a run takes beyond weights and batch; gradients and caches that others have left are not there."""
+        """What a run takes beyond weights and batch; gradients, caches and recordings that others have left are not
+        there."""
         reasoner.zero_grad()
-        reasoner.cache_buffers.free.clear()
+        reasoner.cache_buffers.clear()
+        if reasoner.column_graphs is not None:
+            reasoner.column_graphs = ColumnGraphs(reasoner.decoder, CudaRecorder())
         gc.collect()
         if not self.on_gpu:
             before, peak = peak_resident(run)
@@ -220,6 +224,7 @@ def overhead(report: Report, device: Device, geometry: InternVL3Geometry, repeat
     times = report.in_turn(sides, repeats)
     row = {"part": part, "K": geometry.latents, "batch": geometry.batch, "step_s": times["with"].median}
     row |= {"one_pass_s": times["without"].median, **times["with"].over(times["without"], "ratio")}
+    row |= {f"{name}_busy_s": device.busy(side, 1) for name, side in sides.items()}
     row["peak_mib"] = device.peak_mib(sides["with"], reasoner)
     report.add(row)
     ratio = row["ratio"]
@@ -247,13 +252,15 @@ def steps(report: Report, device: Device, geometry: InternVL3Geometry, repeats: 
     def step(name: str, loss_of: Callable[[], Tensor]) -> None:
         model.zero_grad()
         # the ways of others run with PyTorch's attention, as they do elsewhere
-        model.get_decoder().set_attn_implementation(own if name == "multicoco" else "sdpa")
+        model.get_decoder().set_attn_implementation(own if name.startswith("multicoco") else "sdpa")
         loss = loss_of()
         loss.backward()
         losses[name] = loss.item()
 
     on_host = {key: x for key, x in geometry.inputs().items() if key in READ_ON_HOST}
     ways = {"multicoco": lambda: reasoner(**task.inputs, on_host=on_host).loss}
+    by_kernel = LatentReasoner(model, LATENT, cuda_graphs=False)
+    ways |= {"multicoco, kernel by kernel": lambda: by_kernel(**task.inputs, on_host=on_host).loss}
     ways |= {name: partial(way, task) for name, way in STEPS.items()}
     sides = {name: partial(step, name, loss_of) for name, loss_of in ways.items()}
     peaks: dict[str, float] = {}

@@ -17,17 +17,23 @@ layer, with a first segment of 5 columns and then single ones:
 torch.Size([2, 2, 8, 16])
 """
 
-from multicoco_kernels.cache import BufferPool, KeyMask, LayerCache, coordinates, send
-from multicoco_kernels.operator import KERNELS, cached_attention, first_handle, implementation
+from multicoco_kernels.cache import BufferPool, KeyMask, LayerCache, Reach, coordinates, send
+from multicoco_kernels.column import Column, column_attention, reads_on_device
+from multicoco_kernels.operator import KERNELS, cached_attention, first_handle, implementation, pass_on
 
 __all__ = [
     "KERNELS",
     "BufferPool",
+    "Column",
     "KeyMask",
     "LayerCache",
+    "Reach",
     "cached_attention",
+    "column_attention",
     "coordinates",
     "first_handle",
     "implementation",
+    "pass_on",
+    "reads_on_device",
     "send",
 ]

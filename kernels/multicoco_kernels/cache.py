@@ -69,10 +69,15 @@ class KeyMask:
             self._biases[dtype] = zeros.masked_fill_(~self.valid, -torch.inf)
         return self._biases[dtype]
 
+    @functools.cached_property
+    def columns(self) -> Tensor:
+        """(L,) int64, their numbers."""
+        return torch.arange(self.valid.shape[1], device=self.valid.device)
+
     def visible(self, start: int, end: int) -> Tensor:
         """(B, 1, end - start, end) bool: the keys at or before each column of a segment, and within its window."""
         if (start, end) not in self._visible:
-            columns = torch.arange(end, device=self.valid.device)
+            columns = self.columns[:end]
             seen = columns <= columns[start:, None]
             if self.window is not None:
                 seen &= columns > columns[start:, None] - self.window
@@ -103,6 +108,23 @@ class KeyMask:
         return self.valid.to("cpu", copy=True) if self._given_on_host is None else self._given_on_host
 
 
+class Reach(NamedTuple):
+    """What a segment attends to, for kernels that read on the device where it stands.
+
+    Attributes:
+        keys, values: (B, H_kv, L, D).
+        bias: (B, L), as of `KeyMask.bias`, at least fp32.
+        start: (1,) int64, the segment's first column.
+        end: behind its last column, or further: a kernel need not look beyond.
+    """
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor
+    start: Tensor
+    end: int
+
+
 class Overwritten(NamedTuple):
     """Keys and values from column `start` on that a segment has written over."""
 
@@ -120,7 +142,7 @@ class LayerCache:
         mask: which columns are keys. Shared by all layers of a window.
         cap: scores are cap * tanh(score / cap) before the mask (Gemma 2's softcapping); None: as they are.
         keys, values: (B, H_kv, L, D), in the model's dtype.
-        grad_keys, grad_values: (B, H_kv, L, D), at least fp32; None before the first backward.
+        grad_keys, grad_values: (B, H_kv, L, D), at least fp32; None until they are asked for.
     """
 
     def __init__(self, like: Tensor, mask: KeyMask, pool: BufferPool, cap: float | None = None):
@@ -135,6 +157,7 @@ class LayerCache:
         self.keys, self.values = self._take(like.dtype, like.device), self._take(like.dtype, like.device)
         self.grad_keys: Tensor | None = None
         self.grad_values: Tensor | None = None
+        self._is_fresh = True
         self._overwriting: list[int] = []  # the numbers of the segments that have written over others
 
     def _take(self, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -181,14 +204,27 @@ class LayerCache:
         self.keys[:, :, start : start + keys.shape[2]] = keys
         self.values[:, :, start : start + values.shape[2]] = values
 
+    def reach(self, start: int, end: int) -> Reach:
+        """That of columns [start, end)."""
+        bias = self.mask.bias(self._wide)
+        return Reach(self.keys, self.values, bias, self.mask.columns[start : start + 1], end)
+
+    @property
+    def _wide(self) -> torch.dtype:
+        return torch.promote_types(self.keys.dtype, torch.float32)
+
+    def gradient_buffers(self) -> tuple[Tensor, Tensor]:
+        """Of keys and of values, whatever they hold."""
+        if self.grad_keys is None or self.grad_values is None:
+            device = self.keys.device
+            self.grad_keys, self.grad_values = self._take(self._wide, device), self._take(self._wide, device)
+        return self.grad_keys, self.grad_values
+
     def gradients(self) -> tuple[Tensor, Tensor, bool]:
         """The gradient buffers, and whether they are fresh: then they hold anything, and the first segment to run its
         backward, which is the last one and so reaches furthest, stores instead of adding."""
-        if self.grad_keys is not None and self.grad_values is not None:
-            return self.grad_keys, self.grad_values, False
-        dtype, device = torch.promote_types(self.keys.dtype, torch.float32), self.keys.device
-        self.grad_keys, self.grad_values = keys, values = self._take(dtype, device), self._take(dtype, device)
-        return keys, values, True
+        fresh, self._is_fresh = self._is_fresh, False
+        return *self.gradient_buffers(), fresh
 
     def accumulate(self, grad_keys: Tensor, grad_values: Tensor) -> None:
         """Adds one segment's gradients with respect to columns [0, end), (B, H_kv, end, D) each."""

@@ -6,6 +6,7 @@ and a query at padding gets 0. What no flash kernel computes (fp32 and fp64 on G
 None of them saves K or V: their backward is called with the cache as it is then.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -107,6 +108,7 @@ def _packed_backward(
     return _unpack(grad_q, queries_at, batch, length, q.dtype)
 
 
+@functools.cache
 def _packed_kernels() -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., Sequence[Tensor]]]:
     """Forward and backward over packed rows; causal from the end of each row, as a segment at its end needs it."""
     try:

@@ -46,6 +46,22 @@ def _mark(handle: Tensor, note: Note) -> Tensor:
     return handle
 
 
+def pass_on(handle: Tensor, before: Tensor, cache: LayerCache, end: int) -> Tensor:
+    """Makes a scalar the handle for the segment at `end`, after one that was run by other means than
+    `cached_attention`.
+
+    Args:
+        before: the handle that this one was given.
+
+    Raises:
+        ValueError: that handle is not of the column before, or not of this cache.
+    """
+    note = _note(before)
+    if note.cache is not cache or note.end != end - 1:
+        raise ValueError(f"stale handle: for column {note.end}, this one is {end - 1}")
+    return _mark(handle, Note(cache, end, note.number + 1))
+
+
 def _note(handle: Tensor) -> Note:
     note: Note = handle.note  # type: ignore[attr-defined]
     return note
@@ -176,7 +192,7 @@ class _CachedAttention(torch.autograd.Function):
         ctx.save_for_backward(q, out, lse)
         ctx.cache, ctx.start, ctx.scale, ctx.implementation = cache, start, scale, implementation
         ctx.overwritten = overwritten  # no saved tensor: a recompute would take what stands there then
-        return out, handle.new_zeros(())
+        return out, handle.new_empty(())  # nobody reads it
 
     @staticmethod
     @once_differentiable

@@ -8,7 +8,8 @@ Per batch row and key/value head, with R = G * S query rows (G query heads share
 Memory moved: K and V once in forward; in backward K and V once, dK and dV once in and once out, in fp32. One column
 has too few heads to fill a GPU, so programs split the length of the cache (flash-decoding): forward leaves a partial
 output and log-sum-exp per split, which a second kernel combines; backward leaves a partial dq per split. Every split
-owns its rows of dK and dV, so there are no atomics and the same inputs give the same bits.
+owns its rows of dK and dV, so there are no atomics and the same inputs give the same bits. Where a segment stands is
+read on the device: a column's launches are the same wherever it stands, and can be recorded (`column.py`).
 
 Tested on the CPU with TRITON_INTERPRET=1 set before the first import.
 """
@@ -19,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from multicoco_kernels import flash
-from multicoco_kernels.cache import LayerCache
+from multicoco_kernels.cache import LayerCache, Reach
 
 # numbers of a tile, at which backward needs 49 KiB (H100: 88) of shared memory (GPUs have 99 to 227) and hardly spills
 # registers, and how many rows it has: tl.dot takes no fewer
@@ -51,12 +52,13 @@ def _scores(q, k, BIAS, mask_row, keys, positions, end, SCALE: tl.constexpr, PRE
 
 @triton.jit
 def _forward_split(
-    Q, K, V, BIAS, PARTIAL, PARTIAL_LSE, start, length, capacity, n_splits, n_rows, head_dim, kv_heads,
+    Q, K, V, BIAS, PARTIAL, PARTIAL_LSE, START, length, capacity, n_splits, n_rows, head_dim, kv_heads,
     SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCKS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     head, split = tl.program_id(0).to(tl.int64), tl.program_id(1)  # head: of batch * kv_heads
-    rows, columns, end = tl.arange(0, ROWS), tl.arange(0, BLOCK_D), start + length
+    rows, columns, start = tl.arange(0, ROWS), tl.arange(0, BLOCK_D), tl.load(START).to(tl.int32)
+    end = start + length
     dtype = PARTIAL.dtype.element_ty  # of the sums
     q = _load_tile(Q, head * n_rows, rows, columns, n_rows, head_dim, dtype)
     positions = start + rows % length
@@ -106,13 +108,14 @@ def _combine(PARTIAL, PARTIAL_LSE, OUT, LSE, n_splits, n_rows, head_dim, SPLITS:
 @triton.jit
 def _backward_split(
     GRAD_OUT, Q, OUT, LSE, K, V, BIAS, PARTIAL, GRAD_K, GRAD_V,
-    start, length, capacity, n_splits, n_rows, head_dim, kv_heads,
+    START, length, capacity, n_splits, n_rows, head_dim, kv_heads,
     SCALE: tl.constexpr, FRESH: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCKS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     head, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    rows, columns, end = tl.arange(0, ROWS), tl.arange(0, BLOCK_D), start + length
+    rows, columns, start = tl.arange(0, ROWS), tl.arange(0, BLOCK_D), tl.load(START).to(tl.int32)
+    end = start + length
     dtype = PARTIAL.dtype.element_ty
     q = _load_tile(Q, head * n_rows, rows, columns, n_rows, head_dim, dtype)
     grad_out = _load_tile(GRAD_OUT, head * n_rows, rows, columns, n_rows, head_dim, dtype)
@@ -143,15 +146,15 @@ def _backward_split(
 class _Launch:
     """Sizes that both directions share: the segment's, the grid's and the tiles'."""
 
-    def __init__(self, q: Tensor, cache: LayerCache, start: int, scale: float):
-        batch, kv_heads, capacity, head_dim = cache.keys.shape
+    def __init__(self, q: Tensor, reach: Reach, scale: float):
+        batch, kv_heads, capacity, head_dim = reach.keys.shape
         length = q.shape[2]
         self.heads, self.rows = batch * kv_heads, q.shape[1] // kv_heads * length
-        self.splits = triton.cdiv(start + length, SPLIT_KEYS)
+        self.splits = triton.cdiv(reach.end, SPLIT_KEYS)
         self.grid = (self.heads, self.splits)
         self.block_d = _padded(head_dim)
         block_keys = _tile_rows(KEY_TILE, head_dim)
-        self.sizes = (start, length, capacity, self.splits, self.rows, head_dim, kv_heads)
+        self.sizes = (length, capacity, self.splits, self.rows, head_dim, kv_heads)
         self.tiles = {
             "SCALE": scale,
             "ROWS": _padded(self.rows),
@@ -171,21 +174,38 @@ def _tile_rows(numbers: int, head_dim: int) -> int:
     return min(MOST, max(LEAST, numbers // _padded(head_dim)))
 
 
-def _is_short(q: Tensor, cache: LayerCache) -> bool:
+def is_short(q: Tensor, keys: Tensor) -> bool:
     """Whether the query rows of a key/value head are no more than those of one tile."""
-    return q.shape[1] // cache.keys.shape[1] * q.shape[2] <= _tile_rows(QUERY_TILE, q.shape[3])
+    return q.shape[1] // keys.shape[1] * q.shape[2] <= _tile_rows(QUERY_TILE, q.shape[3])
 
 
 def forward(q: Tensor, cache: LayerCache, start: int, scale: float) -> tuple[Tensor, Tensor]:
     """q (B, H, S, D) -> out (B, H, S, D), and lse (B, H, S)."""
-    if not _is_short(q, cache):
+    if not is_short(q, cache.keys):
         return flash.forward(q, cache, start, scale)
-    n, q = _Launch(q, cache, start, scale), q.contiguous()
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    return attend(q, cache.reach(start, start + q.shape[2]), scale)
+
+
+def backward(
+    grad_out: Tensor, q: Tensor, out: Tensor, lse: Tensor, cache: LayerCache, start: int, scale: float
+) -> Tensor:
+    """Adds dK and dV to the cache's gradient buffers; returns dq (B, H, S, D)."""
+    if not is_short(q, cache.keys):
+        return flash.backward(grad_out, q, out, lse, cache, start, scale)
+    *gradients, fresh = cache.gradients()
+    reach = cache.reach(start, start + q.shape[2])
+    return differentiate(grad_out, q, out, lse, reach, scale, (gradients[0], gradients[1]), fresh)
+
+
+def attend(q: Tensor, reach: Reach, scale: float) -> tuple[Tensor, Tensor]:
+    """As `forward`, of a short segment."""
+    n, q = _Launch(q, reach, scale), q.contiguous()
+    dtype = reach.bias.dtype
     partial = q.new_empty(n.heads, n.splits, n.rows, q.shape[3], dtype=dtype)
     partial_lse = q.new_empty(n.heads, n.splits, n.rows, dtype=dtype)
-    bias = cache.mask.bias(dtype)
-    _forward_split[n.grid](q, cache.keys, cache.values, bias, partial, partial_lse, *n.sizes, **n.tiles)
+    _forward_split[n.grid](
+        q, reach.keys, reach.values, reach.bias, partial, partial_lse, reach.start, *n.sizes, **n.tiles
+    )
     out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=dtype)
     _combine[n.heads, n.rows](
         partial, partial_lse, out, lse, n.splits, n.rows, q.shape[3], triton.next_power_of_2(n.splits), n.block_d
@@ -193,18 +213,19 @@ def forward(q: Tensor, cache: LayerCache, start: int, scale: float) -> tuple[Ten
     return out, lse
 
 
-def backward(
-    grad_out: Tensor, q: Tensor, out: Tensor, lse: Tensor, cache: LayerCache, start: int, scale: float
+def differentiate(
+    grad_out: Tensor,
+    q: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    reach: Reach,
+    scale: float,
+    gradients: tuple[Tensor, Tensor],
+    fresh: bool = False,
 ) -> Tensor:
-    """Adds dK and dV to the cache's gradient buffers; returns dq (B, H, S, D)."""
-    if not _is_short(q, cache):
-        return flash.backward(grad_out, q, out, lse, cache, start, scale)
-    n, q = _Launch(q, cache, start, scale), q.contiguous()
+    """As `backward`, of a short segment, which adds to these buffers or, if they are fresh, stores there."""
+    n, q = _Launch(q, reach, scale), q.contiguous()
     partial = q.new_empty(n.heads, n.splits, n.rows, q.shape[3], dtype=lse.dtype)
-    grad_keys, grad_values, fresh = cache.gradients()
-    bias = cache.mask.bias(lse.dtype)
-    gradients = (partial, grad_keys, grad_values)
-    _backward_split[n.grid](
-        grad_out.contiguous(), q, out, lse, cache.keys, cache.values, bias, *gradients, *n.sizes, FRESH=fresh, **n.tiles
-    )
+    given = (grad_out.contiguous(), q, out, lse, reach.keys, reach.values, reach.bias)
+    _backward_split[n.grid](*given, partial, *gradients, reach.start, *n.sizes, FRESH=fresh, **n.tiles)
     return partial.sum(1).to(q.dtype).view_as(q)

@@ -92,6 +92,11 @@ class _Start(Section):
     kernel: Literal["auto", "reference", "cpu", "triton", "flash"] = Field(
         "auto", description="implementation of the cached attention: auto is `cpu` on CPUs, `triton` or `flash` on GPUs"
     )
+    cuda_graphs: bool = Field(
+        True,
+        description="on GPUs, record the training passes over single latent columns and replay them: faster, for some "
+        "memory; needs the kernel `triton`, and is left out under ZeRO-3",
+    )
 
 
 class _First(Data, _Start):

@@ -157,7 +157,7 @@ def _load(
     try:
         if thinking and latent:
             method, trains = thinking(config, latent), config.mode != "eval_only"
-            reasoner = thinking_model(method, backbone.model, latent.latent, config.kernel, trains)
+            reasoner = thinking_model(method, backbone.model, latent.latent, config.kernel, trains, config.cuda_graphs)
         else:
             reasoner = LatentReasoner(backbone.model, None, config.kernel)
     except ValueError as error:

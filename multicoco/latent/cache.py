@@ -6,7 +6,7 @@ travels as a keyword argument, not as `past_key_values`, so activation checkpoin
 only what a recompute may see again: explicit columns, and handles that are written once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Protocol, cast
@@ -31,16 +31,16 @@ class StaticKVCache:
     Args:
         key_mask: (B, L) bool, False at padding; L is how many columns there are.
         kernel: which implementation of `cached_attention`.
-        pool: where the buffers come from and go back to.
+        pools: where each layer's buffers come from and go back to: it finds its own again with the next batch.
         on_host: `key_mask` on the CPU, where it is there.
     """
 
-    def __init__(self, key_mask: Tensor, kernel: str, pool: BufferPool, on_host: Tensor | None):
+    def __init__(self, key_mask: Tensor, kernel: str, pools: MutableMapping[int, BufferPool], on_host: Tensor | None):
         self.valid = key_mask
         self.on_host = on_host
         self.masks: dict[int | None, KeyMask] = {}  # by the window
         self.kernel = kernel
-        self.pool = pool
+        self.pools = pools
         self.layers: dict[int, LayerCache] = {}
 
     @cached_property
@@ -52,13 +52,17 @@ class StaticKVCache:
         """Args: window: of the layer, see `kinds.attention_window`; cap: of its scores, see `LayerCache`."""
         if index not in self.layers:
             reaches_all = window is None or self.longest_row <= window
-            self.layers[index] = LayerCache(like, self._mask(None if reaches_all else window), self.pool, cap)
+            self.layers[index] = LayerCache(like, self._mask(None if reaches_all else window), self.pools[index], cap)
         return self.layers[index]
 
     def _mask(self, window: int | None) -> KeyMask:
         if window not in self.masks:
             self.masks[window] = KeyMask(self.valid, window, self.on_host)
         return self.masks[window]
+
+    def column(self, number: int) -> Tensor:
+        """(1,) int64, on the device, without sending anything there."""
+        return self._mask(None).columns[number : number + 1]
 
     def hide(self, columns: Tensor) -> None:
         """From here on, columns (B, L) are no keys any more; not for a backward, which would hide them everywhere.
@@ -152,34 +156,49 @@ AttentionInterface.register(ATTENTION_NAME, _attention_forward)
 AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
-@contextmanager
-def rotary_tables(decoder: nn.Module, embeds: Tensor, position_ids: Tensor) -> Iterator[Callable[[int, int], None]]:
-    """Inside, the decoder's rotary embedding gives slices of tables that are made once, for (B, T) positions; of each
+class RotaryTables:
+    """In the place of a rotary embedding's forward: slices of tables that are made once, for (B, T) positions; of each
     kind of layer, where it tells them apart.
 
-    Yields: a function to be called with a pass's first and end column before it. Decoders without a `rotary_emb`
-    are left as they are.
+    Attributes:
+        fixed: given instead, by kind, if there are any.
     """
+
+    def __init__(self, own: Callable[..., tuple[Tensor, ...]], embeds: Tensor, position_ids: Tensor):
+        self._own, self._embeds, self._positions = own, embeds, position_ids
+        self._columns = slice(0)
+        self._tables: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}  # by what else it is called with
+        self.fixed: Mapping[tuple[Any, ...], tuple[Tensor, ...]] | None = None
+
+    def __call__(self, x: Tensor, position_ids: Tensor, *kind: Any) -> tuple[Tensor, ...]:
+        if self.fixed is not None:
+            return self.fixed[kind]
+        if kind not in self._tables:
+            self._tables[kind] = self._own(self._embeds, self._positions, *kind)
+        return tuple(table[:, self._columns] for table in self._tables[kind])
+
+    def choose(self, start: int, end: int) -> None:
+        """Before a pass, its columns."""
+        self._columns = slice(start, end)
+
+    def chosen(self) -> dict[tuple[Any, ...], tuple[Tensor, ...]]:
+        """Of those columns, what is given for each kind that has been asked for."""
+        return {kind: tuple(table[:, self._columns] for table in tables) for kind, tables in self._tables.items()}
+
+
+@contextmanager
+def rotary_tables(decoder: nn.Module, embeds: Tensor, position_ids: Tensor) -> Iterator[RotaryTables]:
+    """Inside, they take the place of the forward of the decoder's rotary embedding; decoders without a `rotary_emb` are
+    left as they are."""
     rotary = getattr(decoder, "rotary_emb", None)
     if rotary is None:
-        yield lambda start, end: None
+        yield RotaryTables(lambda *_: (), embeds, position_ids)
         return
-    own, whole, columns = rotary.forward, position_ids, slice(0)
-    tables: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # by what else the rotary embedding is called with
-
-    def sliced(x: Tensor, position_ids: Tensor, *kind: Any) -> tuple[Tensor, ...]:
-        if kind not in tables:
-            tables[kind] = own(embeds, whole, *kind)
-        return tuple(table[:, columns] for table in tables[kind])
-
-    def choose(start: int, end: int) -> None:
-        nonlocal columns
-        columns = slice(start, end)
-
+    tables = RotaryTables(rotary.forward, embeds, position_ids)
     original = rotary.__dict__.get("forward")  # an instance's own, if another library has put one there
-    rotary.forward = sliced
+    rotary.forward = tables
     try:
-        yield choose
+        yield tables
     finally:
         if original is None:
             del rotary.forward

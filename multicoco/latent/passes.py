@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from multicoco.latent.cache import Segment, StaticKVCache, no_mask, rotary_tables
+from multicoco.latent.column_graphs import ColumnGraphs
 from multicoco.latent.places import Places
-from multicoco.latent.schedule import Pass
+from multicoco.latent.schedule import Pass, inner_columns
 from multicoco.latent.thoughts import Projected, Replacement, ThoughtSource, constant_before_last
 from multicoco.latent.weight_gradients import stacked_columns
 from multicoco.models.families import Embedded
@@ -139,6 +140,7 @@ def run(
     cache: StaticKVCache,
     hidden_from: Mapping[int, Tensor],
     tapped: Tensor | None,
+    graphs: ColumnGraphs | None,
 ) -> tuple[Tensor, Tensor, Columns, Tensor | None]:
     """Runs a batch (B, T).
 
@@ -147,13 +149,14 @@ def run(
         cache: an empty one.
         hidden_from: by column at which a pass begins, (B, T) bool of what is no key any more from there on.
         tapped: as of `Asked`.
+        graphs: what runs single columns between other passes, where it can.
 
     Returns: `hidden`, `embeds`, `made_of` and `layers` of `Passes`.
     """
     hidden, fed, made_of, layers, segment = Columns(), Columns(), Columns(), None, None
-    mask = no_mask(embedded.embeds)
-    with stacked_columns(), rotary_tables(decoder, embedded.embeds, position_ids) as choose_columns:
-        for one in passes:
+    mask, recorded = no_mask(embedded.embeds), inner_columns(passes) if graphs is not None else set()
+    with stacked_columns(), rotary_tables(decoder, embedded.embeds, position_ids) as tables:
+        for number, one in enumerate(passes):
             start, end, fills = one.start, one.end, one.fills
             embeds = embedded.embeds[:, start:end]
             if fills:
@@ -163,17 +166,23 @@ def run(
             if start in hidden_from:
                 cache.hide(hidden_from[start])
             segment = Segment(cache, one.column, previous=segment)
-            choose_columns(start, end)
-            out = decoder(
-                inputs_embeds=embeds,
-                attention_mask=mask,
-                position_ids=position_ids[..., start:end],
-                use_cache=False,
-                segment=segment,
-                output_hidden_states=tapped is not None,
-                **embedded.further(slice(start, end)),
-            )
-            hidden.write(start, out.last_hidden_state)
+            tables.choose(start, end)
+            positions, further = position_ids[..., start:end], embedded.further(slice(start, end))
+            last: Tensor | None = None
+            if graphs is not None and number in recorded and not further:
+                last = graphs.run(number, segment, embeds, positions, tables)
+            if last is None:
+                out = decoder(
+                    inputs_embeds=embeds,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    use_cache=False,
+                    segment=segment,
+                    output_hidden_states=tapped is not None,
+                    **further,
+                )
+                last = out.last_hidden_state
+            hidden.write(start, last)
             fed.write(start, embeds)
             if tapped is not None:
                 layers = tap(layers, out.hidden_states[1:], tapped - start)

@@ -1,6 +1,7 @@
 """Coconut's latent passes: the language model runs segment by segment, each latent embedding being the model's own
 last hidden state of the column before it (Hao et al. 2024, arXiv:2412.06769, section 3)."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from transformers.utils import ModelOutput
 from multicoco.curriculum import IGNORE_INDEX, Fork
 from multicoco.data.features import FEATURES, SEEN
 from multicoco.latent.cache import ATTENTION_NAME, StaticKVCache
+from multicoco.latent.column_graphs import ColumnGraphs, CudaRecorder
 from multicoco.latent.controls import GaussianThoughts
 from multicoco.latent.forks import key_columns, positions
 from multicoco.latent.generate import generate_after
@@ -63,6 +65,8 @@ class LatentReasoner(nn.Module):
             None: all.
         pass_schedule: which pass runs which columns; as many passes as thoughts, and one, by default.
         objective: the loss of a batch with `supervision`, instead of the language model's.
+        cuda_graphs: on GPUs, in training, passes over single columns are recorded and replayed, where the kernel reads
+            on the device where they stand (`multicoco_kernels.reads_on_device`).
 
     Raises:
         ValueError: an unknown kernel, or the model's attention or head is of a kind the passes do not reproduce.
@@ -79,6 +83,7 @@ class LatentReasoner(nn.Module):
         gradient_passes: int | None = None,
         pass_schedule: PassSchedule = SEQUENTIAL,
         objective: Objective | None = None,
+        cuda_graphs: bool = True,
     ):
         super().__init__()
         if kernel not in KERNELS:
@@ -93,13 +98,14 @@ class LatentReasoner(nn.Module):
         self.gradient_passes = gradient_passes
         self.pass_schedule = pass_schedule
         self.objective = objective
-        self.cache_buffers = BufferPool()
+        self.cache_buffers: defaultdict[int, BufferPool] = defaultdict(BufferPool)  # by layer
         self.embedding, self.keeping = Embedding(), Keeping()
         self.cross_entropy = LabelledCrossEntropy(rescaling_of(model.config))
         self.decoder.set_attn_implementation(ATTENTION_NAME)
         if self.decoder.config._attn_implementation != ATTENTION_NAME:
             raise ValueError(f"{model.config.model_type} does not let its attention be replaced")
         stack_weight_gradients(self.decoder)
+        self.column_graphs = ColumnGraphs(self.decoder, CudaRecorder()) if cuda_graphs else None
 
     @property
     def decoder(self) -> PreTrainedModel:
@@ -232,10 +238,15 @@ class LatentReasoner(nn.Module):
             embedded = replace(embedded, embeds=put(embedded.embeds, places.is_latent, asked.given))
         keys = key_columns(attention_mask.bool(), fork)
         known = key_columns(on_host["attention_mask"].bool(), fork) if on_host else None
+        graphs = self.column_graphs
+        if graphs is not None and (asked.tapped is not None or not graphs.serve(self.kernel, input_ids.device)):
+            graphs = None
+        if graphs is not None:
+            keys, known = graphs.with_room(keys), None if known is None else graphs.with_room(known)
         cache = StaticKVCache(keys, self.kernel, self.cache_buffers, known)
         thinking = Thinking(places.k, self.thought_source, self.gradient_passes, intervened.replace)
         hidden, embeds, made_of, layers = run(
-            self.decoder, embedded, position_ids, order, thinking, cache, places.hidden_from, asked.tapped
+            self.decoder, embedded, position_ids, order, thinking, cache, places.hidden_from, asked.tapped, graphs
         )
         return Passes(
             hidden=hidden,

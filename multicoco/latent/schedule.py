@@ -143,6 +143,12 @@ class Branched:
         return self.schedule.n_passes(n_thoughts) + 1
 
 
+def inner_columns(passes: Sequence[Pass]) -> set[int]:
+    """Which of the passes, counted from 0, are of one column behind all that is there: not the first, nor the last."""
+    numbered = enumerate(pairwise(passes[:-1]), start=1)
+    return {n for n, (before, one) in numbered if one.end - one.start == 1 and one.column == before.stop}
+
+
 def _spare(n_passes: int | None, needed: int, columns: Iterable[int], taken: set[int]) -> set[int]:
     """The first of the columns, as many as passes are to be made up for."""
     if n_passes is None:

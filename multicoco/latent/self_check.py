@@ -10,6 +10,7 @@ deep models and between kernels that add in another order; 1e-4 is more than tha
 experts stands level between two of them may rounding choose another one: there a few positions may differ.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ def _trained_of_thoughts(reasoner: LatentReasoner) -> list[nn.Module]:
 def _own_buffers_and_kernel(reasoner: LatentReasoner) -> Iterator[None]:
     """Inside, no buffer is left for the run, and the kernel is one for where the model is."""
     buffers, kernel = reasoner.cache_buffers, reasoner.kernel
-    reasoner.cache_buffers, reasoner.kernel = BufferPool(), kernel_for(reasoner.model, kernel)
+    reasoner.cache_buffers, reasoner.kernel = defaultdict(BufferPool), kernel_for(reasoner.model, kernel)
     try:
         yield
     finally:

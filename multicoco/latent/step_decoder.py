@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ class StepDecoder(Objective):
         self.decoder = decoder
         self.head = head
         self.cross_entropy = LabelledCrossEntropy(rescaling)
-        self.cache_buffers = BufferPool()
+        self.cache_buffers: defaultdict[int, BufferPool] = defaultdict(BufferPool)  # by layer
         if decoder is not None:
             decoder.set_attn_implementation(ATTENTION_NAME)
 

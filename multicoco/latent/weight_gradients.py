@@ -5,10 +5,10 @@ output's gradient. With so few rows, K such products and their sum are bound by 
 are small: they are kept, and dW = [Y_1; ...; Y_K]^T [X_1; ...; X_K] is made when the last of them is there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class _Sum(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, rows: Rows) -> Tensor:
         ctx.rows = rows
         ctx.set_materialize_grads(False)  # nothing flows through the scalar
-        return weight.new_zeros(())
+        return weight.new_empty(())  # nobody reads it
 
     @staticmethod
     @once_differentiable
@@ -66,8 +66,20 @@ class _Linear(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None
 
 
-# the rows and the scalar of each layer in the forward of a step; None for a layer that has run its first pass only
-_step: ContextVar[dict[nn.Module, tuple[Rows, Tensor] | None] | None] = ContextVar("step", default=None)
+class Shared(NamedTuple):
+    """What a layer's calls on single columns have in common.
+
+    Attributes:
+        rows: that the weight's gradient is made of.
+        scalar: of `_Sum`; None where none is made.
+    """
+
+    rows: Rows
+    scalar: Tensor | None
+
+
+# of each layer in the forward of a step; None for a layer that has run its first pass only
+_step: ContextVar[dict[nn.Module, Shared | None] | None] = ContextVar("step", default=None)
 
 
 class StackedLinear(nn.Linear):
@@ -84,16 +96,25 @@ class StackedLinear(nn.Linear):
         if not torch.is_grad_enabled():
             return linear(x, self.weight, self.bias)
         step = _step.get() if self.weight.requires_grad else None
-        shared: tuple[Rows, Tensor] | None = None
+        shared: Shared | None = None
         if step is not None and self not in step:
             step[self] = None
         elif step is not None and x.dim() == 3 and x.shape[1] == 1:
-            shared = step[self]
-            if shared is None:
-                rows: Rows = []
-                step[self] = shared = rows, _Sum.apply(self.weight, rows)
+            shared = shared_by_columns(self)
         out: Tensor = _Linear.apply(x, self.weight, self.bias, *(shared or (None, None)))
         return out
+
+
+def shared_by_columns(layer: StackedLinear) -> Shared:
+    """Of a layer, for its calls on single columns in the step that is under way."""
+    step = _step.get()
+    if step is None:
+        raise RuntimeError("columns share something inside of stacked_columns() alone")
+    shared = step.get(layer)
+    if shared is None:
+        rows: Rows = []
+        step[layer] = shared = Shared(rows, _Sum.apply(layer.weight, rows))
+    return shared
 
 
 def stack_weight_gradients(decoder: nn.Module) -> None:
@@ -106,7 +127,20 @@ def stack_weight_gradients(decoder: nn.Module) -> None:
 @contextmanager
 def stacked_columns() -> Iterator[None]:
     """Around all passes of a step: the calls of stacked layers on single columns inside belong together."""
-    before = _step.set({})
+    with _shared({}):
+        yield
+
+
+@contextmanager
+def kept_rows(kept: Mapping[StackedLinear, Rows]) -> Iterator[None]:
+    """Around a pass over a single column: its calls leave their rows in these lists, and no product is made of them."""
+    with _shared({layer: Shared(rows, None) for layer, rows in kept.items()}):
+        yield
+
+
+@contextmanager
+def _shared(step: dict[nn.Module, Shared | None]) -> Iterator[None]:
+    before = _step.set(step)
     try:
         yield
     finally:

@@ -9,10 +9,15 @@ from multicoco.methods.method import Method
 
 
 def thinking_model(
-    method: Method, model: PreTrainedModel, latent_token_id: int, kernel: str = "auto", trains: bool = True
+    method: Method,
+    model: PreTrainedModel,
+    latent_token_id: int,
+    kernel: str = "auto",
+    trains: bool = True,
+    cuda_graphs: bool = True,
 ) -> LatentReasoner:
     """Args:
-        kernel: as of `LatentReasoner`.
+        kernel, cuda_graphs: as of `LatentReasoner`.
         trains: with the method's objective.
 
     Raises:
@@ -33,4 +38,5 @@ def thinking_model(
         gradient_passes=method.gradient_passes,
         pass_schedule=method.pass_schedule,
         objective=objective,
+        cuda_graphs=cuda_graphs,
     )

@@ -63,7 +63,9 @@ def stand_in():
         patch.setitem(sys.modules, "flash_attn", package)
         patch.setattr(flash, "forward", flash._packed_forward)
         patch.setattr(flash, "backward", flash._packed_backward)
+        flash._packed_kernels.cache_clear()
         yield
+    flash._packed_kernels.cache_clear()
 
 
 @settings(max_examples=40, deadline=None)

@@ -24,6 +24,7 @@ HALF = ("GRAD_OUT", "Q", "K", "V", "OUT")
 def shared(kernel, constants):
     '''Bytes of shared memory.'''
     types = {name: f"*{'bf16' if name in HALF else 'fp32'}" for name in kernel.arg_names if name.isupper()}
+    types["START"] = "*i64"
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     return triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32)).metadata.shared
 
@@ -32,11 +33,11 @@ found = {}
 for head_dim in (64, 128, 256):
     rows = kernels._tile_rows(kernels.QUERY_TILE, head_dim)
     q = torch.empty(1, 1, rows, head_dim, dtype=torch.bfloat16, device="meta")  # the longest segment that is short
-    cache = SimpleNamespace(keys=torch.empty(1, 1, 999, head_dim, device="meta"))
-    assert kernels._is_short(q, cache) and not kernels._is_short(torch.cat([q, q], 2), cache)
-    launch = kernels._Launch(q, cache, 500, 0.1)
+    reach = SimpleNamespace(keys=torch.empty(1, 1, 999, head_dim, device="meta"), end=500 + rows)
+    assert kernels.is_short(q, reach.keys) and not kernels.is_short(torch.cat([q, q], 2), reach.keys)
+    launch = kernels._Launch(q, reach, 0.1)
     found[head_dim] = shared(kernels._backward_split, {**launch.tiles, "FRESH": False})
-found["one column"] = shared(kernels._forward_split, kernels._Launch(q[:, :, :1], cache, 500, 0.1).tiles)
+found["one column"] = shared(kernels._forward_split, kernels._Launch(q[:, :, :1], reach, 0.1).tiles)
 found["combined"] = shared(kernels._combine, {"SPLITS": 64, "BLOCK_D": 128})
 print(json.dumps(found))
 """

@@ -117,7 +117,7 @@ def test_it_leaves_everything_as_it_was_whatever_thoughts_are_made_of(dtype, mad
     frequencies = model.get_decoder().rotary_emb.inv_freq.clone()
     reasoner = LatentReasoner(model, LATENT, "reference", thoughts)
     self_check(reasoner, [*texts(4), with_image(20)])
-    assert model.training and reasoner.kernel == "reference" and not reasoner.cache_buffers.free
+    assert model.training and reasoner.kernel == "reference" and not reasoner.cache_buffers
     assert model.get_decoder().config._attn_implementation == "multicoco_cached"
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert torch.equal(model.get_decoder().rotary_emb.inv_freq, frequencies)

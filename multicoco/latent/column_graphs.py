@@ -1,0 +1,362 @@
+"""Passes over single columns as CUDA graphs.
+
+Of a column there is so little to compute that a GPU is done before the host has started its kernels, one after another
+through all layers and back. Recorded once, forward and backward, they are started together, and what is left to the
+host is to copy in what the column is made of. A recording reads and writes where it was recorded, so it is replayed
+where the same buffers, weights and sizes are there again; where they are not, it is made anew.
+"""
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from multicoco.latent.cache import RotaryTables, Segment, StaticKVCache, no_mask
+from multicoco.latent.products import autocast_dtype
+from multicoco.latent.weight_gradients import Rows, StackedLinear, kept_rows, shared_by_columns
+from multicoco_kernels import Column, Reach, column_attention, pass_on, reads_on_device
+
+GRAIN = 64  # columns by which the cache grows: one that grew with each longer batch would have all recorded anew
+
+
+class NotRecordable(Exception):
+    """What runs in a pass cannot be in a graph; says what it is."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What was run once and can be run again.
+
+    Attributes:
+        outputs: that each replay writes anew.
+        replay: reads what the run read, as it is now.
+    """
+
+    outputs: Sequence[Tensor]
+    replay: Callable[[], None]
+
+
+class Recorder(Protocol):
+    """What makes recordings on a kind of device."""
+
+    device_type: str
+
+    def warm_up(self, run: Callable[[], object]) -> None:
+        """Raises: NotRecordable."""
+
+    def record(self, *runs: Callable[[], Sequence[Tensor]]) -> list[Recording]:
+        """Of what has been warmed up, and will be replayed in this order."""
+
+
+class CudaRecorder:
+    """CUDA graphs. Those that are recorded together share memory: what one only needs while it runs is written over by
+    the next, and whoever needs an output or a saved tensor longer holds on to it."""
+
+    device_type = "cuda"
+
+    def warm_up(self, run: Callable[[], object]) -> None:
+        stream, mode = torch.cuda.Stream(), torch.cuda.get_sync_debug_mode()
+        stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with warnings.catch_warnings(action="ignore"), torch.cuda.stream(stream):  # the mode is new, it warns
+                torch.cuda.set_sync_debug_mode("error")
+                run()
+        except RuntimeError as error:
+            if "synchronizing CUDA operation" not in str(error):
+                raise
+            raise NotRecordable("a layer waits for the device") from error
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+            torch.cuda.current_stream().wait_stream(stream)
+
+    def record(self, *runs: Callable[[], Sequence[Tensor]]) -> list[Recording]:
+        pool, recordings = torch.cuda.graph_pool_handle(), []
+        for run in runs:
+            graph = torch.cuda.CUDAGraph()
+            # other threads copy batches to the device meanwhile
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                outputs = run()
+            recordings.append(Recording(outputs, graph.replay))
+        return recordings
+
+
+class RecordedColumn:
+    """A pass over one column of B rows, which is its layers' `Attends`.
+
+    Attributes:
+        parameters: that get a gradient of each column.
+
+    Args:
+        cache: with the buffers of all layers.
+        bias: (B, L), of the keys; what it holds is read with each replay, as the column's place is.
+        embeds: (B, 1, D), position_ids, tables: as the pass is given them, to be recorded with.
+    """
+
+    def __init__(
+        self,
+        decoder: PreTrainedModel,
+        cache: StaticKVCache,
+        bias: Tensor,
+        embeds: Tensor,
+        position_ids: Tensor,
+        tables: RotaryTables,
+    ):
+        self.decoder = decoder
+        self._kernel = cache.kernel
+        self.embeds = embeds.detach().clone()
+        self.grad_hidden = torch.zeros_like(embeds)
+        self.position_ids = position_ids.clone()
+        self.tables = {kind: tuple(table.clone() for table in of) for kind, of in tables.chosen().items()}
+        self.start = torch.zeros(1, dtype=torch.int64, device=embeds.device)
+        self.columns = {
+            index: Column(Reach(layer.keys, layer.values, bias, self.start, bias.shape[1]), *layer.gradient_buffers())
+            for index, layer in cache.layers.items()
+        }
+        stacked = [x for x in decoder.modules() if isinstance(x, StackedLinear) and x.weight.requires_grad]
+        self._rows: dict[StackedLinear, Rows] = {layer: [] for layer in stacked}
+        of_rows = {id(layer.weight) for layer in stacked}
+        with_gradient = {name: p for name, p in decoder.named_parameters() if p.requires_grad and id(p) not in of_rows}
+        self._names, self.parameters = list(with_gradient), list(with_gradient.values())
+        self._hidden: Tensor = self.grad_hidden
+
+    def attend(
+        self, layer_index: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, cap: float | None
+    ) -> Tensor:
+        """q (B, H, 1, D), k and v (B, H_kv, 1, D) -> (B, H, 1, D).
+
+        Raises:
+            NotRecordable: for a window or a cap.
+        """
+        if window is not None or cap is not None:
+            raise NotRecordable("attention in a window, or with a cap on scores")
+        return column_attention(q, k, v, self.columns[layer_index], scale, self._kernel)
+
+    def record(self, recorder: Recorder, tables: RotaryTables) -> None:
+        """Once it has been placed: what it writes while it is recorded, its replay and all backwards write again.
+
+        Raises: NotRecordable.
+        """
+        tables.fixed = self.tables
+        try:
+            recorder.warm_up(lambda: (self._run_forward(), self._run_backward()))
+            del self._hidden  # autograd's nodes belong to the stream on which they were made
+            self._forward, self._backward = recorder.record(self._run_forward, self._run_backward)
+        finally:
+            tables.fixed = None
+        self._n_rows = {layer: len(rows) for layer, rows in self._rows.items() if rows}
+
+    @property
+    def layers(self) -> list[StackedLinear]:
+        """That leave rows for their weights' gradients."""
+        return list(self._n_rows)
+
+    def place(self, start: Tensor, position_ids: Tensor, tables: RotaryTables) -> None:
+        """Puts in all that says where the column stands."""
+        self.start.copy_(start)
+        self.position_ids.copy_(position_ids)
+        for kind, of in tables.chosen().items():
+            for kept, table in zip(self.tables[kind], of, strict=True):
+                kept.copy_(table)
+
+    def forward(self, embeds: Tensor) -> Tensor:
+        """(B, 1, D) -> the last hidden states (B, 1, D)."""
+        self.embeds.copy_(embeds)
+        self._forward.replay()
+        return self._forward.outputs[0].clone()
+
+    def backward(self, grad_hidden: Tensor | None, rows: Sequence[Rows]) -> list[Tensor | None]:
+        """Args: rows: of each of `layers`, where they are left.
+
+        Returns: the gradients of the embeddings and of `parameters`.
+        """
+        self.grad_hidden.zero_() if grad_hidden is None else self.grad_hidden.copy_(grad_hidden)
+        self._backward.replay()
+        outputs = iter(self._backward.outputs)
+        gradients = [next(outputs).clone() if has else None for has in self._has_gradient]
+        for kept, n in zip(rows, self._n_rows.values(), strict=True):
+            kept.extend((next(outputs), next(outputs)) for _ in range(n))
+        return gradients
+
+    def _run_forward(self) -> list[Tensor]:
+        # other leaves of the same storage: those of the step are in graphs of another stream
+        weights = {name: _leaf(x, x.requires_grad) for name, x in self.decoder.named_parameters()}
+        embeds = _leaf(self.embeds, True)
+        self._leaves = [embeds, *(weights[name] for name in self._names)]
+        inputs = {"inputs_embeds": embeds, "attention_mask": no_mask(embeds), "position_ids": self.position_ids}
+        with kept_rows(self._rows), _without_checkpointing(self.decoder):
+            out = functional_call(self.decoder, weights, kwargs={**inputs, "use_cache": False, "segment": self})
+        self._hidden = out.last_hidden_state
+        return [self._hidden.detach()]
+
+    def _run_backward(self) -> list[Tensor]:
+        for rows in self._rows.values():
+            rows.clear()
+        # what is saved must stay: nothing else says that a replay will read it
+        gradients = torch.autograd.grad(
+            self._hidden, self._leaves, self.grad_hidden, retain_graph=True, allow_unused=True
+        )
+        self._has_gradient = [gradient is not None for gradient in gradients]
+        of_rows = (x for rows in self._rows.values() for pair in rows for x in pair)
+        return [*(gradient for gradient in gradients if gradient is not None), *of_rows]
+
+
+def _leaf(x: Tensor, requires_grad: bool) -> Tensor:
+    return x.detach().requires_grad_(requires_grad)
+
+
+@contextmanager
+def _without_checkpointing(decoder: PreTrainedModel) -> Iterator[None]:
+    """What a single column saves is little, and recording must not run anything twice."""
+    changed = [module for module in decoder.modules() if getattr(module, "gradient_checkpointing", False)]
+    for module in changed:
+        module.gradient_checkpointing = False  # type: ignore[assignment]  # an attribute, no submodule
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+
+
+class _Replay(torch.autograd.Function):
+    """A column among the other segments. Beside its embeddings it takes what orders the backwards: the handles that the
+    segment before has left, to be returned anew, and the scalars of its layers (`weight_gradients`)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, column: RecordedColumn, rows: list[Rows], n_handles: int, embeds: Tensor, *others: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.column, ctx.rows, ctx.n_ordering = column, rows, len(others) - len(column.parameters)
+        ctx.set_materialize_grads(False)
+        hidden = column.forward(embeds)
+        return hidden, *(hidden.new_empty(()) for _ in range(n_handles))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_hidden: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ctx.column is None:
+            raise RuntimeError("a recorded column ran backward a second time: run the forward again")
+        grad_embeds, *gradients = ctx.column.backward(grad_hidden, ctx.rows)
+        ctx.column = None
+        return None, None, None, grad_embeds, *([None] * ctx.n_ordering), *gradients
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What is recorded for batches of one size.
+
+    Attributes:
+        addresses: of all buffers and weights, and which of these train.
+        bias: (B, L).
+        columns: by the number of their pass.
+    """
+
+    addresses: tuple[int, ...]
+    bias: Tensor
+    columns: dict[int, RecordedColumn] = field(default_factory=dict)
+
+
+class ColumnGraphs:
+    """Recordings of a decoder's passes over single columns, in training.
+
+    Args:
+        recorder: of the device that the decoder will be on.
+    """
+
+    def __init__(self, decoder: PreTrainedModel, recorder: Recorder):
+        self.decoder = decoder
+        self.recorder = recorder
+        self.refused = ""  # why nothing is recorded any more
+        self._length = 0
+        self._batches: dict[tuple[int, ...], _Batch] = {}
+        self._latest: tuple[weakref.ref[StaticKVCache], _Batch | None] | None = None
+
+    def serve(self, kernel: str, device: torch.device) -> bool:
+        """Whether columns are to be run by `run` there, which takes a cache of keys made by `with_room`."""
+        return (
+            device.type == self.recorder.device_type
+            and not self.refused
+            and torch.is_grad_enabled()
+            and autocast_dtype(device) is None
+            and reads_on_device(kernel, device)
+        )
+
+    def with_room(self, keys: Tensor) -> Tensor:
+        """(B, T) bool -> (B, L): L is the same for all batches, until a longer one comes."""
+        if keys.shape[1] > self._length:
+            self._length = -(-keys.shape[1] // GRAIN) * GRAIN
+            self._batches.clear()
+        return pad(keys, (0, self._length - keys.shape[1]))
+
+    def run(
+        self, number: int, segment: Segment, embeds: Tensor, position_ids: Tensor, tables: RotaryTables
+    ) -> Tensor | None:
+        """The last hidden states (B, 1, D) of a column between other passes; None if it has to be run as these are.
+
+        Args:
+            number: of its pass in the step.
+            segment: to be given the handles for the next one.
+            embeds, position_ids, tables: as the decoder is given them.
+        """
+        cache, previous = segment.cache, segment.previous
+        batch = None if self.refused else self._batch(cache)
+        if previous is None or batch is None:
+            return None
+        column = batch.columns.get(number)
+        if column is None:
+            column = RecordedColumn(self.decoder, cache, batch.bias, embeds, position_ids, tables)
+        column.place(cache.column(segment.start), position_ids, tables)
+        if number not in batch.columns and not self._record(column, tables):
+            return None
+        batch.columns[number] = column
+        shared = [shared_by_columns(layer) for layer in column.layers]
+        handles = [previous.handles[index] for index in cache.layers]
+        scalars = [one.scalar for one in shared]
+        hidden: Tensor
+        hidden, *passed = _Replay.apply(
+            column, [one.rows for one in shared], len(handles), embeds, *handles, *scalars, *column.parameters
+        )
+        for (index, layer), before, handle in zip(cache.layers.items(), handles, passed, strict=True):
+            segment.handles[index] = pass_on(handle, before, layer, segment.start + 1)
+        return hidden
+
+    def _record(self, column: RecordedColumn, tables: RotaryTables) -> bool:
+        try:
+            column.record(self.recorder, tables)
+        except NotRecordable as error:
+            self.refused = str(error)
+            warnings.warn(f"latent columns run kernel by kernel, which is slower: {error}", stacklevel=2)
+        return not self.refused
+
+    def _is_hooked(self) -> bool:
+        """Whether others wait for its modules to be called, as ZeRO-3 does: a replay calls none."""
+        return any(
+            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+            for module in self.decoder.modules()
+        )
+
+    def _batch(self, cache: StaticKVCache) -> _Batch | None:
+        """What is recorded for the sizes and buffers of a cache, with its mask put in; None if nothing is to be."""
+        if self._latest is None or self._latest[0]() is not cache:
+            self._latest = weakref.ref(cache), None if self._is_hooked() else self._find(cache)
+        return self._latest[1]
+
+    def _find(self, cache: StaticKVCache) -> _Batch:
+        layers = [*cache.layers.values()]
+        buffers = (x for layer in layers for x in (layer.keys, layer.values, *layer.gradient_buffers()))
+        weights = [*self.decoder.parameters()]
+        addresses = (*(x.data_ptr() for x in (*buffers, *weights)), *(x.requires_grad for x in weights))
+        bias = layers[0].reach(0, 1).bias
+        size = (*bias.shape, self.decoder.training)
+        if size not in self._batches or self._batches[size].addresses != addresses:
+            self._batches[size] = _Batch(addresses, bias.clone())
+        self._batches[size].bias.copy_(bias)
+        return self._batches[size]
