@@ -30,9 +30,9 @@ _HARMLESS = {
     *("resume", "max_checkpoints_to_keep", "keep_best_checkpoints", "save_only_improve", "save_every_steps"),
     *("asynchronous_save", "on_save_error", "preemption_grace_seconds", "lost_rank_seconds", "max_skipped_steps"),
     *("val_path", "max_val_samples", "eval_batch_size", "eval_every_epochs", "eval_config", "generation"),
-    *("data_dir", "num_workers", "kernel", "activation_checkpointing", "deepspeed", "self_check", "answer_type"),
+    *("data_dir", "num_workers", "kernel", "cuda_graphs", "activation_checkpointing", "deepspeed", "self_check"),
     *("batch_size", "gradient_accumulation_steps"),  # the global batch they make is checked instead
-    *("features", "features_dir"),
+    *("answer_type", "features", "features_dir"),
     *("model_id", "load_model_path", "trust_remote_code"),  # the weights come from the checkpoint
 }
 _MISSING = object()

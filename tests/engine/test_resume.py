@@ -43,6 +43,14 @@ def test_the_same_data_may_lie_elsewhere(check):
         check(KEYS, KEYS | {"train_path": "u.json"}, data={"train_path": "another"})
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("kernel", "reference"), ("cuda_graphs", False), ("activation_checkpointing", True)]
+)
+def test_how_it_is_computed_may_change(check, key, value):
+    [change] = check(KEYS, KEYS | {key: value})
+    assert change.startswith(f"{key}: ")
+
+
 def test_what_changes_the_mathematics_can_be_accepted(check):
     with pytest.raises(UserError, match=r"lr: 1e-05 -> 0\.1"):
         check(KEYS, KEYS | {"lr": 0.1})
