@@ -86,7 +86,7 @@ class Device:
         reasoner.zero_grad()
         reasoner.cache_buffers.clear()
         if reasoner.column_graphs is not None:
-            reasoner.column_graphs = ColumnGraphs(reasoner.decoder, CudaRecorder())
+            reasoner.column_graphs = ColumnGraphs(CudaRecorder())
         gc.collect()
         if not self.on_gpu:
             before, peak = peak_resident(run)

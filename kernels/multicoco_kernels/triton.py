@@ -174,14 +174,14 @@ def _tile_rows(numbers: int, head_dim: int) -> int:
     return min(MOST, max(LEAST, numbers // _padded(head_dim)))
 
 
-def is_short(q: Tensor, keys: Tensor) -> bool:
+def _is_short(q: Tensor, keys: Tensor) -> bool:
     """Whether the query rows of a key/value head are no more than those of one tile."""
     return q.shape[1] // keys.shape[1] * q.shape[2] <= _tile_rows(QUERY_TILE, q.shape[3])
 
 
 def forward(q: Tensor, cache: LayerCache, start: int, scale: float) -> tuple[Tensor, Tensor]:
     """q (B, H, S, D) -> out (B, H, S, D), and lse (B, H, S)."""
-    if not is_short(q, cache.keys):
+    if not _is_short(q, cache.keys):
         return flash.forward(q, cache, start, scale)
     return attend(q, cache.reach(start, start + q.shape[2]), scale)
 
@@ -190,7 +190,7 @@ def backward(
     grad_out: Tensor, q: Tensor, out: Tensor, lse: Tensor, cache: LayerCache, start: int, scale: float
 ) -> Tensor:
     """Adds dK and dV to the cache's gradient buffers; returns dq (B, H, S, D)."""
-    if not is_short(q, cache.keys):
+    if not _is_short(q, cache.keys):
         return flash.backward(grad_out, q, out, lse, cache, start, scale)
     *gradients, fresh = cache.gradients()
     reach = cache.reach(start, start + q.shape[2])

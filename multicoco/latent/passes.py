@@ -170,7 +170,7 @@ def run(
             positions, further = position_ids[..., start:end], embedded.further(slice(start, end))
             last: Tensor | None = None
             if graphs is not None and number in recorded and not further:
-                last = graphs.run(number, segment, embeds, positions, tables)
+                last = graphs.run(decoder, number, segment, embeds, positions, tables)
             if last is None:
                 out = decoder(
                     inputs_embeds=embeds,

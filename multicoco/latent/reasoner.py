@@ -105,7 +105,7 @@ class LatentReasoner(nn.Module):
         if self.decoder.config._attn_implementation != ATTENTION_NAME:
             raise ValueError(f"{model.config.model_type} does not let its attention be replaced")
         stack_weight_gradients(self.decoder)
-        self.column_graphs = ColumnGraphs(self.decoder, CudaRecorder()) if cuda_graphs else None
+        self.column_graphs = ColumnGraphs(CudaRecorder()) if cuda_graphs else None
 
     @property
     def decoder(self) -> PreTrainedModel:

@@ -34,7 +34,7 @@ for head_dim in (64, 128, 256):
     rows = kernels._tile_rows(kernels.QUERY_TILE, head_dim)
     q = torch.empty(1, 1, rows, head_dim, dtype=torch.bfloat16, device="meta")  # the longest segment that is short
     reach = SimpleNamespace(keys=torch.empty(1, 1, 999, head_dim, device="meta"), end=500 + rows)
-    assert kernels.is_short(q, reach.keys) and not kernels.is_short(torch.cat([q, q], 2), reach.keys)
+    assert kernels._is_short(q, reach.keys) and not kernels._is_short(torch.cat([q, q], 2), reach.keys)
     launch = kernels._Launch(q, reach, 0.1)
     found[head_dim] = shared(kernels._backward_split, {**launch.tiles, "FRESH": False})
 found["one column"] = shared(kernels._forward_split, kernels._Launch(q[:, :, :1], reach, 0.1).tiles)

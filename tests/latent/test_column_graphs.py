@@ -1,6 +1,5 @@
 """Recorded columns against a recomputation of the whole sequence for every latent, and against the same passes run
-kernel by kernel. On a GPU they are CUDA graphs; without one, what stands in for a graph runs its column again, from the
-same inputs into the same outputs.
+kernel by kernel. On a GPU they are CUDA graphs; without one, what stands in for a graph runs the same operations again.
 
 Tolerances: as in test_reasoner.py. A recorded column adds up what it attends to over all of the cache, so in another
 order than one that ends where it stands: 1e-12 in fp64.
@@ -12,7 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft.tuners.lora import LoraLayer
 from reference import (
+    IMAGE,
     LATENT,
     assert_same_gradients,
     coconut_loss,
@@ -21,12 +22,15 @@ from reference import (
     llama,
     qwen2,
     qwen2_vl,
+    qwen3_vl,
     text_model,
     windowed,
 )
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from multicoco.latent.column_graphs import GRAIN, CudaRecorder, NotRecordable, Recording
+from multicoco.latent.column_graphs import FEW, GRAIN, KEPT, CudaRecorder, NotRecordable, Recording
 from multicoco.latent.objective import Asked
 from multicoco.latent.reasoner import LatentReasoner
 from multicoco.models.checkpointing import checkpoint_activations
@@ -35,35 +39,60 @@ from multicoco.models.lora import add_lora
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LOSS_TOLERANCE, GRADIENT_TOLERANCE, ORDER_TOLERANCE = 1e-6, 1e-5, 1e-12
+
+
+def experts(implementation: str) -> nn.Module:
+    model = internvl(experts=True)
+    model.set_experts_implementation(implementation)
+    return model
+
+
 MODELS = {
     "qwen2": qwen2,
     "llama": llama,
     "internvl": internvl,
     "positions of three axes": qwen2_vl,
     "learned positions": lambda: text_model("gpt2", attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0),
+    "experts": lambda: experts("batched_mm"),
+    "layers called on rows": lambda: text_model("opt", dropout=0.0, ffn_dim=48, word_embed_proj_dim=32),
 }
 
 
-class Rerun:
-    """Stands in for CUDA graphs."""
+class Tape(TorchDispatchMode):
+    """What a CUDA graph is, without a GPU: operations that have been run, to be run again on the same memory, without
+    the Python around them."""
 
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function._schema.is_mutable or not any(x.alias_info for x in function._schema.returns):  # no view
+            self.operations.append((function, args, kwargs or {}, out))
+        return out
+
+    @torch.no_grad()
+    def replay(self):
+        for function, args, kwargs, out in self.operations:
+            again = function(*args, **kwargs)
+            if not function._schema.is_mutable:
+                for kept, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                    if isinstance(kept, torch.Tensor):
+                        kept.copy_(new)
+
+
+class Taper:
     def warm_up(self, run):
         run()
 
     def record(self, *runs):
-        def recorded(run):
-            outputs = run()
-
-            def replay():
-                with torch.enable_grad():
-                    again = run()
-                with torch.no_grad():
-                    for kept, new in zip(outputs, again, strict=True):
-                        kept.copy_(new)
-
-            return Recording(outputs, replay)
-
-        return [recorded(run) for run in runs]
+        recordings = []
+        for run in runs:
+            with torch.random.fork_rng(), Tape() as tape:  # a graph's kernels do not run while it is recorded
+                outputs = run()
+            recordings.append(Recording(outputs, tape.replay))
+        return recordings
 
 
 class Counted:
@@ -72,7 +101,7 @@ class Counted:
     device_type = DEVICE
 
     def __init__(self):
-        self.recorder = CudaRecorder() if DEVICE == "cuda" else Rerun()
+        self.recorder = CudaRecorder() if DEVICE == "cuda" else Taper()
         self.recorded = self.replayed = 0
 
     def warm_up(self, run):
@@ -90,15 +119,19 @@ class Counted:
         return [counted(recording) for recording in self.recorder.record(*runs)]
 
 
-KERNEL = "triton" if DEVICE == "cuda" else "reference"  # Triton's interpreter is slow
+KERNEL = "triton" if DEVICE == "cuda" else "reference"  # Triton's interpreter is no operation of PyTorch's
 
 
 def recording(model, kernel: str = KERNEL, **options) -> tuple[LatentReasoner, Counted]:
     reasoner = LatentReasoner(model.to(DEVICE), LATENT, kernel, **options).train()
     for name, parameter in model.named_parameters():
-        if "vis" in name or "projector" in name:  # of images, which these batches have none of
+        of_images = "vis" in name or "projector" in name  # which these batches have none of
+        # without rotary positions what a softmax is of does not change with it: its gradient is rounding alone
+        if of_images or (model.config.model_type == "opt" and name.endswith("k_proj.bias")):
             parameter.requires_grad_(False)
-    reasoner.column_graphs.recorder = recorder = Counted()
+    recorder = Counted()
+    if reasoner.column_graphs is not None:
+        reasoner.column_graphs.recorder = recorder
     return reasoner, recorder
 
 
@@ -145,12 +178,6 @@ def test_they_are_recorded_once_and_replayed_for_other_batches(name, checkpointi
     assert reasoner.model.is_activation_checkpointing == checkpointing
 
 
-def test_by_tritons_kernels():
-    reasoner, recorder = recording(qwen2().double(), "triton")
-    check(reasoner, batch(TWO))
-    assert recorder.replayed == 4
-
-
 @pytest.mark.parametrize("kernel", ["cpu", "flash"])
 def test_kernels_that_the_host_tells_where_they_are_run_as_ever(kernel):
     if kernel == "cpu" and DEVICE == "cuda":
@@ -184,24 +211,30 @@ def compared(reasoner: LatentReasoner, plain: LatentReasoner, *batches: dict[str
 
 @pytest.mark.parametrize("gradient_passes", [0, 1])
 def test_thoughts_whose_gradient_ends(gradient_passes):
-    reasoner, recorder = recording(qwen2().double(), gradient_passes=gradient_passes)
-    plain = LatentReasoner(
-        qwen2().double().to(DEVICE), LATENT, KERNEL, gradient_passes=gradient_passes, cuda_graphs=False
-    )
+    """After a step in which it did not."""
+    reasoner, recorder = recording(qwen2().double())
+    plain = LatentReasoner(qwen2().double().to(DEVICE), LATENT, KERNEL, cuda_graphs=False)
+    compared(reasoner, plain, batch(TWO))
+    reasoner.gradient_passes = plain.gradient_passes = gradient_passes
     compared(reasoner, plain, batch(TWO), batch(TWO, 1))
-    assert recorder.replayed == 8
+    assert recorder.replayed == 12
+
+
+def test_where_activations_are_checkpointed_columns_keep_theirs():
+    reasoner, _ = recording(qwen2().double())
+    checkpoint_activations(reasoner.model)
+    mlp, columns = reasoner.decoder.layers[0].mlp, []
+    own = mlp.forward
+    mlp.forward = lambda x: columns.append(x.shape[1]) or own(x)
+    reasoner(**batch(TWO)).loss.backward()
+    assert columns.count(1) == 4  # two that are run to warm up, and recorded
 
 
 def test_adapters_beside_frozen_weights():
-    models = [qwen2().double() for _ in range(2)]
-    for model in models:
-        torch.manual_seed(0)
-        add_lora(model, rank=2, alpha=4)
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                nn.init.normal_(parameter)  # zeros give the other factor no gradient
-    reasoner, recorder = recording(models[0])
-    plain = LatentReasoner(models[1].to(DEVICE), LATENT, KERNEL, cuda_graphs=False)
+    reasoner, recorder = recording(with_adapters())
+    plain = LatentReasoner(with_adapters().to(DEVICE), LATENT, KERNEL, cuda_graphs=False)
+    for one in (reasoner, plain):
+        put_out(one)
     compared(reasoner, plain, batch(TWO), batch(TWO, 1))
     assert recorder.replayed == 8
 
@@ -271,16 +304,161 @@ def test_they_are_recorded_anew_where_weights_or_the_length_are_others():
     assert recorder.recorded == 16
 
 
-def test_in_evaluation_or_where_layers_are_asked_for_nothing_is_recorded():
+@pytest.mark.parametrize(("gradient_passes", "thought"), [(None, 1), (1, 4)])
+def test_a_loss_of_the_thoughts_alone(gradient_passes, thought):
+    """Nothing behind them runs backward, nor does the last of them, and of some columns keys and values alone do; the
+    gradients of two batches add up."""
+    reasoner, recorder = recording(qwen2().double(), gradient_passes=gradient_passes)
+    model = qwen2().double().to(DEVICE)
+    plain = LatentReasoner(model, LATENT, KERNEL, gradient_passes=gradient_passes, cuda_graphs=False)
+    for seed in range(2):
+        for one in (reasoner, plain):
+            one.zero_grad()
+            for micro in range(2):
+                out = one(**batch([(0, 4, 5, 3)], 2 * seed + micro))
+                out.thoughts[:, thought].square().sum().backward()
+        assert_same_gradients(reasoner.model, gradients(plain.model), GRADIENT_TOLERANCE)
+        reasoner(**batch([(0, 4, 5, 3)], seed)).loss.backward()  # leaves other gradients in the buffers
+    assert recorder.recorded == 8
+
+
+def test_columns_of_images_that_enter_layers_are_not_recorded():
+    """Qwen3-VL's, where spare passes cut an image."""
+    results = []
+    inputs = batch([(0, 6, 1, 3)]) | {"image_grid_thw": torch.tensor([[1, 4, 4]], device=DEVICE)}
+    inputs["input_ids"][:, 1:5] = IMAGE
+    pixels = torch.randn(16, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for cuda_graphs in (True, False):
+        reasoner, recorder = recording(qwen3_vl().double(), cuda_graphs=cuda_graphs)
+        reasoner(**inputs, pixel_values=pixels.to(DEVICE), n_passes=9).loss.backward()
+        results.append(gradients(reasoner.model))
+        assert (recorder.recorded > 0) == cuda_graphs
+    assert_same_gradients(reasoner.model, results[0], GRADIENT_TOLERANCE)
+
+
+def put_out(reasoner: LatentReasoner) -> None:
+    for module in reasoner.decoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def merge(reasoner: LatentReasoner) -> None:
+    for module in reasoner.decoder.modules():
+        if isinstance(module, LoraLayer):
+            module.merge()
+
+
+def scale(reasoner: LatentReasoner) -> None:
+    for module in reasoner.decoder.modules():
+        if isinstance(module, LoraLayer):
+            module.scale_layer(0.5)
+
+
+def replace_a_weight(reasoner: LatentReasoner) -> None:
+    norm = reasoner.decoder.layers[0].input_layernorm
+    norm.weight = nn.Parameter(norm.weight.data)
+
+
+def replace_the_model(reasoner: LatentReasoner) -> None:
+    reasoner.model = LatentReasoner(with_adapters(1).to(DEVICE), LATENT).train().model
+
+
+def switch_layers(reasoner: LatentReasoner) -> None:
+    reasoner.decoder.layers[1].eval()
+
+
+def with_adapters(seed: int = 0) -> nn.Module:
+    model = qwen2(seed).double()
+    torch.manual_seed(seed)
+    add_lora(model, rank=2, alpha=4, dropout=0.5)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)  # zeros give the other factor no gradient
+        elif name.endswith("norm.weight"):
+            parameter.requires_grad_(True)
+    return model
+
+
+@pytest.mark.parametrize("change", [put_out, merge, scale, replace_a_weight, replace_the_model, switch_layers])
+def test_what_has_changed_in_the_model_is_seen(change):
+    """With dropout drawn alike."""
+    reasoner, recorder = recording(with_adapters())
+    plain = LatentReasoner(with_adapters().to(DEVICE), LATENT, KERNEL, cuda_graphs=False).train()
+    for one in (reasoner, plain):
+        one(**batch(TWO)).loss.backward()
+    assert recorder.recorded == 4
+    change(reasoner)
+    change(plain)
+    losses = []
+    for one in (reasoner, plain):
+        one.zero_grad()
+        torch.manual_seed(3)
+        losses.append(one(**batch(TWO)).loss)
+        losses[-1].backward()
+    if DEVICE == "cpu":  # on a GPU a graph draws other numbers of the same seed
+        torch.testing.assert_close(*losses, rtol=ORDER_TOLERANCE, atol=0)
+        assert_same_gradients(reasoner.model, gradients(plain.model), GRADIENT_TOLERANCE)
+    assert recorder.recorded == 8
+
+
+def test_recording_draws_no_numbers():
+    """As a run that goes on records where the one before it had already."""
+    losses = []
+    for is_recorded in (True, False):
+        reasoner, _ = recording(with_adapters())
+        if is_recorded:
+            reasoner(**batch(TWO)).loss.backward()
+        torch.manual_seed(0)
+        losses.append([reasoner(**batch(TWO, seed)).loss.item() for seed in range(2)])
+    assert losses[0] == losses[1]
+
+
+def test_few_recordings_are_kept():
+    reasoner, _ = recording(qwen2().double())
+    for rows in range(1, KEPT + 4):
+        check(reasoner, batch(rows * [(0, 4, 3, 3)]))
+    assert len(reasoner.column_graphs._batches) == KEPT
+
+
+def test_recording_with_every_step_is_given_up():
+    reasoner, recorder = recording(qwen2().double())
+    layer = reasoner.decoder.layers[0]
+    with pytest.warns(UserWarning, match="what they depend on changes all the time"):
+        for step in range(FEW + 2):
+            layer.counter = step
+            check(reasoner, batch(TWO, step))
+    assert recorder.recorded == 4 * FEW
+
+
+def test_a_copy_of_the_reasoner_trains_by_itself():
+    reasoner, _ = recording(qwen2().double())
+    check(reasoner, batch(TWO))
+    check(copy.deepcopy(reasoner), batch(TWO, 1))
+    check(reasoner, batch(TWO, 2))
+
+
+def test_in_evaluation_nothing_is_recorded():
     reasoner, recorder = recording(qwen2())
     with torch.no_grad():
         reasoner(**batch(TWO))
-    columns = torch.zeros(2, 1, dtype=torch.long, device=DEVICE)
-    inputs = {key: x for key, x in batch(TWO).items() if key != "labels"}
-    assert reasoner.run_passes(**inputs, asked=Asked(tapped=columns)).layers is not None
+    assert recorder.recorded == 0
+
+
+def test_under_autocast_nothing_is_recorded():
+    reasoner, recorder = recording(qwen2())
     with torch.autocast(DEVICE, torch.bfloat16):
         reasoner(**batch(TWO)).loss.backward()
     assert recorder.recorded == 0
+
+
+def test_where_layers_are_asked_for_nothing_is_recorded_and_afterwards_it_is():
+    reasoner, recorder = recording(qwen2().double())
+    columns = torch.zeros(2, 1, dtype=torch.long, device=DEVICE)
+    inputs = {key: x for key, x in batch(TWO).items() if key != "labels"}
+    assert reasoner.run_passes(**inputs, asked=Asked(tapped=columns)).layers is not None
+    assert recorder.recorded == 0
+    check(reasoner, batch(TWO))
+    assert recorder.recorded == 4
 
 
 def test_who_waits_for_a_module_is_called():
@@ -310,8 +488,7 @@ def test_what_waits_for_the_device_is_not_recorded():
 
     with pytest.raises(NotRecordable, match="a layer waits for the device"):
         CudaRecorder().warm_up(waits)
-    reasoner, recorder = recording(internvl(experts=True).double())
-    reasoner.model.set_experts_implementation("eager")  # it looks which experts are asked for
+    reasoner, recorder = recording(experts("eager").double())  # it looks which of them are asked for
     with pytest.warns(UserWarning, match="a layer waits for the device"):
         check(reasoner, batch(TWO))
     assert recorder.recorded == 0

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicoco.latent.schedule import Jacobi, OnePass, Pass, Sequential
+from multicoco.curriculum import Fork
+from multicoco.latent.schedule import Branched, Jacobi, OnePass, Pass, Sequential, inner_columns
 
 
 @given(
@@ -68,3 +69,13 @@ def test_in_one_pass_nothing_is_filled_in():
     assert OnePass().passes([3, 4], (), 8, None) == [Pass(0, 8)]
     assert OnePass().passes([3, 4], (), 8, 2) == [Pass(0, 1), Pass(1, 8)]
     assert OnePass().n_passes(5) == 1
+
+
+def test_inner_columns_are_single_behind_what_is_there_and_neither_first_nor_last():
+    assert inner_columns(Sequential().passes([3, 4, 5, 9], (), 12, None)) == {1, 2}  # [5, 9) is wider, 9 is the last
+    assert inner_columns(Sequential().passes([1, 2], (), 3, None)) == {1}
+    assert inner_columns(Sequential().passes([], (), 3, 3)) == {1}  # a spare one
+    assert inner_columns(Jacobi(2).passes([3], (4, 5), 9, None)) == {2}  # 4; 3 is run again
+    trunk = Branched(Sequential(), Fork(column=4, branch=7))
+    assert inner_columns(trunk.passes([2, 3], (), 11, None)) == {1}
+    assert inner_columns([Pass(0, 4), Pass(3, 4, 1), Pass(4, 5), Pass(5, 8)]) == {2}  # 3 is written over
