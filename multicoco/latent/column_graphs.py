@@ -6,6 +6,7 @@ host is to copy in what the column is made of. A recording reads and writes wher
 where the same buffers, weights and sizes are there again; where they are not, it is made anew.
 """
 
+import functools
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -66,7 +67,7 @@ class CudaRecorder:
     device_type = "cuda"
 
     def warm_up(self, run: Callable[[], object]) -> None:
-        stream, mode = torch.cuda.Stream(), torch.cuda.get_sync_debug_mode()
+        stream, mode = _side_stream(torch.cuda.current_device()), torch.cuda.get_sync_debug_mode()
         stream.wait_stream(torch.cuda.current_stream())
         try:
             with warnings.catch_warnings(action="ignore"), torch.cuda.stream(stream):  # the mode is new, it warns
@@ -89,6 +90,12 @@ class CudaRecorder:
                 outputs = run()
             recordings.append(Recording(outputs, graph.replay))
         return recordings
+
+
+@functools.cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """One of a device for all: the products of each stream have a workspace of their own, which stays."""
+    return torch.cuda.Stream(device)
 
 
 class RecordedColumn:
