@@ -24,7 +24,8 @@ from torch.profiler import profile, supported_activities
 from transformers import GenerationConfig, PreTrainedModel
 
 from multicoco import LatentReasoner
-from multicoco.latent.column_graphs import ColumnGraphs, CudaRecorder
+from multicoco.latent.column_graphs import ColumnGraphs
+from multicoco.latent.recording import CudaRecorder
 from multicoco.models.checkpointing import checkpoint_activations
 from multicoco_kernels import BufferPool, KeyMask, LayerCache, cached_attention, first_handle
 from multicoco_kernels.operator import Note

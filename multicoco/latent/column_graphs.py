@@ -6,13 +6,12 @@ host is to copy in what the column is made of. A recording reads and writes wher
 where the same buffers, weights and sizes are there again; where they are not, it is made anew.
 """
 
-import functools
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,79 +22,13 @@ from transformers import PreTrainedModel
 
 from multicoco.latent.cache import RotaryTables, Segment, StaticKVCache, no_mask
 from multicoco.latent.products import autocast_dtype
+from multicoco.latent.recording import NotRecordable, Recorder
 from multicoco.latent.weight_gradients import Rows, StackedLinear, kept_rows, shared_by_columns
 from multicoco_kernels import Column, LayerCache, Reach, column_attention, pass_on, reads_on_device
 
 GRAIN = 64  # columns by which the cache grows: one that grew with each longer batch would have all recorded anew
 KEPT = 4  # sizes of batches, or places of their buffers, that are kept
 FEW, SELDOM = 16, 4  # so many may be made however often, and more for every fourth step at most
-
-
-class NotRecordable(Exception):
-    """What runs in a pass cannot be in a graph; says what it is."""
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What was run once and can be run again.
-
-    Attributes:
-        outputs: that each replay writes anew.
-        replay: reads what the run read, as it is now.
-    """
-
-    outputs: Sequence[Tensor]
-    replay: Callable[[], None]
-
-
-class Recorder(Protocol):
-    """What makes recordings on a kind of device."""
-
-    device_type: str
-
-    def warm_up(self, run: Callable[[], object]) -> None:
-        """Raises: NotRecordable."""
-
-    def record(self, *runs: Callable[[], Sequence[Tensor]]) -> list[Recording]:
-        """Of what has been warmed up, and will be replayed in this order."""
-
-
-class CudaRecorder:
-    """CUDA graphs. Those that are recorded together share memory: what one only needs while it runs is written over by
-    the next, and whoever needs an output or a saved tensor longer holds on to it."""
-
-    device_type = "cuda"
-
-    def warm_up(self, run: Callable[[], object]) -> None:
-        stream, mode = _side_stream(torch.cuda.current_device()), torch.cuda.get_sync_debug_mode()
-        stream.wait_stream(torch.cuda.current_stream())
-        try:
-            with warnings.catch_warnings(action="ignore"), torch.cuda.stream(stream):  # the mode is new, it warns
-                torch.cuda.set_sync_debug_mode("error")
-                run()
-        except RuntimeError as error:
-            if "synchronizing CUDA operation" not in str(error):
-                raise
-            raise NotRecordable("a layer waits for the device") from error
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
-            torch.cuda.current_stream().wait_stream(stream)
-
-    def record(self, *runs: Callable[[], Sequence[Tensor]]) -> list[Recording]:
-        pool, recordings = torch.cuda.graph_pool_handle(), []
-        for run in runs:
-            graph = torch.cuda.CUDAGraph()
-            # other threads copy batches to the device meanwhile
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                outputs = run()
-            recordings.append(Recording(outputs, graph.replay))
-        return recordings
-
-
-@functools.cache
-def _side_stream(device: int) -> torch.cuda.Stream:
-    """One of a device for all: the products of each stream have a workspace of their own, which stays."""
-    return torch.cuda.Stream(device)
 
 
 class RecordedColumn:

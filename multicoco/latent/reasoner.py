@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from multicoco.curriculum import IGNORE_INDEX, Fork
 from multicoco.data.features import FEATURES, SEEN
 from multicoco.latent.cache import ATTENTION_NAME, StaticKVCache
-from multicoco.latent.column_graphs import ColumnGraphs, CudaRecorder
+from multicoco.latent.column_graphs import ColumnGraphs
 from multicoco.latent.controls import GaussianThoughts
 from multicoco.latent.forks import key_columns, positions
 from multicoco.latent.generate import generate_after
@@ -25,6 +25,7 @@ from multicoco.latent.loss import LabelledCrossEntropy
 from multicoco.latent.objective import NOTHING, Asked, Objective, Supervised
 from multicoco.latent.passes import Passes, Thinking, run
 from multicoco.latent.places import find
+from multicoco.latent.recording import CudaRecorder
 from multicoco.latent.schedule import SEQUENTIAL, Branched, OnePass, PassSchedule
 from multicoco.latent.thoughts import ThoughtSource, hidden_state, put
 from multicoco.latent.weight_gradients import stack_weight_gradients
