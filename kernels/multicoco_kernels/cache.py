@@ -206,8 +206,12 @@ class LayerCache:
 
     def reach(self, start: int, end: int) -> Reach:
         """That of columns [start, end)."""
-        bias = self.mask.bias(self._wide)
-        return Reach(self.keys, self.values, bias, self.mask.columns[start : start + 1], end)
+        return Reach(self.keys, self.values, self.bias, self.mask.columns[start : start + 1], end)
+
+    @property
+    def bias(self) -> Tensor:
+        """(B, L), as of `KeyMask.bias`, at least fp32."""
+        return self.mask.bias(self._wide)
 
     @property
     def _wide(self) -> torch.dtype:

@@ -21,12 +21,11 @@ class Column(NamedTuple):
 
     Attributes:
         reach: of which `start` is read when it runs; `end` is the cache's.
-        grad_keys, grad_values: (B, H_kv, L, D), what later columns' backwards have left.
+        gradients: of keys and of values, (B, H_kv, L, D) each, what later columns' backwards have left.
     """
 
     reach: Reach
-    grad_keys: Tensor
-    grad_values: Tensor
+    gradients: tuple[Tensor, Tensor]
 
 
 def reads_on_device(kernel: str, device: torch.device) -> bool:
@@ -54,17 +53,17 @@ class _ColumnAttention(torch.autograd.Function):
         reach = column.reach
         reach.keys.index_copy_(2, reach.start, k)
         reach.values.index_copy_(2, reach.start, v)
+        out: Tensor
         out, lse = kernel.attend(q, reach, scale)
         ctx.save_for_backward(q, out, lse)
         ctx.kernel, ctx.column, ctx.scale = kernel, column, scale
-        result: Tensor = out
-        return result
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, out, lse = ctx.saved_tensors
-        reach, *buffers = ctx.column
-        grad_q = ctx.kernel.differentiate(grad_out, q, out, lse, reach, ctx.scale, tuple(buffers))
-        grad_k, grad_v = (x.index_select(2, reach.start).to(q.dtype) for x in buffers)
+        reach, gradients = ctx.column
+        grad_q = ctx.kernel.differentiate(grad_out, q, out, lse, reach, ctx.scale, gradients)
+        grad_k, grad_v = (x.index_select(2, reach.start).to(q.dtype) for x in gradients)
         return grad_q, grad_k, grad_v, None, None, None

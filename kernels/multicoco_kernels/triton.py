@@ -192,9 +192,9 @@ def backward(
     """Adds dK and dV to the cache's gradient buffers; returns dq (B, H, S, D)."""
     if not _is_short(q, cache.keys):
         return flash.backward(grad_out, q, out, lse, cache, start, scale)
-    *gradients, fresh = cache.gradients()
+    grad_keys, grad_values, fresh = cache.gradients()
     reach = cache.reach(start, start + q.shape[2])
-    return differentiate(grad_out, q, out, lse, reach, scale, (gradients[0], gradients[1]), fresh)
+    return differentiate(grad_out, q, out, lse, reach, scale, (grad_keys, grad_values), fresh)
 
 
 def attend(q: Tensor, reach: Reach, scale: float) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,7 @@ class RecordedColumn:
         self.tables = {kind: tuple(map(torch.empty_like, of)) for kind, of in tables.chosen().items()}
         self.start = torch.empty(1, dtype=torch.int64, device=embeds.device)
         self.columns = {
-            index: Column(Reach(layer.keys, layer.values, bias, self.start, bias.shape[1]), *layer.gradient_buffers())
+            index: Column(Reach(layer.keys, layer.values, bias, self.start, bias.shape[1]), layer.gradient_buffers())
             for index, layer in cache.layers.items()
         }
         stacked = [x for x in decoder.modules() if isinstance(x, StackedLinear) and x.weight.requires_grad]
@@ -290,7 +290,8 @@ class ColumnGraphs:
             column.record(self.recorder, tables)
         except NotRecordable as error:
             self._refuse(str(error))
-        return not self.refused
+            return False
+        return True
 
     def _refuse(self, reason: str) -> None:
         self.refused = reason
@@ -307,7 +308,7 @@ class ColumnGraphs:
     def _find(self, decoder: PreTrainedModel, cache: StaticKVCache, position_ids: Tensor) -> _Batch | None:
         layers, weights = [*cache.layers.values()], [*decoder.parameters()]
         buffers = [x for layer in layers for x in (layer.keys, layer.values, *layer.gradient_buffers())]
-        bias = layers[0].reach(0, 1).bias
+        bias = layers[0].bias
         key = (
             *(bias.shape, position_ids.shape),
             *(x.data_ptr() for x in (*buffers, *weights)),
@@ -321,7 +322,7 @@ class ColumnGraphs:
             if self._n_made > FEW and SELDOM * self._n_made > self._n_steps:
                 self._refuse("what they depend on changes all the time")
                 return None
-            batch = _Batch(weights, bias.clone())
+            batch = _Batch(weights, torch.empty_like(bias))
         self._batches[key] = batch
         while len(self._batches) > KEPT:
             del self._batches[next(iter(self._batches))]

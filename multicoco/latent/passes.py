@@ -154,7 +154,7 @@ def run(
     Returns: `hidden`, `embeds`, `made_of` and `layers` of `Passes`.
     """
     hidden, fed, made_of, layers, segment = Columns(), Columns(), Columns(), None, None
-    mask, recorded = no_mask(embedded.embeds), inner_columns(passes) if graphs is not None else set()
+    mask, inner = no_mask(embedded.embeds), inner_columns(passes)
     with stacked_columns(), rotary_tables(decoder, embedded.embeds, position_ids) as tables:
         for number, one in enumerate(passes):
             start, end, fills = one.start, one.end, one.fills
@@ -169,7 +169,7 @@ def run(
             tables.choose(start, end)
             positions, further = position_ids[..., start:end], embedded.further(slice(start, end))
             last: Tensor | None = None
-            if graphs is not None and number in recorded and not further:
+            if graphs is not None and number in inner and not further:
                 last = graphs.run(decoder, number, segment, embeds, positions, tables)
             if last is None:
                 out = decoder(

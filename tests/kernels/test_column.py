@@ -51,7 +51,7 @@ def test_it_is_the_cached_attention_of_a_column(kernel, start):
     cache = filled(start)
     reach = cache.reach(0, L)._replace(start=torch.tensor([start], device=DEVICE))
     own = [x.clone().requires_grad_() for x in (q, k, v)]
-    found = column_attention(*own, Column(reach, *cache.gradient_buffers()), 0.3, kernel)
+    found = column_attention(*own, Column(reach, cache.gradient_buffers()), 0.3, kernel)
     gradients = torch.autograd.grad(found, own, grad)
 
     seen = cache.mask.valid[:, start]  # of a query that is padding, what comes out is up to the kernel
